@@ -1,0 +1,134 @@
+"""What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import ml_collections
+import numpy as np
+import tensorboardX
+from tensorboardX import summary
+import tqdm
+
+
+class Logger:
+  """Writes the metrics of one run; a context manager.
+
+  On a terminal there is a progress bar; elsewhere there are plain lines.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    start_step: int,
+  ):
+    """Opens the files, and drops what they say of steps after `start_step`."""
+    self._num_steps = config.num_steps
+    self._batch_size = config.batch_size
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+      _truncate(path, start_step)
+    self._jsonl = path.open("a")
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(workdir), purge_step=start_step + 1
+    )
+    # Not add_hparams: it writes to a subdirectory, a run of its own.
+    for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):
+      self._tensorboard.file_writer.add_summary(record)
+    self._bar = tqdm.tqdm(
+      initial=start_step,
+      total=config.num_steps,
+      unit=" steps",
+      disable=None,
+      dynamic_ncols=True,
+    )
+    self.restart_clock(start_step)
+
+  def __enter__(self) -> "Logger":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.close()
+    self._tensorboard.close()
+    self._jsonl.close()
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves the time until now out of the next steps per second."""
+    self._clock = (step, time.perf_counter())
+
+  def progress(self, step: int) -> None:
+    """Moves the progress bar."""
+    self._bar.update(step - self._bar.n)
+
+  def train(self, step: int, means: dict[str, float], learning_rate: float):
+    """Logs the means of loss and accuracy over the steps since the last log."""
+    last_step, last_time = self._clock
+    self.restart_clock(step)
+    rate = (step - last_step) / (self._clock[1] - last_time)
+    self._write(
+      step,
+      {
+        "train_loss": means["loss"],
+        "train_accuracy": means["accuracy"],
+        "learning_rate": learning_rate,
+        "steps_per_second": rate,
+        "images_per_second": rate * self._batch_size,
+      },
+    )
+    text = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}"
+    if self._bar.disable:
+      left = (self._num_steps - step) / rate
+      self._say(
+        step,
+        f"{text}  {rate:.1f} steps/s  {rate * self._batch_size:.0f} images/s"
+        f"  {tqdm.tqdm.format_interval(left)} left",
+      )
+    else:
+      self._bar.set_postfix_str(text)
+
+  def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
+    """Logs the mean loss and the accuracy on a whole split."""
+    self._write(step, {f"{split}_{key}": means[key] for key in means})
+    self._say(
+      step,
+      f"{split} loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}",
+    )
+    self.restart_clock(step)  # An evaluation is no training time.
+
+  def probabilities(
+    self, step: int, labels: np.ndarray, probabilities: np.ndarray
+  ) -> None:
+    """Logs softmax probabilities, [k, classes], of examples of [k] labels."""
+    self._tensorboard.add_histogram("probabilities", probabilities, step)
+    for label, row in zip(labels, probabilities):
+      self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
+
+  def _write(self, step: int, scalars: dict[str, Any]) -> None:
+    self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+    self._jsonl.flush()
+    for key, value in scalars.items():
+      self._tensorboard.add_scalar(key, value, step)
+
+  def _say(self, step: int, text: str) -> None:
+    line = f"step {step:{len(str(self._num_steps))}}/{self._num_steps}  {text}"
+    if self._bar.disable:
+      logging.info("%s", line)
+    else:
+      self._bar.write(line, file=self._bar.fp)
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+  """Keeps the lines that a run restored at `step` will not write again."""
+
+  def is_kept(line):
+    try:
+      record = json.loads(line)
+    except ValueError:  # The process ended while it wrote this.
+      return False
+    return record["step"] <= step and "test_loss" not in record
+
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(filter(is_kept, lines)))

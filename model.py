@@ -1,0 +1,70 @@
+"""The convolutional network of TensorFlow's "Guide to TF Layers" tutorial."""
+
+import math
+
+from flax import linen as nn
+import jax
+
+import ops
+
+_glorot_uniform = nn.initializers.glorot_uniform()  # The default of tf.layers.
+
+
+class CNN(nn.Module):
+  """Two convolutions with max-pooling, a dense layer, dropout and logits.
+
+  The tutorial's network: on [28, 28, 1] images it has 3,274,634 parameters.
+  https://github.com/tensorflow/tensorflow/blob/r1.12/tensorflow/examples/tutorials/layers/cnn_mnist.py
+
+  Attributes:
+    num_classes: the number of logits.
+    dropout_rate: the fraction of the dense layer that training drops.
+    image_shape: (height, width, channels) of one image.
+  """
+
+  num_classes: int = 10
+  dropout_rate: float = 0.4
+  image_shape: tuple[int, int, int] = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      images: float in [0, 1]: [B, height, width, channels], flat [B, height *
+        width * channels] or, of one channel, [B, height, width].
+      train: whether to apply dropout, from the random stream "dropout".
+
+    Returns:
+      Logits, [B, num_classes].
+
+    Raises:
+      ValueError: images of another shape.
+    """
+    x = _to_nhwc(images, self.image_shape)
+    # ReLU after the pool equals ReLU before it, on a quarter of the elements.
+    x = nn.Conv(32, (5, 5), kernel_init=_glorot_uniform, name="conv1")(x)
+    x = nn.relu(ops.max_pool(x))
+    x = nn.Conv(64, (5, 5), kernel_init=_glorot_uniform, name="conv2")(x)
+    x = nn.relu(ops.max_pool(x))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(1024, kernel_init=_glorot_uniform, name="dense")(x))
+    x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+    return nn.Dense(
+      self.num_classes, kernel_init=_glorot_uniform, name="logits"
+    )(x)
+
+
+def _to_nhwc(images: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
+  height, width, channels = image_shape
+  accepted = [image_shape, (math.prod(image_shape),)]
+  if channels == 1:
+    accepted.append((height, width))
+  if images.shape[1:] not in accepted:
+    shapes = " or ".join(
+      f"[B, {', '.join(map(str, shape))}]" for shape in accepted
+    )
+    raise ValueError(
+      f"images of shape {list(images.shape)}: accepted are {shapes}"
+    )
+  return images.reshape(-1, *image_shape)
