@@ -215,6 +215,7 @@ def _setup_logging() -> None:
 def main(argv: list[str]) -> None:
   del argv
   _setup_logging()
+  ops.cache_compilations()
   config, path = (
     _CONFIG.value,
     pathlib.Path(flags.FLAGS["config"].config_filename),
