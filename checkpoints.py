@@ -17,7 +17,11 @@ def open_manager(workdir: pathlib.Path) -> ocp.CheckpointManager:
   policy = preservation_policy.AnyPreservationPolicy(
     [
       preservation_policy.LatestN(_NUM_NEWEST),
-      preservation_policy.BestN(get_metric_fn=lambda m: m[_BEST], n=1),
+      preservation_policy.BestN(
+        get_metric_fn=lambda metrics: metrics[_BEST],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      ),
     ]
   )
   return ocp.CheckpointManager(

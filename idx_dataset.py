@@ -135,10 +135,7 @@ class IdxDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ]
     paths = _find(self._manual_dir, self.builder_config.name, names)
     if paths is None:
-      logging.info("Downloading %s", self.builder_config.url)
-      paths = dl_manager.download(
-        {name: f"{self.builder_config.url}{name}.gz" for name in names}
-      )
+      paths = self._download(dl_manager, names)
     return {
       split: self._generate_examples(
         *read_split(paths, prefix, num_examples, self.builder_config.sha256)
@@ -146,8 +143,19 @@ class IdxDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       for split, (prefix, num_examples) in _SPLITS.items()
     }
 
+  def _download(self, dl_manager, names):
+    config = self.builder_config
+    logging.info("Downloading %s", config.url)
+    try:
+      return dl_manager.download({n: f"{config.url}{n}.gz" for n in names})
+    except Exception as error:  # Of requests, urllib3 or TFDS.
+      raise app.UsageError(
+        f"{config.url}: cannot be downloaded ({' '.join(str(error).split())});"
+        f" put its four files into {self._manual_dir / config.name}"
+      ) from error
+
   def _generate_examples(self, images, labels):
-    for index, (image, label) in enumerate(zip(images, labels)):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
       yield index, {"image": image, "label": int(label)}
 
 

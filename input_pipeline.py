@@ -27,14 +27,13 @@ import tqdm
 import idx_dataset
 
 _PROJECT_DATA = pathlib.Path(__file__).parent / "data"
-SPLITS = ("train", "validation", "test")
 
 
 class Examples(NamedTuple):
   """Images, uint8 [n, height, width, channels], and labels, int32 [n]."""
 
-  images: np.ndarray | jax.Array
-  labels: np.ndarray | jax.Array
+  images: jax.Array
+  labels: jax.Array
 
 
 class Data(NamedTuple):
@@ -47,7 +46,7 @@ class Data(NamedTuple):
 
 
 def load(config: ml_collections.ConfigDict) -> Data:
-  """Reads the splits of `config.dataset`, and prepares it where needed.
+  """Puts the splits of `config.dataset` on the device, prepared where needed.
 
   Args:
     config: its `dataset`, `*_split`, `data_dir` and `manual_dir` are read.
@@ -55,10 +54,16 @@ def load(config: ml_collections.ConfigDict) -> Data:
   Raises:
     app.UsageError: names the key or the file that is wrong.
   """
-  builder = _builder(config)
+  try:
+    builder = _builder(config)
+  except OSError as error:
+    raise app.UsageError(
+      f"config.data_dir={config.data_dir}: {error}"
+    ) from error
   whole = {}
 
-  def read(key):
+  def read(split):
+    key = f"{split}_split"
     spec = config[key]
     try:
       instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(
@@ -75,13 +80,17 @@ def load(config: ml_collections.ConfigDict) -> Data:
         whole[part.splitname] = _read_split(builder, part.splitname)
       images, labels = whole[part.splitname]
       parts.append((images[part.from_ : part.to], labels[part.from_ : part.to]))
-    examples = Examples(*map(np.concatenate, zip(*parts)))
-    if not len(examples.labels):
+    examples = Examples(*map(np.concatenate, zip(*parts, strict=True)))
+    if not examples.labels.size:
       raise app.UsageError(f"config.{key}={spec}: the split is empty")
-    return examples
+    return jax.device_put(examples)
 
-  splits = [read(f"{split}_split") for split in SPLITS]
-  return Data(*splits, builder.info.features["label"].num_classes)
+  return Data(
+    train=read("train"),
+    validation=read("validation"),
+    test=read("test"),
+    num_classes=builder.info.features["label"].num_classes,
+  )
 
 
 def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
@@ -91,7 +100,7 @@ def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     return _prepared_idx_builder(config, data_dir)
   try:
     builder = tfds.builder(config.dataset, data_dir=data_dir)
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+  except (ValueError, AssertionError, ImportError) as error:
     raise app.UsageError(
       f"config.dataset={config.dataset}: neither one of"
       f" {', '.join(idx_dataset.NAMES)} nor a data set that TFDS knows"
@@ -114,8 +123,8 @@ def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   ):
     raise app.UsageError(
       f"config.dataset={config.dataset}: has the features"
-      f" {' '.join(str(features).split())}; accepted are data sets with an"
-      " `image`, uint8 of a fixed [height, width, channels], and a class `label`"
+      f" {' '.join(str(features).split())}; accepted are data sets with a"
+      " class `label` and a uint8 `image` of fixed [height, width, channels]"
     )
   return builder
 
@@ -134,7 +143,7 @@ def _prepared_idx_builder(
   builder = idx_dataset.IdxDataset(
     config=config.dataset, data_dir=data_dir, manual_dir=manual_dir
   )
-  if builder.is_prepared():
+  if (builder.data_path / "dataset_info.json").exists():
     if config.manual_dir:
       logging.info(
         "%s is prepared in %s: config.manual_dir is not read",
@@ -143,6 +152,8 @@ def _prepared_idx_builder(
       )
     return builder
   logging.info("Preparing %s in %s", config.dataset, builder.data_dir)
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result.
     builder.download_and_prepare(file_format="array_record")
   return builder

@@ -65,29 +65,27 @@ class Logger:
 
   def train(self, step: int, means: dict[str, float], learning_rate: float):
     """Logs the means of loss and accuracy over the steps since the last log."""
+    scalars = {
+      "train_loss": means["loss"],
+      "train_accuracy": means["accuracy"],
+      "learning_rate": learning_rate,
+    }
+    text = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}"
+    self._bar.set_postfix_str(text)
     last_step, last_time = self._clock
     self.restart_clock(step)
-    rate = (step - last_step) / (self._clock[1] - last_time)
-    self._write(
-      step,
-      {
-        "train_loss": means["loss"],
-        "train_accuracy": means["accuracy"],
-        "learning_rate": learning_rate,
-        "steps_per_second": rate,
-        "images_per_second": rate * self._batch_size,
-      },
-    )
-    text = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}"
-    if self._bar.disable:
-      left = (self._num_steps - step) / rate
-      self._say(
-        step,
-        f"{text}  {rate:.1f} steps/s  {rate * self._batch_size:.0f} images/s"
-        f"  {tqdm.tqdm.format_interval(left)} left",
+    if step > last_step:  # The first step alone has no time of its own.
+      rate = (step - last_step) / (self._clock[1] - last_time)
+      scalars["steps_per_second"] = rate
+      scalars["images_per_second"] = rate * self._batch_size
+      left = tqdm.tqdm.format_interval((self._num_steps - step) / rate)
+      text += (
+        f"  {rate:.1f} steps/s  {rate * self._batch_size:.0f} images/s"
+        f"  {left} left"
       )
-    else:
-      self._bar.set_postfix_str(text)
+    self._write(step, scalars)
+    if self._bar.disable:  # Else the bar says the same.
+      self._say(step, text)
 
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the mean loss and the accuracy on a whole split."""
@@ -103,7 +101,7 @@ class Logger:
   ) -> None:
     """Logs softmax probabilities, [k, classes], of examples of [k] labels."""
     self._tensorboard.add_histogram("probabilities", probabilities, step)
-    for label, row in zip(labels, probabilities):
+    for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
 
   def _write(self, step: int, scalars: dict[str, Any]) -> None:

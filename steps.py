@@ -122,8 +122,8 @@ class Training(struct.PyTreeNode):
     state: all that a checkpoint holds.
     order: follows from the seed and the step.
     metrics: the sums since the last log.
-    labels: of the last batch's first examples, int32 [min(B, NUM_PROBABILITIES)].
-    probabilities: of the same examples, see `train_step`.
+    labels: of the last batch's first examples, int32 [k].
+    probabilities: of the same examples, float32 [k, classes].
   """
 
   state: TrainState

@@ -21,6 +21,7 @@ from absl import logging
 import jax
 import ml_collections
 from ml_collections import config_flags
+import orbax.checkpoint as ocp
 
 import checkpoints
 import input_pipeline
@@ -65,8 +66,8 @@ def train_and_evaluate(
   train_size = data.train.labels.size
   if config.batch_size > train_size:
     raise app.UsageError(
-      f"config.batch_size={config.batch_size}: accepted is at most {train_size},"
-      f" the examples of config.train_split={config.train_split}"
+      f"config.batch_size={config.batch_size}: accepted is at most"
+      f" {train_size}, the size of config.train_split={config.train_split}"
     )
   workdir_lib.create(workdir, config)
   logging.info("Run directory %s", workdir)
@@ -76,80 +77,91 @@ def train_and_evaluate(
     dropout_rate=config.dropout_rate,
     image_shape=data.train.images.shape[1:],
   )
-  data = jax.device_put(data)
-  init_rng, order_rng, dropout_rng = jax.random.split(
-    jax.random.key(config.seed), 3
-  )
+  init_rng, _, _ = _rngs(config)
   state = steps.create_train_state(init_rng, model, config.learning_rate)
   logging.info(
-    "%s parameters on %d %s device(s), %s training images, jax %s",
+    "%s parameters, %s training images, %d %s device(s), jax %s",
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
+    f"{train_size:,}",
     jax.device_count(),
     jax.default_backend(),
-    f"{train_size:,}",
     jax.__version__,
   )
+  with checkpoints.open_manager(workdir) as manager:
+    start_step = manager.latest_step() or 0
+    if start_step:
+      state = checkpoints.restore(manager, start_step, state)
+      is_complete = start_step == config.num_steps
+      done = "Complete at" if is_complete else "Resuming after"
+      logging.info("%s step %d", done, start_step)
+    with logger_lib.Logger(workdir, config, start_step) as logger:
+      state = _train(config, data, state, manager, logger)
+      test = steps.evaluator(data.test, config.eval_batch_size)(state)
+      logger.evaluation(config.num_steps, "test", test)
+  result = {**test, "global_step": config.num_steps}
+  workdir_lib.write_json(workdir / "result.json", result)
 
+  import pictures  # matplotlib takes half a second: not at the start.
+
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  picture = pictures.learning_curves([json.loads(line) for line in lines])
+  picture.savefig(workdir / "learning_curve.png", dpi=120)
+  return result
+
+
+def _rngs(config: ml_collections.ConfigDict) -> jax.Array:
+  """The keys of the initial parameters, of the order and of dropout."""
+  return jax.random.split(jax.random.key(config.seed), 3)
+
+
+def _train(
+  config: ml_collections.ConfigDict,
+  data: input_pipeline.Data,
+  state: steps.TrainState,
+  manager: ocp.CheckpointManager,
+  logger: logger_lib.Logger,
+) -> steps.TrainState:
+  """Takes the steps that are left; logs, evaluates and saves on the way."""
+  _, order_rng, dropout_rng = _rngs(config)
   train_steps = ops.repeated(
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
   )
-  evaluate_validation = steps.evaluator(data.validation, config.eval_batch_size)
-  evaluate_test = steps.evaluator(data.test, config.eval_batch_size)
+  evaluate = steps.evaluator(data.validation, config.eval_batch_size)
+  step = start_step = int(state.step)
+  order = input_pipeline.order_at(
+    order_rng, step, config.batch_size, data.train.labels.size
+  )
+  training = steps.start_training(
+    state, order, config.batch_size, data.num_classes
+  )
+  while step < config.num_steps:
+    num_steps = _steps_to_dispatch(config, step)
+    training = train_steps(
+      training, num_steps, data.train, order_rng, dropout_rng
+    )
+    if step == start_step:  # Compiling is no training time.
+      jax.block_until_ready(training)
+      logger.restart_clock(step + num_steps)
+    step += num_steps
+    logger.progress(step)
+    is_last = step == config.num_steps
 
-  with checkpoints.open_manager(workdir) as manager:
-    step = manager.latest_step() or 0
-    if step:
-      state = checkpoints.restore(manager, step, state)
-      is_complete = step == config.num_steps
-      logging.info(
-        "%s step %d", "Complete at" if is_complete else "Resuming after", step
+    if _is_due(config.log_probabilities_every_steps, step):
+      logger.probabilities(
+        step, *jax.device_get((training.labels, training.probabilities))
       )
-    order = input_pipeline.order_at(
-      order_rng, step, config.batch_size, train_size
-    )
-    training = steps.start_training(
-      state, order, config.batch_size, data.num_classes
-    )
-    with logger_lib.Logger(workdir, config, step) as logger:
-      start_step = step
-      while step < config.num_steps:
-        num_steps = _steps_to_dispatch(config, step)
-        training = train_steps(
-          training, num_steps, data.train, order_rng, dropout_rng
-        )
-        step += num_steps
-        logger.progress(step)
-        if step - num_steps == start_step:  # The first dispatch compiles.
-          jax.block_until_ready(training)
-          logger.restart_clock(step)
-        is_last = step == config.num_steps
-
-        if _is_due(config.log_probabilities_every_steps, step):
-          logger.probabilities(
-            step, *jax.device_get((training.labels, training.probabilities))
-          )
-        if is_last or _is_due(config.log_every_steps, step):
-          logger.train(step, training.metrics.means(), config.learning_rate)
-          training = training.replace(metrics=steps.Metrics.zero())
-        validation = {}
-        if is_last or _is_due(config.eval_every_steps, step):
-          validation = evaluate_validation(training.state)
-          logger.evaluation(step, "validation", validation)
-        if is_last or _is_due(config.checkpoint_every_steps, step):
-          checkpoints.save(
-            manager, step, training.state, validation.get("accuracy")
-          )
-
-      manager.wait_until_finished()
-      test = evaluate_test(training.state)
-      logger.evaluation(step, "test", test)
-  result = {
-    "accuracy": test["accuracy"],
-    "global_step": step,
-    "loss": test["loss"],
-  }
-  workdir_lib.write_json(workdir / "result.json", result)
-  return result
+    if is_last or _is_due(config.log_every_steps, step):
+      logger.train(step, training.metrics.means(), config.learning_rate)
+      training = training.replace(metrics=steps.Metrics.zero())
+    validation = {}
+    if is_last or _is_due(config.eval_every_steps, step):
+      validation = evaluate(training.state)
+      logger.evaluation(step, "validation", validation)
+    if is_last or _is_due(config.checkpoint_every_steps, step):
+      accuracy = validation.get("accuracy")
+      checkpoints.save(manager, step, training.state, accuracy)
+  manager.wait_until_finished()
+  return training.state
 
 
 def _is_due(every_steps: int, step: int) -> bool:
@@ -191,7 +203,9 @@ def _explain(error: str) -> str:
   config = _load_config(_DEFAULT_CONFIG)
   if match := re.match(r"""["'\\]+(\w+)["'\\]""", error):
     return f"unknown key config.{match[1]}; the keys are {', '.join(config)}"
-  if match := re.match(r"flag --(config\.(\w+)=.*): ", error):
+  if match := re.match(
+    r"flag --(config\.(\w+)=.*): (invalid literal|could not convert)", error
+  ):
     accepted = {int: "an integer", float: "a number"}
     return f"{match[1]}: accepted is {accepted[type(config[match[2]])]}"
   return " ".join(error.splitlines()[0].split())

@@ -1,4 +1,4 @@
-"""Run directories: their name, their config.json, and what a config may hold."""
+"""Run directories: their name, and the config they hold."""
 
 import json
 import math
@@ -101,9 +101,11 @@ def create(
 
 def _check_same(path: pathlib.Path, config: dict[str, Any]) -> None:
   try:
-    found = dict(json.loads(path.read_text()))
+    found = json.loads(path.read_text())
   except ValueError as error:
-    raise app.UsageError(f"{path}: is not a JSON object: {error}") from error
+    raise app.UsageError(f"{path}: is not JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise app.UsageError(f"{path}: holds {found!r}, not a config")
   differing = [
     f"{key} ({found.get(key, 'none')} there, {config.get(key, 'none')} here)"
     for key in sorted(found.keys() | config.keys())

@@ -7,7 +7,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every key that the code reads; other configs import this and change a few."""
+  """Every key there is; other configs import this and change a few."""
   config = ml_collections.ConfigDict()
 
   # Data: a TFDS name, and splits in TFDS's syntax.

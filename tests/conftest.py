@@ -1,16 +1,19 @@
 """What the tests share: real MNIST, prepared once, and one short run."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+from flax import serialization
 import jax
+import numpy as np
 import pytest
 
 from configs import default
 import input_pipeline
-import ops
+import train
 
 PROJECT = pathlib.Path(__file__).parent.parent
 
@@ -18,4 +21,88 @@ PROJECT = pathlib.Path(__file__).parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
   """Lets the tests and their subprocesses compile each program once."""
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("jax"))
+  folder = str(tmp_path_factory.mktemp("jax"))
+  for name, value in {
+    "jax_compilation_cache_dir": folder,
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+  }.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  """Where MNIST is prepared for all tests."""
+  return str(tmp_path_factory.mktemp("tensorflow_datasets"))
+
+
+@pytest.fixture(scope="session")
+def default_config(data_dir):
+  """The default config, its data prepared."""
+  config = default.get_config()
+  config.data_dir = data_dir
+  return config
+
+
+@pytest.fixture(scope="session")
+def mnist(default_config):
+  """The default config's splits."""
+  return input_pipeline.load(default_config)
+
+
+@pytest.fixture(scope="session")
+def _tiny_config(default_config):
+  config = default_config.copy_and_resolve_references()
+  config.update(
+    train_split="train[5000:5100]",
+    validation_split="train[:50]",
+    test_split="test[:70]",
+    batch_size=16,
+    eval_batch_size=32,
+    num_steps=20,
+    learning_rate=0.1,
+    log_every_steps=5,
+    log_probabilities_every_steps=10,
+    eval_every_steps=4,
+    checkpoint_every_steps=4,
+  )
+  return config
+
+
+@pytest.fixture
+def tiny_config(_tiny_config):
+  """A run of 20 steps over three epochs of 100 images; a copy to change."""
+  return _tiny_config.copy_and_resolve_references()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(_tiny_config, tmp_path_factory):
+  """The run directory of `tiny_config`, complete; not to be changed."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  train.train_and_evaluate(_tiny_config, workdir)
+  return workdir
+
+
+def assert_same_state(a, b):
+  """Two states are equal to the bit in all that a checkpoint holds."""
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    serialization.to_state_dict(a),
+    serialization.to_state_dict(b),
+  )
+
+
+def read_jsonl(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def run_train(*args, cwd, **environment):
+  """Runs train.py as a user would."""
+  return subprocess.run(
+    [sys.executable, str(PROJECT / "train.py"), *args],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    env={**os.environ, **environment},
+  )

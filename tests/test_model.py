@@ -1,5 +1,6 @@
 """The network against values that TensorFlow 2.15 computed."""
 
+import functools
 import pathlib
 
 import jax
@@ -132,3 +133,78 @@ def test_every_golden_value_is_compared():
   for rate in ("0.001", "0.1"):
     compared |= {f"{x}_after_5_steps_lr_{rate}" for x in ("logits", "loss")}
   assert set(GOLDEN.files) == compared
+
+
+def initial_params():
+  return steps.create_train_state(jax.random.key(0), CNN(), 0.1).params
+
+
+def test_number_of_parameters_is_the_tutorials():
+  shapes = jax.tree.map(jnp.shape, initial_params())
+  assert shapes == {
+    name: {"kernel": shape, "bias": shape[-1:]}
+    for name, shape in LAYERS.items()
+  }
+  sizes = [p.size for p in jax.tree.leaves(initial_params())]
+  assert sum(sizes) == 3_274_634
+
+
+def test_initialisers_are_those_of_tf_layers():
+  params = initial_params()
+  for name, shape in LAYERS.items():
+    kernel, bias = params[name]["kernel"], params[name]["bias"]
+    limit = np.sqrt(6 / (np.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+    assert np.abs(kernel).max() <= limit
+    # The standard deviation of a uniform distribution, within 5 %.
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.05)
+    assert not bias.any()
+
+
+def test_image_shapes_give_the_same_logits():
+  images, _ = golden_batch()
+  variables = {"params": golden_params()}
+  expected = CNN().apply(variables, images)
+  for shape in ((16, 28, 28), (16, 784)):
+    actual = CNN().apply(variables, images.reshape(shape))
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+  "shape", [(2, 28, 28, 3), (2, 27, 28), (2, 783), (28, 28, 1), (784,), ()]
+)
+def test_other_image_shapes_are_refused(shape):
+  with pytest.raises(ValueError) as error:
+    CNN().apply({"params": golden_params()}, jnp.zeros(shape))
+  for accepted in ("[B, 28, 28, 1]", "[B, 28, 28]", "[B, 784]"):
+    assert accepted in str(error.value)
+  assert str(list(shape)) in str(error.value)
+
+
+def test_images_of_other_shapes_where_the_model_is_made_for_them():
+  model = CNN(num_classes=7, image_shape=(33, 20, 3))
+  images = jax.random.uniform(jax.random.key(0), (2, 33, 20, 3))
+  logits, variables = model.init_with_output(jax.random.key(1), images)
+  assert logits.shape == (2, 7)
+  assert variables["params"]["dense"]["kernel"].shape == (8 * 5 * 64, 1024)
+  with pytest.raises(
+    ValueError, match="accepted are .B, 33, 20, 3. or .B, 1980."
+  ):
+    model.apply(variables, images[..., :1])
+
+
+def test_dropout_is_in_training_alone():
+  images, _ = golden_batch()
+  variables = {"params": golden_params()}
+
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def logits(rate, train, seed):
+    rngs = {"dropout": jax.random.key(seed)}
+    return CNN(dropout_rate=rate).apply(variables, images, train, rngs=rngs)
+
+  np.testing.assert_allclose(
+    logits(0.4, False, 0), logits(0.0, True, 0), rtol=0, atol=1e-6
+  )
+  assert (logits(0.4, True, 0) != logits(0.4, True, 1)).all()
+  # Inverted dropout keeps the expected activation, and so the mean logit.
+  many = jnp.stack([logits(0.4, True, seed) for seed in range(100)])
+  np.testing.assert_allclose(many.mean(axis=0), logits(0.4, False, 0), atol=0.2)

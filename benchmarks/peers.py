@@ -1,0 +1,314 @@
+"""The tutorial's network in several libraries, as their users write it.
+
+Each class is one program: built from the same weights, it trains on batches of
+the same images and evaluates all of them. `throughput.py` gives each a process
+of its own.
+"""
+
+import functools
+import os
+
+import numpy as np
+
+NUM_IMAGES = 10_000
+LEARNING_RATE = 0.001
+DROPOUT_RATE = 0.4
+
+
+def make_data() -> tuple[np.ndarray, np.ndarray]:
+  """Images, uint8 [n, 28, 28, 1], and labels, int32 [n]; their speed is all."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (NUM_IMAGES, 28, 28, 1), np.uint8)
+  return images, rng.integers(0, 10, NUM_IMAGES, np.int32)
+
+
+def make_params() -> dict[str, dict[str, np.ndarray]]:
+  """The weights that every program starts from, in Flax's layout."""
+  rng = np.random.default_rng(1)
+  params = {}
+  for name, shape in {
+    "conv1": (5, 5, 1, 32),
+    "conv2": (5, 5, 32, 64),
+    "dense": (3136, 1024),
+    "logits": (1024, 10),
+  }.items():
+    scale = np.sqrt(2 / np.prod(shape[:-1]))
+    params[name] = {
+      "kernel": np.float32(rng.normal(0, scale, shape)),
+      "bias": np.float32(rng.normal(0, 0.1, shape[-1])),
+    }
+  return params
+
+
+class This:
+  """This project's own step and evaluation, as train.py uses them."""
+
+  def __init__(self, batch_size: int, num_images: int = NUM_IMAGES):
+    import jax
+    import jax.numpy as jnp
+
+    import input_pipeline
+    import model
+    import ops
+    import steps
+
+    self._block = jax.block_until_ready
+    network = model.CNN(dropout_rate=DROPOUT_RATE)
+    state = steps.create_train_state(
+      jax.random.key(0), network, LEARNING_RATE
+    ).replace(params=jax.tree.map(jnp.asarray, make_params()))
+    images, labels = make_data()
+    repeats = -(-num_images // NUM_IMAGES)
+    self._examples = jax.device_put(
+      input_pipeline.Examples(
+        np.tile(images, (repeats, 1, 1, 1))[:num_images],
+        np.tile(labels, repeats)[:num_images],
+      )
+    )
+    self._rngs = tuple(jax.random.split(jax.random.key(1)))
+    order = input_pipeline.order_at(self._rngs[0], 0, batch_size, num_images)
+    self._training = steps.start_training(state, order, batch_size, 10)
+    self._run = ops.repeated(
+      functools.partial(steps.train_on_next_batch, batch_size=batch_size)
+    )
+    self._evaluate = steps.evaluator(self._examples, 1000)
+    self._logits = lambda x: network.apply({"params": state.params}, x)
+
+  def logits(self, images):
+    return np.asarray(self._logits(images))
+
+  def train(self, num_steps):
+    self._training = self._run(
+      self._training, num_steps, self._examples, *self._rngs
+    )
+    self._block(self._training)
+
+  def evaluate(self):
+    self._evaluate(self._training.state)
+
+
+class PlainFlax:
+  """Flax linen as the Flax examples write it."""
+
+  def __init__(self, batch_size: int):
+    from flax import linen as nn
+    from flax.training import train_state
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    class CNN(nn.Module):
+      @nn.compact
+      def __call__(self, x, train):
+        x = nn.relu(nn.Conv(32, (5, 5), name="conv1")(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Conv(64, (5, 5), name="conv2")(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape((x.shape[0], -1))
+        x = nn.relu(nn.Dense(1024, name="dense")(x))
+        x = nn.Dropout(DROPOUT_RATE, deterministic=not train)(x)
+        return nn.Dense(10, name="logits")(x)
+
+    @jax.jit
+    def train_step(state, images, labels, rng):
+      rngs = {"dropout": jax.random.fold_in(rng, state.step)}
+
+      def loss_fn(params):
+        logits = state.apply_fn({"params": params}, images, True, rngs=rngs)
+        return optax.softmax_cross_entropy_with_integer_labels(
+          logits, labels
+        ).mean()
+
+      loss, grads = jax.value_and_grad(loss_fn)(state.params)
+      return state.apply_gradients(grads=grads), loss
+
+    @jax.jit
+    def eval_step(state, images, labels):
+      logits = state.apply_fn({"params": state.params}, images, False)
+      return (logits.argmax(-1) == labels).sum()
+
+    network = CNN()
+    self._state = train_state.TrainState.create(
+      apply_fn=network.apply,
+      params=jax.tree.map(jnp.asarray, make_params()),
+      tx=optax.sgd(LEARNING_RATE),
+    )
+    self._batch_size = batch_size
+    images, self._labels = make_data()
+    self._images = np.float32(images) / 255
+    self._train_step, self._eval_step = train_step, eval_step
+    self._rng, self._order = jax.random.key(0), np.random.default_rng(0)
+
+  def logits(self, images):
+    params = {"params": self._state.params}
+    return np.asarray(self._state.apply_fn(params, images, False))
+
+  def train(self, num_steps):
+    for _ in range(num_steps):
+      batch = self._order.integers(0, NUM_IMAGES, self._batch_size)
+      self._state, loss = self._train_step(
+        self._state, self._images[batch], self._labels[batch], self._rng
+      )
+    loss.block_until_ready()
+
+  def evaluate(self):
+    correct = 0
+    for start in range(0, NUM_IMAGES, 1000):
+      batch = slice(start, start + 1000)
+      correct += self._eval_step(
+        self._state, self._images[batch], self._labels[batch]
+      )
+    int(correct)
+
+
+class Torch:
+  """PyTorch, eager or compiled, in one of its two memory layouts."""
+
+  def __init__(self, batch_size: int, channels_last: bool, compiled: bool):
+    import torch
+    from torch import nn
+
+    self._torch = torch
+    params = make_params()
+    network = nn.Sequential(
+      nn.Conv2d(1, 32, 5, padding=2),
+      nn.ReLU(),
+      nn.MaxPool2d(2),
+      nn.Conv2d(32, 64, 5, padding=2),
+      nn.ReLU(),
+      nn.MaxPool2d(2),
+      nn.Flatten(),
+      nn.Linear(3136, 1024),
+      nn.ReLU(),
+      nn.Dropout(DROPOUT_RATE),
+      nn.Linear(1024, 10),
+    )
+    # PyTorch flattens [channels, height, width], and keeps [out, in] kernels.
+    dense = params["dense"]["kernel"].reshape(7, 7, 64, 1024)
+    kernels = {
+      0: params["conv1"]["kernel"].transpose(3, 2, 0, 1),
+      3: params["conv2"]["kernel"].transpose(3, 2, 0, 1),
+      7: dense.transpose(2, 0, 1, 3).reshape(3136, 1024).T,
+      10: params["logits"]["kernel"].T,
+    }
+    biases = {0: "conv1", 3: "conv2", 7: "dense", 10: "logits"}
+    with torch.no_grad():
+      for index, kernel in kernels.items():
+        network[index].weight.copy_(torch.tensor(kernel.copy()))
+        bias = torch.tensor(params[biases[index]]["bias"])
+        network[index].bias.copy_(bias)
+    self._format = (
+      torch.channels_last if channels_last else torch.contiguous_format
+    )
+    network = network.to(memory_format=self._format)
+    self._network = network
+    self._forward = torch.compile(network) if compiled else network
+    self._optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
+    images, labels = make_data()
+    self._images = torch.tensor(images).permute(0, 3, 1, 2)
+    self._labels = torch.tensor(labels).long()
+    self._batch_size = batch_size
+
+  def _batch(self, index):
+    images = self._images[index].float() / 255
+    return images.contiguous(memory_format=self._format), self._labels[index]
+
+  def logits(self, images):
+    torch = self._torch
+    self._network.eval()
+    with torch.no_grad():
+      images = torch.tensor(images).permute(0, 3, 1, 2)
+      return self._network(images).numpy()
+
+  def train(self, num_steps):
+    torch = self._torch
+    self._network.train()
+    for _ in range(num_steps):
+      index = torch.randint(0, NUM_IMAGES, (self._batch_size,))
+      images, labels = self._batch(index)
+      loss = torch.nn.functional.cross_entropy(self._forward(images), labels)
+      self._optimizer.zero_grad()
+      loss.backward()
+      self._optimizer.step()
+
+  def evaluate(self):
+    torch = self._torch
+    self._network.eval()
+    correct = 0
+    with torch.inference_mode():
+      for start in range(0, NUM_IMAGES, 1000):
+        images, labels = self._batch(slice(start, start + 1000))
+        correct += (self._forward(images).argmax(1) == labels).sum()
+    int(correct)
+
+
+class Keras:
+  """Keras 3, trained by its own `fit`."""
+
+  def __init__(self, batch_size: int, backend: str):
+    os.environ["KERAS_BACKEND"] = backend
+    import keras
+
+    layers = keras.layers
+    self._network = keras.Sequential(
+      [
+        keras.Input((28, 28, 1)),
+        layers.Conv2D(32, 5, padding="same", activation="relu", name="conv1"),
+        layers.MaxPooling2D(2),
+        layers.Conv2D(64, 5, padding="same", activation="relu", name="conv2"),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(1024, activation="relu", name="dense"),
+        layers.Dropout(DROPOUT_RATE),
+        layers.Dense(10, name="logits"),
+      ]
+    )
+    for name, weights in make_params().items():
+      self._network.get_layer(name).set_weights(
+        [weights["kernel"], weights["bias"]]
+      )
+    self._network.compile(
+      optimizer=keras.optimizers.SGD(LEARNING_RATE),
+      loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      metrics=["accuracy"],
+    )
+    images, self._labels = make_data()
+    self._images = np.float32(images) / 255
+    self._batch_size = batch_size
+
+  def logits(self, images):
+    return self._network.predict_on_batch(images)
+
+  def train(self, num_steps):
+    size = num_steps * self._batch_size
+    batches = np.arange(size) % NUM_IMAGES
+    self._network.fit(
+      self._images[batches],
+      self._labels[batches],
+      batch_size=self._batch_size,
+      verbose=0,
+    )
+
+  def evaluate(self):
+    self._network.evaluate(
+      self._images, self._labels, batch_size=1000, verbose=0
+    )
+
+
+class MatrixProduct:
+  """The machine's limit: the operations of a step in large matrix products."""
+
+  SIZE = 2048
+
+  def __init__(self, batch_size: int):
+    import jax
+    import jax.numpy as jnp
+
+    del batch_size
+    self._matrix = jnp.ones((self.SIZE, self.SIZE), jnp.float32)
+    self._product = jax.jit(jnp.dot)
+
+  def train(self, num_products):
+    for _ in range(num_products):
+      product = self._product(self._matrix, self._matrix)
+    product.block_until_ready()

@@ -1,0 +1,105 @@
+"""Time from the command to the first finished step, imports, peak memory.
+
+    python benchmarks/startup.py --json=docs/startup.json
+
+Runs train.py as a user would, in a home directory of its own: with nothing
+prepared, then with the data prepared but nothing compiled, then with both.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+_PROJECT = pathlib.Path(__file__).resolve().parent.parent
+_PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "tensorflow_datasets")
+
+
+def seconds_to_first_step(home: pathlib.Path) -> float:
+  """Starts the default run, and stops it after its first step."""
+  environment = {**os.environ, "HOME": str(home)}
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  start = time.perf_counter()
+  process = subprocess.Popen(
+    [sys.executable, _PROJECT / "train.py", "--config.log_every_steps=1"],
+    env=environment,
+    cwd=home,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for line in process.stderr:
+    if "step     1/" in line:
+      seconds = time.perf_counter() - start
+      break
+  process.kill()
+  process.wait()
+  shutil.rmtree(home / "runs")
+  return seconds
+
+
+def seconds_to_import(package: str) -> float:
+  """Imports a package after those that stand before it in _PACKAGES."""
+  before = "; ".join(
+    f"import {name}" for name in _PACKAGES[: _PACKAGES.index(package)]
+  )
+  code = (
+    f"{before}\nimport time; start = time.perf_counter()\nimport {package}\n"
+    "print(time.perf_counter() - start)"
+  )
+  return float(subprocess.check_output([sys.executable, "-c", code]))
+
+
+def peak_megabytes(home: pathlib.Path) -> float:
+  """Of a run that trains, evaluates and saves."""
+  subprocess.run(
+    [sys.executable, _PROJECT / "train.py", "--config.num_steps=100"],
+    env={**os.environ, "HOME": str(home)},
+    cwd=home,
+    check=True,
+    capture_output=True,
+  )
+  return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--json", help="where to write the result")
+  args = parser.parse_args()
+  starts = {"nothing prepared": [], "data prepared": [], "and compiled": []}
+  with tempfile.TemporaryDirectory() as folder:
+    home = pathlib.Path(folder)
+    for _ in range(args.rounds):
+      shutil.rmtree(home)
+      home.mkdir()
+      starts["nothing prepared"].append(seconds_to_first_step(home))
+      shutil.rmtree(home / ".cache")
+      starts["data prepared"].append(seconds_to_first_step(home))
+      starts["and compiled"].append(seconds_to_first_step(home))
+    peak = peak_megabytes(home)
+  result = {
+    "seconds_to_first_step": {
+      name: statistics.median(seconds) for name, seconds in starts.items()
+    },
+    "seconds_to_import": {
+      package: statistics.median(
+        seconds_to_import(package) for _ in range(args.rounds)
+      )
+      for package in _PACKAGES
+    },
+    "peak_megabytes": peak,
+  }
+  print(json.dumps(result, indent=2))
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()

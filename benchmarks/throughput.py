@@ -1,0 +1,313 @@
+"""Training steps/s and evaluation images/s of this project and its peers.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/throughput.py --json=docs/throughput.json \
+      --picture=docs/throughput.png
+
+All programs are alive at once, each in a process of its own, and take turns:
+every round measures each of them. Quoted are medians over the rounds, and
+medians of the rounds' ratios, which hold where the machine's speed wanders.
+First it is checked that all programs compute the same function.
+"""
+
+import argparse
+from collections.abc import Callable
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import peers  # noqa: E402
+
+# Floating point operations of one training image: 2 a multiplication and
+# addition; forward, gradient to the kernel, and to the input but for conv1.
+_MULTIPLICATIONS = {
+  "conv1": 28 * 28 * 5 * 5 * 1 * 32,
+  "conv2": 14 * 14 * 5 * 5 * 32 * 64,
+  "dense": 3136 * 1024,
+  "logits": 1024 * 10,
+}
+FLOP_PER_IMAGE = 2 * (
+  3 * sum(_MULTIPLICATIONS.values()) - _MULTIPLICATIONS["conv1"]
+)
+
+THIS = "this project"
+LIMIT = "limit: 2048x2048 jnp.dot"
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+  THIS: ("This", {}),
+  "plain Flax linen": ("PlainFlax", {}),
+  "PyTorch, channels_last": (
+    "Torch",
+    {"channels_last": True, "compiled": False},
+  ),
+  "PyTorch, NCHW": ("Torch", {"channels_last": False, "compiled": False}),
+  "PyTorch, torch.compile": (
+    "Torch",
+    {"channels_last": True, "compiled": True},
+  ),
+  "Keras 3 on JAX": ("Keras", {"backend": "jax"}),
+  "Keras 3 on PyTorch": ("Keras", {"backend": "torch"}),
+  LIMIT: ("MatrixProduct", {}),
+}
+
+
+def _work(pipe, name: str, batch_size: int, **arguments) -> None:
+  """A worker process: answers (method, argument) with (result, seconds)."""
+  cls, fixed = PROGRAMS[name]
+  program = getattr(peers, cls)(batch_size, **fixed, **arguments)
+  pipe.send(None)
+  while request := pipe.recv():
+    method, *args = request
+    start = time.perf_counter()
+    result = getattr(program, method)(*args)
+    pipe.send((result, time.perf_counter() - start))
+
+
+class Worker:
+  """A program in a process of its own."""
+
+  def __init__(self, name: str, batch_size: int, **arguments):
+    context = multiprocessing.get_context("spawn")
+    self._pipe, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_work, args=(theirs, name, batch_size), kwargs=arguments
+    )
+    self._process.start()
+    theirs.close()
+    self._pipe.recv()
+
+  def __call__(self, method: str, *args) -> tuple[Any, float]:
+    """Returns what the method returns, and the seconds it took."""
+    self._pipe.send((method, *args))
+    return self._pipe.recv()
+
+  def close(self) -> None:
+    self._pipe.send(None)
+    self._process.join()
+
+
+def check_same_function(workers: dict[str, Worker]) -> None:
+  images = np.float32(peers.make_data()[0][:100]) / 255
+  expected, _ = workers[THIS]("logits", images)
+  for name, worker in workers.items():
+    if name == LIMIT:
+      continue
+    logits, _ = worker("logits", images)
+    np.testing.assert_allclose(
+      logits, expected, rtol=0, atol=1e-4, err_msg=name
+    )
+    difference = np.abs(logits - expected).max()
+    print(f"{name}: logits differ by at most {difference:.1e}", file=sys.stderr)
+
+
+def measure(
+  names: list[str], batch_size: int, rounds: int, evaluate: bool
+) -> dict[str, dict[str, list[float]]]:
+  """Measures the programs round by round.
+
+  Returns:
+    Of each program, its rounds' "train" (seconds a step) and, if asked for,
+    "evaluate" (seconds an image).
+  """
+  workers = {name: Worker(name, batch_size) for name in names}
+  try:
+    if THIS in workers:
+      check_same_function(workers)
+    # Every turn takes about half a second, and at least two steps.
+    num_steps = max(2, round(500 / batch_size))
+    times = {name: {"train": [], "evaluate": []} for name in names}
+    for number in range(rounds + 1):
+      for name, worker in workers.items():
+        if name == LIMIT:
+          _, seconds = worker("train", 4)
+          flop = 4 * 2 * peers.MatrixProduct.SIZE**3
+          train = seconds / flop * FLOP_PER_IMAGE * batch_size
+        else:
+          train = worker("train", num_steps)[1] / num_steps
+        images = None
+        if evaluate and name != LIMIT:
+          images = worker("evaluate")[1] / peers.NUM_IMAGES
+        if number:  # The first round compiles.
+          times[name]["train"].append(train)
+          if images:
+            times[name]["evaluate"].append(images)
+      print(f"batch {batch_size}: round {number}/{rounds}", file=sys.stderr)
+  finally:
+    for worker in workers.values():
+      worker.close()
+  return times
+
+
+def summarise(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+  """Medians, and the medians of the ratios to this project's round by round."""
+  result = {}
+  for name, kinds in times.items():
+    result[name] = {}
+    for kind, seconds in kinds.items():
+      if not seconds:
+        continue
+      ratios = [
+        t / own for t, own in zip(seconds, times[THIS][kind], strict=True)
+      ]
+      result[name][kind] = {
+        "seconds": statistics.median(seconds),
+        "minimum_seconds": min(seconds),
+        "this_project_is_faster_by": statistics.median(ratios),
+      }
+  return result
+
+
+def scaling(rounds: int) -> dict[str, Any]:
+  """Seconds a step of this project by "batch_size" and by "num_images"."""
+
+  def interleave(workers, num_steps: Callable[[Any], int]):
+    times = {key: [] for key in workers}
+    for number in range(rounds + 1):
+      for key, worker in workers.items():
+        seconds = worker("train", num_steps(key))[1] / num_steps(key)
+        if number:
+          times[key].append(seconds)
+    for worker in workers.values():
+      worker.close()
+    return {key: statistics.median(times[key]) for key in times}
+
+  batch_sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
+  by_batch_size = {}
+  for group in (batch_sizes[:5], batch_sizes[5:]):
+    workers = {size: Worker(THIS, size) for size in group}
+    by_batch_size |= interleave(workers, lambda size: max(2, 500 // size))
+  sizes = [1000, 10_000, 55_000, 200_000]
+  workers = {size: Worker(THIS, 100, num_images=size) for size in sizes}
+  by_num_images = interleave(workers, lambda size: 10)
+  return {
+    "batch_size": by_batch_size,
+    "num_images": by_num_images,
+  }
+
+
+def describe_machine() -> dict[str, Any]:
+  packages = ("jax", "jaxlib", "flax", "torch", "keras", "numpy")
+  return {
+    "date": datetime.date.today().isoformat(),
+    "processor": _processor(),
+    "cores": os.cpu_count(),
+    "python": platform.python_version(),
+    "versions": {name: importlib.metadata.version(name) for name in packages},
+  }
+
+
+def _processor() -> str:
+  try:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+      if line.startswith("model name"):
+        return line.split(":")[1].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+def print_tables(result: dict[str, Any]) -> None:
+  """Prints the result as the README's tables."""
+
+  def row(*cells):
+    print("|", " | ".join(cells), "|")
+
+  row("batch 100", "training steps/s", "x", "evaluation images/s", "x")
+  row(*["---"] * 5)
+  for name, kinds in result["batch_size"]["100"].items():
+    cells = [name]
+    for kind in ("train", "evaluate"):
+      if kind in kinds:
+        cells.append(f"{1 / kinds[kind]['seconds']:,.1f}")
+        cells.append(f"{kinds[kind]['this_project_is_faster_by']:.2f}")
+      else:
+        cells += ["", ""]
+    row(*cells)
+  print("\nx: the median of how much longer it takes than this project.\n")
+
+  others = [size for size in result["batch_size"] if size != "100"]
+  row("training images/s", *(f"batch {size}" for size in others))
+  row(*["---"] * (1 + len(others)))
+  for name in result["batch_size"][others[0]]:
+    cells = [name]
+    for size in others:
+      train = result["batch_size"][size][name]["train"]
+      cells.append(
+        f"{int(size) / train['seconds']:,.0f}"
+        f" ({train['this_project_is_faster_by']:.2f})"
+      )
+    row(*cells)
+
+  print()
+  row("this project, by batch size", "ms a step", "ms an image")
+  row(*["---"] * 3)
+  for size, seconds in result["scaling"]["batch_size"].items():
+    row(size, f"{seconds * 1e3:.1f}", f"{seconds / int(size) * 1e3:.3f}")
+  print()
+  row("this project, by size of the data set", "ms a step", "s an epoch")
+  row(*["---"] * 3)
+  for size, seconds in result["scaling"]["num_images"].items():
+    row(size, f"{seconds * 1e3:.1f}", f"{seconds * int(size) / 100:.1f}")
+
+
+def draw(result: dict[str, Any], path: str) -> None:
+  """Draws the rates at batch size 100 as bars."""
+  from matplotlib import figure
+
+  picture = figure.Figure(figsize=(10, 3.6), layout="constrained")
+  programs = result["batch_size"]["100"]
+  for axes, kind, title in zip(
+    picture.subplots(1, 2, sharey=True),
+    ("train", "evaluate"),
+    ("training steps/s, batch 100", "evaluation images/s"),
+    strict=True,
+  ):
+    names = [name for name in programs if kind in programs[name]]
+    rates = [1 / programs[name][kind]["seconds"] for name in names]
+    colors = ["tab:orange" if name == THIS else "tab:gray" for name in names]
+    bars = axes.barh(names, rates, color=colors)
+    axes.bar_label(bars, fmt="{:,.1f}" if kind == "train" else "{:,.0f}")
+    axes.margins(x=0.15)
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+  axes.invert_yaxis()
+  picture.savefig(path, dpi=120)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--rounds", type=int, default=15)
+  parser.add_argument(
+    "--batch_sizes", type=int, nargs="+", default=[100, 32, 256, 1024]
+  )
+  parser.add_argument("--json", help="where to write the result")
+  parser.add_argument("--picture", help="where to draw it")
+  args = parser.parse_args()
+
+  result = {"machine": describe_machine(), "batch_size": {}}
+  for size in args.batch_sizes:
+    times = measure(list(PROGRAMS), size, args.rounds, evaluate=size == 100)
+    result["batch_size"][str(size)] = summarise(times)
+  result["scaling"] = scaling(args.rounds)
+  print_tables(result)
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+  if args.picture:
+    draw(result, args.picture)
+
+
+if __name__ == "__main__":
+  main()

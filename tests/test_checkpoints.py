@@ -1,0 +1,56 @@
+from conftest import assert_same_state
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import checkpoints
+from model import CNN
+import steps
+
+
+def state_at(step):
+  """A state whose parameters are random but follow from the step."""
+  state = steps.create_train_state(jax.random.key(step), CNN(), 0.1)
+  return state.replace(step=jnp.int32(step))
+
+
+def test_restores_to_the_bit(tmp_path):
+  state = state_at(3)
+  with checkpoints.open_manager(tmp_path) as manager:
+    checkpoints.save(manager, 3, state, None)
+  with checkpoints.open_manager(tmp_path) as manager:
+    restored = checkpoints.restore(manager, 3, state_at(0))
+  assert_same_state(restored, state)
+
+
+def test_keeps_the_newest_three_and_the_best(tmp_path):
+  accuracies = [0.5, 0.9, 0.8, None, 0.7, 0.6, None]
+  state = {"small": jnp.zeros(3)}
+  with checkpoints.open_manager(tmp_path) as manager:
+    for step, accuracy in enumerate(accuracies, 1):
+      checkpoints.save(manager, step, state, accuracy)
+    manager.wait_until_finished()
+    assert manager.all_steps() == [2, 5, 6, 7]
+  with checkpoints.open_manager(tmp_path) as manager:  # In a later process.
+    checkpoints.save(manager, 8, state, 0.95)
+    checkpoints.save(manager, 9, state, 0.1)
+    checkpoints.save(manager, 10, state, 0.1)
+    checkpoints.save(manager, 11, state, 0.1)
+    manager.wait_until_finished()
+    assert manager.all_steps() == [8, 9, 10, 11]
+
+
+def test_a_state_may_change_while_it_is_saved(tmp_path):
+  """Saving is asynchronous, and training does not wait for it."""
+  state = {"params": jnp.arange(1_000_000, dtype=jnp.float32)}
+  expected = np.arange(1_000_000)
+  overwrite = jax.jit(
+    lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0
+  )
+  with checkpoints.open_manager(tmp_path) as manager:
+    checkpoints.save(manager, 1, state, None)
+    state = overwrite(state)
+    jax.block_until_ready(state)
+    manager.wait_until_finished()
+    restored = checkpoints.restore(manager, 1, state)
+  np.testing.assert_array_equal(restored["params"], expected)

@@ -1,0 +1,202 @@
+import gzip
+import http.server
+import pathlib
+import shutil
+import threading
+
+from absl import app
+from conftest import PROJECT
+import numpy as np
+import pytest
+
+import idx_dataset
+
+SHIPPED = PROJECT / "data/mnist"
+FILES = (
+  "train-images-idx3-ubyte",
+  "train-labels-idx1-ubyte",
+  "t10k-images-idx3-ubyte",
+  "t10k-labels-idx1-ubyte",
+)
+
+
+def idx_bytes(array):
+  header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+  return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+  """(folder, test images, test labels) of a small member of the family."""
+  sizes = {"train": ("train", 300), "test": ("t10k", 100)}
+  monkeypatch.setattr(idx_dataset, "_SPLITS", sizes)
+  folder = tmp_path / "family"
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for prefix, size in sizes.values():
+    images = rng.integers(0, 256, (size, 28, 28))
+    labels = rng.integers(0, 10, size)
+    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+  return folder, images, labels
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_read_idx(tmp_path, compress):
+  array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+  path = tmp_path / "file"
+  path.write_bytes(compress(idx_bytes(array)))
+  np.testing.assert_array_equal(idx_dataset.read_idx(path, (2, 3, 4)), array)
+
+
+GOOD = idx_bytes(np.arange(6).reshape(2, 3))
+BAD = {
+  "empty": (b"", "starts with nothing"),
+  "not IDX": (b"<html>" + GOOD, "starts with 3c 68 74 6d"),
+  "not bytes": (b"\0\0\x0d" + GOOD[3:], "starts with 00 00 0d 02"),
+  "other dimensions": (idx_bytes(np.arange(6)), "starts with 00 00 08 01"),
+  "other shape": (idx_bytes(np.zeros((3, 2))), "announces 3x2"),
+  "2^31 rows": (GOOD[:4] + b"\x80\0\0\0" + GOOD[8:], "announces 2147483648x3"),
+  "cut in the header": (GOOD[:9], "has 9 bytes; expected 18"),
+  "cut after the header": (GOOD[:12], "has 12 bytes; expected 18"),
+  "cut in the data": (GOOD[:-1], "has 17 bytes; expected 18"),
+  "too long": (GOOD + b"\0", "has more bytes; expected 18"),
+  "gzip cut": (gzip.compress(GOOD)[:-9], "cannot be read"),
+  "gzip damaged": (gzip.compress(GOOD)[:-9] + bytes(9), "cannot be read"),
+  "gzip bomb": (gzip.compress(GOOD + bytes(10**8)), "has more bytes"),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD.values(), ids=BAD.keys())
+def test_read_idx_names_a_bad_file(tmp_path, content, message):
+  path = tmp_path / "some-file"
+  path.write_bytes(content)
+  with pytest.raises(app.UsageError, match=message) as error:
+    idx_dataset.read_idx(path, (2, 3))
+  assert str(path) in str(error.value)
+
+
+def test_a_changed_mnist_file_is_refused(tmp_path):
+  name = "t10k-labels-idx1-ubyte"
+  content = bytearray(gzip.decompress((SHIPPED / f"{name}.gz").read_bytes()))
+  content[100] = (content[100] + 1) % 10
+  for file in FILES:
+    shutil.copy(SHIPPED / f"{file}.gz", tmp_path)
+  (tmp_path / name).write_bytes(content)  # Preferred to the .gz beside it.
+  builder = idx_dataset.IdxDataset(
+    config="mnist", data_dir=tmp_path / "data", manual_dir=tmp_path
+  )
+  with pytest.raises(app.UsageError, match=f"{name}: is not the original"):
+    builder.download_and_prepare(file_format="array_record")
+  assert not builder.data_path.exists()
+
+
+def prepare(config, manual_dir, data_dir):
+  builder = idx_dataset.IdxDataset(
+    config=config, data_dir=data_dir, manual_dir=manual_dir
+  )
+  builder.download_and_prepare(file_format="array_record")
+  return builder
+
+
+def test_bad_sets_of_files_are_refused(family, tmp_path):
+  folder, _, labels = family
+
+  def refuses(message):
+    with pytest.raises(app.UsageError, match=message):
+      prepare("kmnist", tmp_path, tmp_path / "data")
+    for file in tmp_path.glob("*-ubyte"):
+      file.unlink()
+
+  def link(names, of=FILES):
+    for name, target in zip(names, of, strict=True):
+      (tmp_path / name).symlink_to(folder / target)
+
+  link(FILES[:2], of=FILES[:2])
+  refuses(f"lacks {FILES[2]}, {FILES[3]}")
+  link(FILES, of=(*FILES[1::-1], *FILES[2:]))  # Images and labels swapped.
+  refuses(f"{FILES[0]}: starts with 00 00 08 01")
+  link(FILES, of=(*FILES[2:], *FILES[:2]))  # Training and test swapped.
+  refuses(f"{FILES[0]}: announces 100x28x28")
+  link(FILES[:3], of=FILES[:3])
+  labels = labels.copy()
+  labels[43] = 10
+  (tmp_path / FILES[3]).write_bytes(idx_bytes(labels))
+  refuses(f"{FILES[3]}: label 10 at index 43; labels are 0 to 9")
+
+
+def test_prepares_from_plain_files_in_the_order_of_the_files(family, tmp_path):
+  folder, images, labels = family
+  builder = prepare("kmnist", folder, tmp_path)
+  assert builder.info.features["label"].names[9] == "wo"
+  test = builder.as_data_source("test")
+  assert len(test) == 100
+  for index in (0, 1, 50, 99):
+    example = test[index]
+    np.testing.assert_array_equal(example["image"][..., 0], images[index])
+    assert example["label"] == labels[index]
+
+
+def test_downloads_what_is_not_there(family, tmp_path, monkeypatch):
+  folder, images, _ = family
+  (tmp_path / "served").mkdir()
+  for name in FILES:
+    content = gzip.compress((folder / name).read_bytes(), compresslevel=1)
+    (tmp_path / "served" / f"{name}.gz").write_bytes(content)
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args):
+      super().__init__(*args, directory=str(tmp_path / "served"))
+
+    def log_message(self, *args):
+      pass
+
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  config = idx_dataset.IdxDataset.builder_configs["fashion_mnist"]
+  monkeypatch.setattr(config, "url", f"http://127.0.0.1:{server.server_port}/")
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  try:
+    builder = prepare("fashion_mnist", empty, tmp_path / "data")
+    (tmp_path / f"served/{FILES[3]}.gz").unlink()
+    with pytest.raises(
+      app.UsageError, match="cannot be downloaded.*404.*put its four files into"
+    ):
+      prepare("fashion_mnist", empty, tmp_path / "elsewhere")
+  finally:
+    server.shutdown()
+    server.server_close()
+  image = builder.as_data_source("test")[77]["image"]
+  np.testing.assert_array_equal(image[..., 0], images[77])
+
+
+def test_urls_are_tfdss_so_that_its_checksums_hold():
+  from tensorflow_datasets.core.download import checksums
+
+  known = checksums.get_all_url_infos()
+  for config in idx_dataset.IdxDataset.BUILDER_CONFIGS:
+    for name in FILES:
+      assert f"{config.url}{name}.gz" in known
+
+
+def test_prepared_mnist_is_the_shipped_files_in_order(mnist):
+  def shipped(name, header):
+    content = gzip.decompress((SHIPPED / f"{name}.gz").read_bytes())
+    return np.frombuffer(content, np.uint8, offset=header)
+
+  images = shipped(FILES[0], 16).reshape(-1, 28, 28, 1)
+  labels = shipped(FILES[1], 8)
+  np.testing.assert_array_equal(mnist.train.images, images[5000:])
+  np.testing.assert_array_equal(mnist.train.labels, labels[5000:])
+  np.testing.assert_array_equal(mnist.validation.images, images[:5000])
+  np.testing.assert_array_equal(mnist.validation.labels, labels[:5000])
+  images = shipped(FILES[2], 16).reshape(-1, 28, 28, 1)
+  np.testing.assert_array_equal(mnist.test.images, images)
+  np.testing.assert_array_equal(mnist.test.labels, shipped(FILES[3], 8))
+
+
+def test_stays_out_of_the_way_of_tfdss_own_mnist(mnist, data_dir):
+  del mnist  # Prepares it.
+  names = {path.name for path in pathlib.Path(data_dir).iterdir()}
+  assert names == {"downloads", "idx_dataset"}

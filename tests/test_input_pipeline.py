@@ -1,0 +1,287 @@
+import json
+import os
+import pathlib
+
+from absl import app
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import input_pipeline
+from input_pipeline import next_indices
+from input_pipeline import order_at
+
+KEY = jax.random.key(0)
+
+
+def take(order, num_batches, batch_size, rng=KEY):
+  """The indices of the next batches, one array, and the order after them."""
+  batches = [np.zeros(0, np.int32)]
+  step = jax.jit(next_indices, static_argnums=2)
+  for _ in range(num_batches):
+    batch, order = step(order, rng, batch_size)
+    batches.append(batch)
+  return np.concatenate(batches), order
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 25, 60, 100])
+def test_every_epoch_has_every_example_once(batch_size):
+  size, epochs = 100, 6
+  num_batches = -(-size * epochs // batch_size)
+  indices, _ = take(order_at(KEY, 0, batch_size, size), num_batches, batch_size)
+  epochs = indices[: size * epochs].reshape(epochs, size)
+  for epoch in epochs:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
+  assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_order_is_the_same_whatever_the_batch_size():
+  one, _ = take(order_at(KEY, 0, 1, 50), 200, 1)
+  many, _ = take(order_at(KEY, 0, 40, 50), 5, 40)
+  np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize("step", [0, 1, 6, 7, 8, 29])
+def test_order_at_a_step_is_the_order_after_the_steps_before(step):
+  _, walked = take(order_at(KEY, 0, 30, 100), step, 30)
+  jumped = order_at(KEY, step, 30, 100)
+  jax.tree.map(np.testing.assert_array_equal, walked, jumped)
+
+
+def test_order_is_a_function_of_the_seed():
+  first = order_at(jax.random.key(7), 0, 10, 1000).indices
+  again = order_at(jax.random.key(7), 0, 10, 1000).indices
+  other = order_at(jax.random.key(8), 0, 10, 1000).indices
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).mean() > 0.99
+
+
+def test_order_far_beyond_int32_examples():
+  step = 10**9
+  order = order_at(KEY, step, 1024, 55_000)
+  epoch, offset = divmod(step * 1024, 55_000)
+  assert (order.epoch, order.offset) == (epoch, offset)
+
+
+def test_to_float_scales_to_one():
+  scaled = input_pipeline.to_float(jnp.array([0, 51, 255], jnp.uint8))
+  np.testing.assert_allclose(scaled, [0, 0.2, 1], rtol=1e-6)
+
+
+def test_splits_are_tfdss(mnist, default_config):
+  default_config = default_config.copy_and_resolve_references()
+  default_config.update(
+    train_split="train[10%:20%]+test[-7:]",
+    validation_split="train[59990:]",
+    test_split="test[50%:]",
+  )
+  data = input_pipeline.load(default_config)
+  assert data.train.labels.shape == (6007,)
+  np.testing.assert_array_equal(
+    data.train.labels[:6000], mnist.train.labels[1000:7000]
+  )
+  np.testing.assert_array_equal(
+    data.train.labels[6000:], mnist.test.labels[-7:]
+  )
+  np.testing.assert_array_equal(
+    data.validation.images, mnist.train.images[-10:]
+  )
+  np.testing.assert_array_equal(data.test.images, mnist.test.images[5000:])
+  assert mnist.train.images.dtype == np.uint8
+  assert mnist.train.labels.dtype == np.int32
+  assert mnist.num_classes == 10
+
+
+@pytest.mark.parametrize(
+  "split",
+  [
+    "",
+    "train[",
+    "trian",
+    "train[70000:]",
+    "train[60000:]",
+    "test[5:5]",
+    "train[a:b]",
+    "train[:101%]",
+    "train,test",
+    "all[:10]",
+  ],
+)
+def test_impossible_splits_are_named(default_config, split):
+  config = default_config.copy_and_resolve_references()
+  config.validation_split = split
+  with pytest.raises(app.UsageError) as error:
+    input_pipeline.load(config)
+  message = str(error.value)
+  assert message.startswith(f"config.validation_split={split}: ")
+  assert "\n" not in message
+
+
+def test_a_missing_manual_dir_is_named(default_config):
+  config = default_config.copy_and_resolve_references()
+  config.manual_dir = "/no/such/folder"
+  with pytest.raises(app.UsageError, match="config.manual_dir=/no/such/folder"):
+    input_pipeline.load(config)
+
+
+def test_an_impossible_data_dir_is_named(default_config, tmp_path):
+  (tmp_path / "file").touch()
+  config = default_config.copy_and_resolve_references()
+  config.data_dir = str(tmp_path / "file" / "data")
+  with pytest.raises(app.UsageError, match="config.data_dir=.*Not a directory"):
+    input_pipeline.load(config)
+
+
+@pytest.mark.parametrize("name", ["no_such_set", "", "../mnist", "mnist:9.9.9"])
+def test_an_unknown_data_set_is_named(default_config, name):
+  config = default_config.copy_and_resolve_references()
+  config.dataset = name
+  with pytest.raises(app.UsageError, match=f"config.dataset={name}: neither"):
+    input_pipeline.load(config)
+
+
+@pytest.fixture
+def tiny_builder(tmp_path):
+  """Some data set of TFDS's kind, prepared."""
+
+  class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("2.0.0")
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        disable_shuffling=True,
+        features=tfds.features.FeaturesDict(
+          {
+            "image": tfds.features.Tensor(shape=(8, 6, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(num_classes=4),
+          }
+        ),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {
+        "train": self._generate_examples(40),
+        "test": self._generate_examples(12),
+      }
+
+    def _generate_examples(self, size):
+      for i in range(size):
+        image = np.full((8, 6, 3), i, np.uint8)
+        yield i, {"image": image, "label": i % 4}
+
+  builder = TinySet(data_dir=tmp_path)
+  builder.download_and_prepare(file_format="array_record")
+  return builder
+
+
+@pytest.fixture
+def tiny_set_config(default_config, tmp_path):
+  config = default_config.copy_and_resolve_references()
+  config.update(
+    dataset="tiny_set",
+    data_dir=str(tmp_path),
+    train_split="train[10:]",
+    validation_split="train[:10]",
+  )
+  return config
+
+
+def test_other_data_sets_are_read_where_prepared(tiny_builder, tiny_set_config):
+  del tiny_builder
+  for _ in range(2):  # From the records, then from the arrays beside them.
+    data = input_pipeline.load(tiny_set_config)
+    assert data.num_classes == 4
+    np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], range(10, 40))
+    assert data.test.images.shape == (12, 8, 6, 3)
+    np.testing.assert_array_equal(data.test.labels, np.arange(12) % 4)
+
+
+def test_a_data_set_in_another_format_is_named(tiny_builder, tiny_set_config):
+  info = pathlib.Path(tiny_builder.data_dir) / "dataset_info.json"
+  content = json.loads(info.read_text())
+  info.write_text(json.dumps({**content, "fileFormat": "tfrecord"}))
+  with pytest.raises(app.UsageError) as error:
+    input_pipeline.load(tiny_set_config)
+  assert "tfds build tiny_set --file_format=array_record" in str(error.value)
+
+
+def test_a_data_set_of_tfds_that_is_not_prepared_is_named(tiny_set_config):
+  tiny_set_config.dataset = "cifar10"
+  with pytest.raises(app.UsageError) as error:
+    input_pipeline.load(tiny_set_config)
+  assert "tfds build cifar10 --file_format=array_record" in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def arrays_file(config):
+  (path,) = pathlib.Path(config.data_dir).rglob("test.arrays.npz")
+  return path
+
+
+@pytest.fixture
+def prepared_set(tiny_builder, tiny_set_config, monkeypatch):
+  """Its config, and how often its records were read."""
+  input_pipeline.load(tiny_set_config)
+  reads = []
+  read_records = input_pipeline._read_records
+
+  def counted(builder, split):
+    reads.append(split)
+    return read_records(builder, split)
+
+  monkeypatch.setattr(input_pipeline, "_read_records", counted)
+  return tiny_builder, tiny_set_config, reads
+
+
+def test_arrays_are_kept(prepared_set):
+  _, config, reads = prepared_set
+  input_pipeline.load(config)
+  assert not reads
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    lambda path: path.write_bytes(path.read_bytes()[:100]),
+    lambda path: path.write_bytes(
+      path.read_bytes().replace(bytes([7] * 144), bytes([8] * 144))
+    ),
+    lambda path: np.savez(path, images=np.zeros(3)),
+    lambda path: path.write_bytes(b"no zip file"),
+  ],
+)
+def test_damaged_arrays_are_made_anew(prepared_set, damage):
+  _, config, reads = prepared_set
+  damage(arrays_file(config))
+  expected = np.repeat(np.arange(12), 144).reshape(12, 8, 6, 3)
+  data = input_pipeline.load(config)
+  np.testing.assert_array_equal(data.test.images, expected)
+  assert reads == ["test"]
+  input_pipeline.load(config)
+  assert reads == ["test"]
+
+
+def test_outdated_arrays_are_made_anew(prepared_set):
+  builder, config, reads = prepared_set
+  (records,) = builder.info.splits["test"].filepaths
+  os.utime(records, ns=(0, 0))  # As if prepared at another time.
+  input_pipeline.load(config)
+  assert reads == ["test"]
+
+
+def test_arrays_that_cannot_be_written_are_done_without(
+  tiny_builder, tiny_set_config, monkeypatch
+):
+  del tiny_builder
+
+  def no_space(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(np, "savez", no_space)
+  data = input_pipeline.load(tiny_set_config)
+  assert data.test.labels.shape == (12,)

@@ -1,0 +1,263 @@
+"""Whole runs: what they write, how they resume, what the command line says."""
+
+from concurrent import futures
+import json
+import shutil
+
+from absl import app
+from conftest import PROJECT
+from conftest import assert_same_state
+from conftest import read_jsonl
+from conftest import run_train
+import jax
+import numpy as np
+import pytest
+
+import checkpoints
+from model import CNN
+import ops
+import steps
+import train
+
+TINY = (
+  "--config.train_split=train[5000:5100]",
+  "--config.validation_split=train[:50]",
+  "--config.test_split=test[:70]",
+  "--config.batch_size=16",
+  "--config.num_steps=6",
+)
+
+
+def restore(workdir, step=None):
+  state = steps.create_train_state(jax.random.key(0), CNN(), 0.05)
+  with checkpoints.open_manager(workdir) as manager:
+    return checkpoints.restore(manager, step or manager.latest_step(), state)
+
+
+def without_speed(records):
+  speed = {"steps_per_second", "images_per_second"}
+  return [{k: r[k] for k in r if k not in speed} for r in records]
+
+
+def test_a_run_directory_is_complete(tiny_run, tiny_config):
+  result = json.loads((tiny_run / "result.json").read_text())
+  config = json.loads((tiny_run / "config.json").read_text())
+  records = read_jsonl(tiny_run)
+  assert config == tiny_config.to_dict()
+  assert result["global_step"] == 20
+  test = records[-1]
+  assert test == {
+    "step": 20,
+    "test_loss": result["loss"],
+    "test_accuracy": result["accuracy"],
+  }
+  trained = [r["step"] for r in records if "train_loss" in r]
+  validated = [r["step"] for r in records if "validation_loss" in r]
+  assert trained == [5, 10, 15, 20]
+  assert validated == [4, 8, 12, 16, 20]
+  assert list(tiny_run.glob("events.out.tfevents.*"))
+  # It learned: at 20 steps of 16 images, guessing is behind it.
+  losses = [r["train_loss"] for r in records if "train_loss" in r]
+  assert losses[-1] < losses[0] - 0.3
+
+
+def test_the_result_is_the_saved_states(tiny_run, mnist):
+  examples = jax.tree.map(lambda x: x[:70], mnist.test)
+  means = steps.evaluator(examples, 70)(restore(tiny_run))
+  result = json.loads((tiny_run / "result.json").read_text())
+  assert means["accuracy"] == result["accuracy"]
+  np.testing.assert_allclose(means["loss"], result["loss"], rtol=1e-5)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run):
+  accuracy = {
+    record["step"]: record["validation_accuracy"]
+    for record in read_jsonl(tiny_run)
+    if "validation_accuracy" in record
+  }
+  kept = {int(path.name) for path in (tiny_run / "checkpoints").glob("[0-9]*")}
+  assert {12, 16, 20} <= kept
+  assert max(accuracy.values()) in {accuracy[step] for step in kept}
+  assert len(kept) <= 4
+
+
+def stop_after(monkeypatch, save_step):
+  """Ends a run, as a crash would, right after it saved at a step."""
+  save = checkpoints.save
+
+  class Crash(Exception):
+    pass
+
+  def crashing_save(manager, step, *args):
+    save(manager, step, *args)
+    if step == save_step:
+      manager.wait_until_finished()
+      raise Crash
+
+  monkeypatch.setattr(checkpoints, "save", crashing_save)
+  return Crash
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+  tiny_run, tiny_config, tmp_path, monkeypatch, stop
+):
+  with monkeypatch.context() as patch, pytest.raises(stop_after(patch, stop)):
+    train.train_and_evaluate(tiny_config, tmp_path)
+  assert not (tmp_path / "result.json").exists()
+  result = train.train_and_evaluate(tiny_config, tmp_path)
+  assert result == json.loads((tiny_run / "result.json").read_text())
+  assert_same_state(restore(tmp_path), restore(tiny_run))
+  # Each line once and in order. Only the loss over the steps since the last
+  # log starts anew where the run was stopped between two logs.
+  cut = (stop // tiny_config.log_every_steps + 1) * tiny_config.log_every_steps
+  for a, b in zip(*map(read_jsonl, (tmp_path, tiny_run)), strict=True):
+    assert a["step"] == b["step"]
+    if not ("train_loss" in a and a["step"] == cut):
+      assert without_speed([a]) == without_speed([b])
+
+
+def test_a_complete_run_evaluates_and_says_so(
+  tiny_run, tiny_config, tmp_path, monkeypatch, caplog
+):
+  shutil.copytree(tiny_run, tmp_path / "run")
+  (tmp_path / "run/result.json").unlink()
+  monkeypatch.setattr(steps, "train_step", None)  # It must not train.
+  with caplog.at_level("INFO"):
+    result = train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert "Complete at step 20" in caplog.text
+  assert result == json.loads((tiny_run / "result.json").read_text())
+  assert without_speed(read_jsonl(tmp_path / "run")) == without_speed(
+    read_jsonl(tiny_run)
+  )
+
+
+def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path):
+  train.train_and_evaluate(tiny_config, tmp_path / "same")
+  assert_same_state(restore(tmp_path / "same"), restore(tiny_run))
+  tiny_config.seed = 1
+  train.train_and_evaluate(tiny_config, tmp_path / "other")
+  with pytest.raises(AssertionError):
+    assert_same_state(restore(tmp_path / "other"), restore(tiny_run))
+
+
+def test_a_run_compiles_the_training_step_once(
+  tiny_config, tmp_path, monkeypatch
+):
+  traces = []
+  train_step = steps.train_step
+
+  def counted(*args):
+    traces.append(args)
+    return train_step(*args)
+
+  monkeypatch.setattr(steps, "train_step", counted)
+  train.train_and_evaluate(tiny_config, tmp_path)
+  assert len(traces) == 1
+
+
+def test_a_run_on_an_accelerator_is_the_same(
+  tiny_run, tiny_config, tmp_path, monkeypatch
+):
+  """There, one dispatch takes all the steps up to the next boundary."""
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  dispatched = []
+  repeated = ops.repeated
+
+  def counted(step):
+    run = repeated(step)
+
+    def counting_run(carry, num_steps, *args):
+      if isinstance(carry, steps.Training):
+        dispatched.append(num_steps)
+      return run(carry, num_steps, *args)
+
+    return counting_run
+
+  monkeypatch.setattr(ops, "repeated", counted)
+  train.train_and_evaluate(tiny_config, tmp_path)
+  assert dispatched == [4, 1, 3, 2, 2, 3, 1, 4]
+  for a, b in zip(read_jsonl(tmp_path), read_jsonl(tiny_run), strict=True):
+    assert a["step"] == b["step"]
+    for key in a.keys() - {"steps_per_second", "images_per_second"}:
+      np.testing.assert_allclose(a[key], b[key], rtol=1e-4)
+
+
+def test_a_batch_larger_than_the_split_is_named(tiny_config, tmp_path):
+  tiny_config.batch_size = 101
+  with pytest.raises(app.UsageError) as error:
+    train.train_and_evaluate(tiny_config, tmp_path / "run")
+  message = str(error.value)
+  assert message.startswith("config.batch_size=101: accepted is at most 100")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_of_another_run_is_refused(tiny_run, tiny_config):
+  def content():
+    return {path: path.read_bytes() for path in tiny_run.glob("*.json*")}
+
+  before = content()
+  tiny_config.seed = 1
+  with pytest.raises(
+    app.UsageError, match="another config: seed .0 there, 1 h"
+  ):
+    train.train_and_evaluate(tiny_config, tiny_run)
+  assert content() == before
+
+
+def test_the_command_trains_resumes_and_needs_no_tensorflow(
+  mnist, data_dir, tmp_path
+):
+  # An installed TensorFlow that cannot be imported unnoticed.
+  (tmp_path / "path/tensorflow").mkdir(parents=True)
+  (tmp_path / "path/tensorflow/__init__.py").write_text("1 / 0")
+  environment = {"PYTHONPATH": str(tmp_path / "path")}
+  del mnist
+  args = (*TINY, f"--config.data_dir={data_dir}")
+  first = run_train(*args, cwd=tmp_path, **environment)
+  assert first.returncode == 0, first.stderr
+  result = json.loads(first.stdout.splitlines()[-1])
+  assert result["global_step"] == 6
+  (workdir,) = (tmp_path / "runs").iterdir()
+  assert workdir.name.startswith("default,batch_size=16,data_dir=")
+  assert json.loads((workdir / "result.json").read_text()) == result
+  again = run_train(
+    f"--config={PROJECT}/configs/default.py", *args, cwd=tmp_path, **environment
+  )
+  assert again.stdout == first.stdout, again.stderr
+  assert "Complete at step 6" in again.stderr
+  assert "Traceback" not in first.stderr + again.stderr
+
+
+MISTAKES = {
+  "--config.batchsize=7": "unknown key config.batchsize; the keys are batch_size,",
+  "--config.batch_size=1.5": "config.batch_size=1.5: accepted is an integer",
+  "--config.batch_size=": "config.batch_size=: accepted is an integer",
+  "--config.learning_rate=x": "config.learning_rate=x: accepted is a number",
+  "--config.batch_size=0": "config.batch_size=0: accepted is an integer of",
+  "--config.dropout_rate=1.0": "config.dropout_rate=1.0: accepted is a number",
+  "--config.test_split=tset": "config.test_split=tset: not a split of mnist",
+  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
+  "--config=configs/no.py": "configs/no.py",
+  "--workdir=/dev/null": "--workdir=/dev/null",
+  "--wordkir=x": "wordkir",
+  "batch_size=7": "unexpected argument batch_size=7",
+}
+
+
+def test_mistakes_on_the_command_line_are_one_line(mnist, data_dir, tmp_path):
+  del mnist
+
+  def check(argument):
+    args = [*TINY, f"--config.data_dir={data_dir}"]
+    args.insert(0 if argument.startswith("--config=") else len(args), argument)
+    return argument, run_train(*args, cwd=tmp_path)
+
+  with futures.ThreadPoolExecutor(2) as executor:
+    for argument, done in executor.map(check, MISTAKES):
+      assert done.returncode not in (0, None), argument
+      assert done.stdout == "", argument
+      (line,) = done.stderr.splitlines()
+      assert line.startswith("train.py: "), argument
+      assert MISTAKES[argument] in line
+  assert not (tmp_path / "runs").exists()

@@ -1,0 +1,110 @@
+import json
+import math
+
+from absl import app
+import pytest
+
+from configs import default
+import workdir
+
+
+def test_a_run_is_named_after_its_overrides():
+  base = default.get_config()
+
+  def name(**overrides):
+    config = default.get_config()
+    config.update(overrides)
+    return workdir.name(config, base, "default")
+
+  assert name() == "default"
+  assert name(batch_size=100) == "default"  # One experiment, one directory.
+  assert (
+    name(dropout_rate=0.5, batch_size=256)
+    == "default,batch_size=256,dropout_rate=0.5"
+  )
+  first = name(train_split="train[5000:]" * 2, data_dir="/a/b")
+  assert "/" not in first and "[" not in first
+  assert name(train_split="train[:9]") != name(train_split="train[9:]")
+  with pytest.raises(app.UsageError, match="--workdir"):
+    name(data_dir="x" * 300)
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("dataset", ""),
+    ("batch_size", 0),
+    ("batch_size", -1),
+    ("eval_batch_size", 0),
+    ("num_steps", 0),
+    ("num_steps", 2**31),
+    ("learning_rate", 0.0),
+    ("learning_rate", -0.1),
+    ("learning_rate", math.inf),
+    ("learning_rate", math.nan),
+    ("dropout_rate", 1.0),
+    ("dropout_rate", -0.1),
+    ("dropout_rate", math.nan),
+    ("seed", -1),
+    ("seed", 2**32),
+    ("log_every_steps", 0),
+    ("log_probabilities_every_steps", -1),
+    ("eval_every_steps", 0),
+    ("checkpoint_every_steps", 0),
+  ],
+)
+def test_impossible_values_are_named(key, value):
+  config = default.get_config()
+  config[key] = value
+  with pytest.raises(app.UsageError) as error:
+    workdir.validate(config)
+  assert str(error.value).startswith(f"config.{key}={value}: accepted is ")
+
+
+def test_the_default_config_is_valid():
+  workdir.validate(default.get_config())
+
+
+def test_create_writes_the_config_and_finds_it_again(tmp_path):
+  config = default.get_config()
+  path = tmp_path / "runs" / "one"
+  workdir.create(path, config)
+  assert json.loads((path / "config.json").read_text()) == config.to_dict()
+  workdir.create(path, config)
+
+
+def test_another_config_is_refused_with_the_differing_keys(tmp_path):
+  workdir.create(tmp_path / "run", default.get_config())
+  before = (tmp_path / "run/config.json").read_bytes()
+  config = default.get_config()
+  config.update(batch_size=256, seed=3)
+  with pytest.raises(app.UsageError) as error:
+    workdir.create(tmp_path / "run", config)
+  message = str(error.value)
+  assert "batch_size (100 there, 256 here)" in message
+  assert "seed (0 there, 3 here)" in message
+  assert "learning_rate" not in message
+  assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", "\xff"])
+def test_a_damaged_config_json_is_named(tmp_path, content):
+  (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+  with pytest.raises(
+    app.UsageError, match="config.json: (is not JSON|holds .*, not)"
+  ):
+    workdir.create(tmp_path, default.get_config())
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path):
+  (tmp_path / "thesis.tex").touch()
+  with pytest.raises(app.UsageError, match="no config.json"):
+    workdir.create(tmp_path, default.get_config())
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
+  (tmp_path / "file").touch()
+  for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / "a[1]"):
+    with pytest.raises(app.UsageError, match=f"--workdir={tmp_path}"):
+      workdir.create(path, default.get_config())
