@@ -208,7 +208,7 @@ def _explain(error: str) -> str:
   ):
     accepted = {int: "an integer", float: "a number"}
     return f"{match[1]}: accepted is {accepted[type(config[match[2]])]}"
-  return " ".join(error.splitlines()[0].split())
+  return error.splitlines()[-1].strip()
 
 
 def _setup_logging() -> None:

@@ -198,9 +198,7 @@ def test_a_directory_of_another_run_is_refused(tiny_run, tiny_config):
 
   before = content()
   tiny_config.seed = 1
-  with pytest.raises(
-    app.UsageError, match="another config: seed .0 there, 1 h"
-  ):
+  with pytest.raises(app.UsageError, match="another config: seed .0 there"):
     train.train_and_evaluate(tiny_config, tiny_run)
   assert content() == before
 
@@ -230,7 +228,7 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
 
 
 MISTAKES = {
-  "--config.batchsize=7": "unknown key config.batchsize; the keys are batch_size,",
+  "--config.batchsize=7": "unknown key config.batchsize; the keys are ",
   "--config.batch_size=1.5": "config.batch_size=1.5: accepted is an integer",
   "--config.batch_size=": "config.batch_size=: accepted is an integer",
   "--config.learning_rate=x": "config.learning_rate=x: accepted is a number",
@@ -238,7 +236,7 @@ MISTAKES = {
   "--config.dropout_rate=1.0": "config.dropout_rate=1.0: accepted is a number",
   "--config.test_split=tset": "config.test_split=tset: not a split of mnist",
   "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
-  "--config=configs/no.py": "configs/no.py",
+  "--config=configs/no.py": "No such file or directory: 'configs/no.py'",
   "--workdir=/dev/null": "--workdir=/dev/null",
   "--wordkir=x": "wordkir",
   "batch_size=7": "unexpected argument batch_size=7",
