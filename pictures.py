@@ -35,10 +35,12 @@ def learning_curves(records: Sequence[dict[str, Any]]) -> figure.Figure:
     axes.set_xlabel("step")
     axes.set_title(metric)
     axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     axes.legend()
     if metric == "loss":
       axes.set_yscale("log")
+      axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-      axes.yaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:g}"))
+      axes.yaxis.set_minor_formatter(ticker.NullFormatter())
   return picture

@@ -14,19 +14,19 @@ from input_pipeline import next_indices
 from input_pipeline import order_at
 
 KEY = jax.random.key(0)
+jitted_next_indices = jax.jit(next_indices, static_argnums=2)
 
 
 def take(order, num_batches, batch_size, rng=KEY):
   """The indices of the next batches, one array, and the order after them."""
   batches = [np.zeros(0, np.int32)]
-  step = jax.jit(next_indices, static_argnums=2)
   for _ in range(num_batches):
-    batch, order = step(order, rng, batch_size)
+    batch, order = jitted_next_indices(order, rng, batch_size)
     batches.append(batch)
   return np.concatenate(batches), order
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 25, 60, 100])
+@pytest.mark.parametrize("batch_size", [1, 30, 100])
 def test_every_epoch_has_every_example_once(batch_size):
   size, epochs = 100, 6
   num_batches = -(-size * epochs // batch_size)
@@ -38,8 +38,8 @@ def test_every_epoch_has_every_example_once(batch_size):
 
 
 def test_order_is_the_same_whatever_the_batch_size():
-  one, _ = take(order_at(KEY, 0, 1, 50), 200, 1)
-  many, _ = take(order_at(KEY, 0, 40, 50), 5, 40)
+  one, _ = take(order_at(KEY, 0, 1, 100), 300, 1)
+  many, _ = take(order_at(KEY, 0, 30, 100), 10, 30)
   np.testing.assert_array_equal(one, many)
 
 

@@ -98,10 +98,10 @@ def stop_after(monkeypatch, save_step):
   return Crash
 
 
-@pytest.mark.parametrize("stop", [4, 8])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
-  tiny_run, tiny_config, tmp_path, monkeypatch, stop
+  tiny_run, tiny_config, tmp_path, monkeypatch
 ):
+  stop = 8
   with monkeypatch.context() as patch, pytest.raises(stop_after(patch, stop)):
     train.train_and_evaluate(tiny_config, tmp_path)
   assert not (tmp_path / "result.json").exists()
@@ -132,18 +132,7 @@ def test_a_complete_run_evaluates_and_says_so(
   )
 
 
-def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path):
-  train.train_and_evaluate(tiny_config, tmp_path / "same")
-  assert_same_state(restore(tmp_path / "same"), restore(tiny_run))
-  tiny_config.seed = 1
-  train.train_and_evaluate(tiny_config, tmp_path / "other")
-  with pytest.raises(AssertionError):
-    assert_same_state(restore(tmp_path / "other"), restore(tiny_run))
-
-
-def test_a_run_compiles_the_training_step_once(
-  tiny_config, tmp_path, monkeypatch
-):
+def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
   traces = []
   train_step = steps.train_step
 
@@ -151,9 +140,15 @@ def test_a_run_compiles_the_training_step_once(
     traces.append(args)
     return train_step(*args)
 
-  monkeypatch.setattr(steps, "train_step", counted)
-  train.train_and_evaluate(tiny_config, tmp_path)
-  assert len(traces) == 1
+  with monkeypatch.context() as patch:
+    patch.setattr(steps, "train_step", counted)
+    train.train_and_evaluate(tiny_config, tmp_path / "same")
+  assert len(traces) == 1  # A run compiles the training step once.
+  assert_same_state(restore(tmp_path / "same"), restore(tiny_run))
+  tiny_config.seed = 1
+  train.train_and_evaluate(tiny_config, tmp_path / "other")
+  with pytest.raises(AssertionError):
+    assert_same_state(restore(tmp_path / "other"), restore(tiny_run))
 
 
 def test_a_run_on_an_accelerator_is_the_same(
@@ -230,10 +225,8 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
 MISTAKES = {
   "--config.batchsize=7": "unknown key config.batchsize; the keys are ",
   "--config.batch_size=1.5": "config.batch_size=1.5: accepted is an integer",
-  "--config.batch_size=": "config.batch_size=: accepted is an integer",
   "--config.learning_rate=x": "config.learning_rate=x: accepted is a number",
   "--config.batch_size=0": "config.batch_size=0: accepted is an integer of",
-  "--config.dropout_rate=1.0": "config.dropout_rate=1.0: accepted is a number",
   "--config.test_split=tset": "config.test_split=tset: not a split of mnist",
   "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
   "--config=configs/no.py": "No such file or directory: 'configs/no.py'",
