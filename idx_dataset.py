@@ -103,7 +103,7 @@ class IdxDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = _CONFIGS
 
-  def __init__(self, *, manual_dir: str = "data", **kwargs):
+  def __init__(self, *, manual_dir: os.PathLike, **kwargs):
     """Looks for IDX files in `manual_dir/<config>/`, then `manual_dir/`."""
     super().__init__(**kwargs)
     self._manual_dir = pathlib.Path(manual_dir)
@@ -261,8 +261,11 @@ def read_idx(
       f"{path}: has {'more' if len(content) > size else len(content)} bytes;"
       f" expected {size}"
     )
-  if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+  found = hashlib.sha256(content).hexdigest()
+  if sha256 and found != sha256:
     raise app.UsageError(
-      f"{path}: is not the original file: its SHA-256 is not {sha256}"
+      f"{path}: is not the original file: its SHA-256 is {found}, not {sha256}"
     )
+  if not sha256 and found in _MNIST_SHA256.values():
+    raise app.UsageError(f"{path}: is a file of MNIST, not of this data set")
   return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)

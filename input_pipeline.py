@@ -70,7 +70,7 @@ def load(config: ml_collections.ConfigDict) -> Data:
         builder.info.splits
       )
     except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
-      reason = str(error).strip("'\"").splitlines()[0]
+      reason = " ".join(str(error).strip("'\"").split())
       raise app.UsageError(
         f"config.{key}={spec}: not a split of {config.dataset}: {reason}"
       ) from error
@@ -83,7 +83,7 @@ def load(config: ml_collections.ConfigDict) -> Data:
     examples = Examples(*map(np.concatenate, zip(*parts, strict=True)))
     if not examples.labels.size:
       raise app.UsageError(f"config.{key}={spec}: the split is empty")
-    return jax.device_put(examples)
+    return jax.device_put(examples, jax.devices()[0])
 
   return Data(
     train=read("train"),
@@ -103,7 +103,8 @@ def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   except (ValueError, AssertionError, ImportError) as error:
     raise app.UsageError(
       f"config.dataset={config.dataset}: neither one of"
-      f" {', '.join(idx_dataset.NAMES)} nor a data set that TFDS knows"
+      f" {', '.join(idx_dataset.NAMES)} nor a data set that TFDS can build:"
+      f" {str(error).splitlines()[0]}"
     ) from error
   formats = builder.info.available_file_formats()
   if not formats & tfds.core.FileFormat.with_random_access():
@@ -135,15 +136,24 @@ def _prepared_idx_builder(
   manual_dir = _PROJECT_DATA
   if config.manual_dir:
     manual_dir = pathlib.Path(config.manual_dir).expanduser()
-  if not manual_dir.is_dir():
+  if config.manual_dir and not manual_dir.is_dir():
     raise app.UsageError(
       f"config.manual_dir={config.manual_dir}: not a directory; accepted is one"
       ' with the IDX files, or "" for the project\'s data/'
     )
-  builder = idx_dataset.IdxDataset(
-    config=config.dataset, data_dir=data_dir, manual_dir=manual_dir
-  )
-  if (builder.data_path / "dataset_info.json").exists():
+
+  def make_builder():
+    return idx_dataset.IdxDataset(
+      config=config.dataset, data_dir=data_dir, manual_dir=manual_dir
+    )
+
+  builder = make_builder()
+  if builder.data_path.exists():
+    if not builder.info.splits:
+      raise app.UsageError(
+        f"{builder.data_dir}: holds no data set, though it has its name;"
+        " remove it and run again"
+      )
     if config.manual_dir:
       logging.info(
         "%s is prepared in %s: config.manual_dir is not read",
@@ -154,8 +164,11 @@ def _prepared_idx_builder(
   logging.info("Preparing %s in %s", config.dataset, builder.data_dir)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result.
-    builder.download_and_prepare(file_format="array_record")
+  try:
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result.
+      builder.download_and_prepare(file_format="array_record")
+  except FileExistsError:
+    return make_builder()  # Another process was faster.
   return builder
 
 
@@ -183,12 +196,13 @@ def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     logging.warning("%s is damaged (%s) and made anew", path, error)
   examples = _read_records(builder, split)
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
   try:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
     with open(temporary, "wb") as file:
       np.savez(file, source=source, **examples._asdict())
     os.replace(temporary, path)
   except OSError as error:
+    temporary.unlink(missing_ok=True)
     logging.warning("%s cannot be written (%s): starts stay slow", path, error)
   return examples
 

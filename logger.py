@@ -1,6 +1,7 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -129,4 +130,6 @@ def _truncate(path: pathlib.Path, step: int) -> None:
     return record["step"] <= step and "test_loss" not in record
 
   lines = path.read_text().splitlines(keepends=True)
-  path.write_text("".join(filter(is_kept, lines)))
+  temporary = path.with_name(path.name + ".incomplete")
+  temporary.write_text("".join(filter(is_kept, lines)))
+  os.replace(temporary, path)

@@ -7,6 +7,7 @@ import math
 from flax import struct
 from flax.training import train_state
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -138,12 +139,22 @@ def start_training(
 ) -> Training:
   """The carry of a loop that begins with this state and order."""
   kept = min(batch_size, NUM_PROBABILITIES)
-  return Training(
+  training = Training(
     state=state,
     order=order,
     metrics=Metrics.zero(),
     labels=jnp.zeros(kept, jnp.int32),
     probabilities=jnp.zeros((kept, classes)),
+  )
+  # Committed to the device, as a restored state is: else JAX compiles anew for
+  # every mixture of arrays that are and that are not.
+  return jax.device_put(training, jax.devices()[0])
+
+
+def reset_metrics(training: Training) -> Training:
+  """Begins new sums, after a log."""
+  return training.replace(
+    metrics=jax.tree.map(jnp.zeros_like, training.metrics)
   )
 
 
@@ -182,14 +193,16 @@ def eval_on_next_batch(
 ) -> tuple[jax.Array, Metrics]:
   """Adds the metrics of the batch that begins at the carried index.
 
-  The last batch is filled up with copies of the last example, masked out.
+  Where fewer than `batch_size` examples are left, the batch begins earlier, and
+  the mask leaves out those that were counted already.
   """
   start, metrics = carry
-  indices = start + jnp.arange(batch_size)
-  mask = indices < examples.labels.size
-  indices = jnp.minimum(indices, examples.labels.size - 1)
-  images = input_pipeline.to_float(examples.images[indices])
-  batch = eval_step(state, images, examples.labels[indices], mask)
+  begin = jnp.minimum(start, examples.labels.size - batch_size)
+  images, labels = (
+    lax.dynamic_slice_in_dim(x, begin, batch_size) for x in examples
+  )
+  mask = begin + jnp.arange(batch_size) >= start
+  batch = eval_step(state, input_pipeline.to_float(images), labels, mask)
   return start + batch_size, metrics + batch
 
 
@@ -212,7 +225,7 @@ def evaluator(
   )
 
   def evaluate(state):
-    carry = (jnp.int32(0), Metrics.zero())
+    carry = jax.device_put((jnp.int32(0), Metrics.zero()), jax.devices()[0])
     _, metrics = run(carry, math.ceil(size / batch_size), state, examples)
     return metrics.means()
 

@@ -60,7 +60,7 @@ def train_and_evaluate(
     app.UsageError: names what is wrong with the config, the data or the
       directory.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
   workdir_lib.validate(config)
   data = input_pipeline.load(config)
   train_size = data.train.labels.size
@@ -80,11 +80,10 @@ def train_and_evaluate(
   init_rng, _, _ = _rngs(config)
   state = steps.create_train_state(init_rng, model, config.learning_rate)
   logging.info(
-    "%s parameters, %s training images, %d %s device(s), jax %s",
+    "%s parameters, %s training images, on %s with jax %s",
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
     f"{train_size:,}",
-    jax.device_count(),
-    jax.default_backend(),
+    jax.devices()[0].device_kind,
     jax.__version__,
   )
   with checkpoints.open_manager(workdir) as manager:
@@ -152,7 +151,7 @@ def _train(
       )
     if is_last or _is_due(config.log_every_steps, step):
       logger.train(step, training.metrics.means(), config.learning_rate)
-      training = training.replace(metrics=steps.Metrics.zero())
+      training = steps.reset_metrics(training)
     validation = {}
     if is_last or _is_due(config.eval_every_steps, step):
       validation = evaluate(training.state)
@@ -221,7 +220,7 @@ def _setup_logging() -> None:
   handler.addFilter(
     lambda record: (
       record.levelno > python_logging.INFO
-      or pathlib.Path(record.pathname).parent == _PROJECT
+      or pathlib.Path(record.pathname).resolve().parent == _PROJECT
     )
   )
 
@@ -232,7 +231,7 @@ def main(argv: list[str]) -> None:
   ops.cache_compilations()
   config, path = (
     _CONFIG.value,
-    pathlib.Path(flags.FLAGS["config"].config_filename),
+    pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])),
   )
   try:
     workdir = _WORKDIR.value or pathlib.Path("runs") / workdir_lib.name(

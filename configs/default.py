@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every_steps = 100
   config.log_probabilities_every_steps = 0  # 0: off. The tutorial used 50.
   config.eval_every_steps = 1000
-  config.checkpoint_every_steps = 1000
+  config.checkpoint_every_steps = 1000  # The best is kept of those evaluated.
 
   config.lock()
   return config

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from flax import serialization
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from configs import default
 import input_pipeline
@@ -90,6 +92,18 @@ def assert_same_state(a, b):
     serialization.to_state_dict(a),
     serialization.to_state_dict(b),
   )
+
+
+def read_events(workdir):
+  """The TensorBoard events of a run, from TFRecord files, the oldest first."""
+  events = []
+  for path in sorted(workdir.glob("events.out.tfevents.*")):
+    content = path.read_bytes()
+    while content:
+      (length,) = struct.unpack("<Q", content[:8])  # Then 4 bytes of checksum.
+      events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+      content = content[12 + length + 4 :]
+  return events
 
 
 def read_jsonl(workdir):

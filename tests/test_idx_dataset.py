@@ -200,3 +200,8 @@ def test_stays_out_of_the_way_of_tfdss_own_mnist(mnist, data_dir):
   del mnist  # Prepares it.
   names = {path.name for path in pathlib.Path(data_dir).iterdir()}
   assert names == {"downloads", "idx_dataset"}
+
+
+def test_mnist_is_not_prepared_as_another_data_set(tmp_path):
+  with pytest.raises(app.UsageError, match="is a file of MNIST, not of this"):
+    prepare("kmnist", SHIPPED, tmp_path)

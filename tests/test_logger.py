@@ -1,24 +1,10 @@
-import struct
-
+from conftest import read_events
 from conftest import read_jsonl
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from configs import default
 import logger as logger_lib
-
-
-def read_events(workdir):
-  """The TensorBoard events of a run, from TFRecord files, the oldest first."""
-  events = []
-  for path in sorted(workdir.glob("events.out.tfevents.*")):
-    content = path.read_bytes()
-    while content:
-      (length,) = struct.unpack("<Q", content[:8])  # Then 4 bytes of checksum.
-      events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
-      content = content[12 + length + 4 :]
-  return events
 
 
 def scalars(workdir, tag):

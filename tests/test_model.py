@@ -11,6 +11,7 @@ import pytest
 
 import input_pipeline
 from model import CNN
+import ops
 import steps
 
 # The tutorial's network, from tf.compat.v1.layers in float32 on a CPU, on the
@@ -22,6 +23,9 @@ LAYERS = {
   "dense": (3136, 1024),
   "logits": (1024, 10),
 }
+
+# Compiled as train.py compiles.
+jit = functools.partial(jax.jit, compiler_options=ops.compiler_options())
 
 
 def golden_params():
@@ -57,7 +61,7 @@ def assert_golden(actual, key):
 
 @pytest.fixture(scope="module")
 def grads():
-  """The gradients of the mean loss, recovered from one step of SGD at 1."""
+  """The gradients of the mean loss."""
   state = golden_state(learning_rate=1.0)
 
   def loss(params):
@@ -66,12 +70,12 @@ def grads():
       logits, golden_batch()[1]
     ).mean()
 
-  return jax.jit(jax.grad(loss))(state.params)
+  return jit(jax.grad(loss))(state.params)
 
 
 def test_forward_pass_is_tensorflows():
   images, labels = golden_batch()
-  logits = CNN().apply({"params": golden_params()}, images)
+  logits = jit(CNN().apply)({"params": golden_params()}, images)
   assert_golden(logits, "logits")
   assert_golden(jax.nn.softmax(logits), "probabilities")
   np.testing.assert_array_equal(logits.argmax(axis=-1), GOLDEN["classes"])
@@ -106,7 +110,7 @@ def test_gradients_are_tensorflows(grads, key, part):
 @pytest.mark.parametrize("learning_rate", [0.001, 0.1])
 def test_five_training_steps_are_tensorflows(learning_rate):
   state = golden_state(learning_rate)
-  train_step = jax.jit(steps.train_step)
+  train_step = jit(steps.train_step)
   for _ in range(5):
     state, _, _ = train_step(state, *golden_batch(), jax.random.key(0))
   assert state.step == 5

@@ -33,10 +33,19 @@ def test_max_pool_sends_the_gradient_of_a_tie_to_the_first_maximum():
 
 
 def test_unknown_compiler_options_are_left_out(monkeypatch):
-  monkeypatch.setattr(ops, "_CPU_OPTIONS", {"xla_no_such_option": "1"})
-  ops.compiler_options.cache_clear()
+  unknown, known = (
+    {"xla_no_such_option": "1"},
+    {"xla_cpu_enable_fast_math": False},
+  )
   try:
-    assert ops.compiler_options() == {}
+    for candidates, expected in (
+      ((unknown, known), known),
+      ((known, unknown), known),
+      ((unknown,), {}),
+    ):
+      monkeypatch.setattr(ops, "_CPU_OPTIONS", candidates)
+      ops.compiler_options.cache_clear()
+      assert ops.compiler_options() == expected
   finally:
     ops.compiler_options.cache_clear()
 

@@ -7,9 +7,11 @@ import shutil
 from absl import app
 from conftest import PROJECT
 from conftest import assert_same_state
+from conftest import read_events
 from conftest import read_jsonl
 from conftest import run_train
 import jax
+from matplotlib import image
 import numpy as np
 import pytest
 
@@ -55,7 +57,14 @@ def test_a_run_directory_is_complete(tiny_run, tiny_config):
   validated = [r["step"] for r in records if "validation_loss" in r]
   assert trained == [5, 10, 15, 20]
   assert validated == [4, 8, 12, 16, 20]
-  assert list(tiny_run.glob("events.out.tfevents.*"))
+  histograms = [
+    event.step
+    for event in read_events(tiny_run)
+    for value in event.summary.value
+    if value.tag == "probabilities"
+  ]
+  assert histograms == [10, 20]
+  assert image.imread(tiny_run / "learning_curve.png").std() > 0.05
   # It learned: at 20 steps of 16 images, guessing is behind it.
   losses = [r["train_loss"] for r in records if "train_loss" in r]
   assert losses[-1] < losses[0] - 0.3
