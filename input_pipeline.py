@@ -55,11 +55,15 @@ def load(config: ml_collections.ConfigDict) -> Data:
     app.UsageError: names the key or the file that is wrong.
   """
   try:
-    builder = _builder(config)
+    return _load(config)
   except OSError as error:
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
+
+
+def _load(config: ml_collections.ConfigDict) -> Data:
+  builder = _builder(config)
   whole = {}
 
   def read(split):

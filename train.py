@@ -213,6 +213,7 @@ def _explain(error: str) -> str:
 def _setup_logging() -> None:
   """Shows our own messages and everybody's warnings, with the time alone."""
   logging.set_verbosity(logging.INFO)
+  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   handler = logging.get_absl_handler()
   handler.setFormatter(
     python_logging.Formatter("%(asctime)s %(message)s", "%X")
@@ -229,13 +230,11 @@ def main(argv: list[str]) -> None:
   del argv
   _setup_logging()
   ops.cache_compilations()
-  config, path = (
-    _CONFIG.value,
-    pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])),
-  )
+  config = _CONFIG.value
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
   try:
     workdir = _WORKDIR.value or pathlib.Path("runs") / workdir_lib.name(
-      config, _load_config(str(path)), path.stem
+      config, _load_config(path), pathlib.Path(path).stem
     )
     result = train_and_evaluate(config, workdir)
   except app.UsageError as error:

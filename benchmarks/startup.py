@@ -36,8 +36,10 @@ def seconds_to_first_step(home: pathlib.Path) -> float:
   )
   for line in process.stderr:
     if "step     1/" in line:
-      seconds = time.perf_counter() - start
       break
+  else:
+    raise RuntimeError("train.py ended before its first step")
+  seconds = time.perf_counter() - start
   process.kill()
   process.wait()
   shutil.rmtree(home / "runs")
@@ -57,7 +59,7 @@ def seconds_to_import(package: str) -> float:
 
 
 def peak_megabytes(home: pathlib.Path) -> float:
-  """Of a run that trains, evaluates and saves."""
+  """The largest of all starts so far, and of a run that also evaluates."""
   subprocess.run(
     [sys.executable, _PROJECT / "train.py", "--config.num_steps=100"],
     env={**os.environ, "HOME": str(home)},
@@ -65,7 +67,8 @@ def peak_megabytes(home: pathlib.Path) -> float:
     check=True,
     capture_output=True,
   )
-  return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+  kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+  return kibibytes * 1024 / 1e6
 
 
 def main() -> None:

@@ -291,20 +291,20 @@ def main() -> None:
   )
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument(
-    "--batch_sizes", type=int, nargs="+", default=[100, 32, 256, 1024]
+    "--other_batch_sizes", type=int, nargs="+", default=[32, 256, 1024]
   )
   parser.add_argument("--json", help="where to write the result")
   parser.add_argument("--picture", help="where to draw it")
   args = parser.parse_args()
 
   result = {"machine": describe_machine(), "batch_size": {}}
-  for size in args.batch_sizes:
+  for size in (100, *args.other_batch_sizes):
     times = measure(list(PROGRAMS), size, args.rounds, evaluate=size == 100)
     result["batch_size"][str(size)] = summarise(times)
   result["scaling"] = scaling(args.rounds)
-  print_tables(result)
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+  print_tables(result)
   if args.picture:
     draw(result, args.picture)
 
