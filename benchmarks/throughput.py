@@ -221,7 +221,7 @@ def print_tables(result: dict[str, Any]) -> None:
   """Prints the result as the README's tables."""
 
   def row(*cells):
-    print("|", " | ".join(cells), "|")
+    print("|", " | ".join(map(str, cells)), "|")
 
   row("batch 100", "training steps/s", "x", "evaluation images/s", "x")
   row(*["---"] * 5)
