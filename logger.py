@@ -1,7 +1,6 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
 import json
-import os
 import pathlib
 import time
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import tensorboardX
 from tensorboardX import summary
 import tqdm
+
+import workdir as workdir_lib
 
 
 class Logger:
@@ -130,6 +131,4 @@ def _truncate(path: pathlib.Path, step: int) -> None:
     return record["step"] <= step and "test_loss" not in record
 
   lines = path.read_text().splitlines(keepends=True)
-  temporary = path.with_name(path.name + ".incomplete")
-  temporary.write_text("".join(filter(is_kept, lines)))
-  os.replace(temporary, path)
+  workdir_lib.write_text(path, "".join(filter(is_kept, lines)))

@@ -119,7 +119,12 @@ def _check_same(path: pathlib.Path, config: dict[str, Any]) -> None:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes a JSON object: after a crash, the old file or the new, whole."""
+  """Writes a JSON object with `write_text`."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file: after a crash, there is the old one or the new, whole."""
   temporary = path.with_name(path.name + ".incomplete")
-  temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+  temporary.write_text(text)
   os.replace(temporary, path)
