@@ -1,10 +1,12 @@
 """The convolutional network of TensorFlow's "Guide to TF Layers" tutorial."""
 
+import functools
 import math
 
 from flax import linen as nn
 import jax
 from jax import lax
+import jax.numpy as jnp
 
 import ops
 
@@ -16,9 +18,11 @@ class ConvPool(nn.Module):
 
   Attributes:
     features: the number of filters.
+    dtype: of the convolution; the parameters and the output are float32.
   """
 
   features: int
+  dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -28,7 +32,11 @@ class ConvPool(nn.Module):
     )
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     x = lax.conv_general_dilated(
-      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (1, 1),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     # The bias and ReLU are monotone: after the pool they give the same values
     # as before it, on a quarter of the elements.
@@ -45,11 +53,14 @@ class CNN(nn.Module):
     num_classes: the number of logits.
     dropout_rate: the fraction of the dense layer that training drops.
     image_shape: (height, width, channels) of one image.
+    dtype: of the convolutions and the dense layer; the parameters and the last
+      layer are float32.
   """
 
   num_classes: int = 10
   dropout_rate: float = 0.4
   image_shape: tuple[int, int, int] = (28, 28, 1)
+  dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -61,20 +72,19 @@ class CNN(nn.Module):
       train: whether to apply dropout, from the random stream "dropout".
 
     Returns:
-      Logits, [B, num_classes].
+      Logits, float32 [B, num_classes].
 
     Raises:
       ValueError: images of another shape.
     """
+    dense = functools.partial(nn.Dense, kernel_init=_glorot_uniform)
     x = _to_nhwc(images, self.image_shape)
-    x = ConvPool(32, name="conv1")(x)
-    x = ConvPool(64, name="conv2")(x)
+    x = ConvPool(32, self.dtype, name="conv1")(x)
+    x = ConvPool(64, self.dtype, name="conv2")(x)
     x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(1024, kernel_init=_glorot_uniform, name="dense")(x))
+    x = nn.relu(dense(1024, dtype=self.dtype, name="dense")(x))
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-    return nn.Dense(
-      self.num_classes, kernel_init=_glorot_uniform, name="logits"
-    )(x)
+    return dense(self.num_classes, dtype=jnp.float32, name="logits")(x)
 
 
 def _to_nhwc(images: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:

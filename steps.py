@@ -9,6 +9,7 @@ from flax.training import train_state
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import input_pipeline
@@ -34,7 +35,7 @@ class Metrics(struct.PyTreeNode):
 
   @classmethod
   def zero(cls) -> "Metrics":
-    return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    return cls(np.float32(0), np.int32(0), np.int32(0))
 
   @classmethod
   def of(cls, logits: jax.Array, labels: jax.Array, mask=True) -> "Metrics":
@@ -154,7 +155,7 @@ def start_training(
 def reset_metrics(training: Training) -> Training:
   """Begins new sums, after a log."""
   return training.replace(
-    metrics=jax.tree.map(jnp.zeros_like, training.metrics)
+    metrics=jax.device_put(Metrics.zero(), jax.devices()[0])
   )
 
 
@@ -225,7 +226,7 @@ def evaluator(
   )
 
   def evaluate(state):
-    carry = jax.device_put((jnp.int32(0), Metrics.zero()), jax.devices()[0])
+    carry = jax.device_put((np.int32(0), Metrics.zero()), jax.devices()[0])
     _, metrics = run(carry, math.ceil(size / batch_size), state, examples)
     return metrics.means()
 

@@ -76,6 +76,7 @@ def train_and_evaluate(
     num_classes=data.num_classes,
     dropout_rate=config.dropout_rate,
     image_shape=data.train.images.shape[1:],
+    dtype=config.dtype,
   )
   init_rng, _, _ = _rngs(config)
   state = steps.create_train_state(init_rng, model, config.learning_rate)

@@ -24,6 +24,7 @@ _ACCEPTED = {
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
   "learning_rate": (lambda x: 0 < x < math.inf, "a number above 0"),
   "dropout_rate": (lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+  "dtype": (("float32", "bfloat16").__contains__, "float32 or bfloat16"),
   "seed": (lambda n: 0 <= n < 2**32, "an integer of 0 to 4294967295"),
   "log_every_steps": _at_least(1),
   "log_probabilities_every_steps": _at_least(0),

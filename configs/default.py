@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_steps = 20000
   config.learning_rate = 0.001
   config.dropout_rate = 0.4
+  config.dtype = "float32"  # Or bfloat16, of the layers; for accelerators.
   config.seed = 0  # Initial parameters, order and dropout all follow from it.
 
   # Evaluation, logs and checkpoints.

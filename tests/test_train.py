@@ -1,6 +1,7 @@
 """Whole runs: what they write, how they resume, what the command line says."""
 
 from concurrent import futures
+import contextlib
 import json
 import shutil
 
@@ -163,27 +164,50 @@ def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
 def test_a_run_on_an_accelerator_is_the_same(
   tiny_config, tmp_path, monkeypatch
 ):
-  """There, one dispatch takes all the steps up to the next boundary."""
+  """There, one dispatch takes all the steps up to the next boundary.
+
+  From the first dispatch on, nothing is transferred but by jax.device_put and
+  jax.device_get, and that at the boundaries. (On a CPU, the guard sees what
+  goes to the device alone.)
+  """
   # The two programs round differently; a small rate does not amplify that.
   tiny_config.learning_rate = 0.001
   train.train_and_evaluate(tiny_config, tmp_path / "cpu")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  dispatched = []
-  repeated = ops.repeated
+  events = []
+  guard = contextlib.ExitStack()
+  repeated, train_loop = ops.repeated, train._train
+  device_get = jax.device_get
+
+  def guarded_train(*args):
+    with guard:
+      return train_loop(*args)
+
+  def recorded_get(x):
+    events.append("get")
+    return device_get(x)
 
   def counted(step):
     run = repeated(step)
 
     def counting_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
-        dispatched.append(num_steps)
+        if not events:
+          guard.enter_context(jax.transfer_guard("disallow"))
+        events.append(num_steps)
       return run(carry, num_steps, *args)
 
     return counting_run
 
   monkeypatch.setattr(ops, "repeated", counted)
+  monkeypatch.setattr(train, "_train", guarded_train)
+  monkeypatch.setattr(jax, "device_get", recorded_get)
   train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
-  assert dispatched == [4, 1, 3, 2, 2, 3, 1, 4]
+  # Logs each 5 steps, probabilities each 10, validation each 4; and the test.
+  assert events == [
+    *(4, "get", 1, "get", 3, "get", 2, "get", "get", 2, "get"),
+    *(3, "get", 1, "get", 4, "get", "get", "get", "get"),
+  ]
   runs = (read_jsonl(tmp_path / "cpu"), read_jsonl(tmp_path / "accelerator"))
   for a, b in zip(*runs, strict=True):
     assert a["step"] == b["step"]
