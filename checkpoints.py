@@ -12,23 +12,28 @@ _NUM_NEWEST = 3
 _BEST = "validation_accuracy"
 
 
-def open_manager(workdir: pathlib.Path) -> ocp.CheckpointManager:
+def _goodness(metrics: dict[str, float]) -> float:
+  return metrics.get(_BEST, -1.0)  # Saved between two validations: not best.
+
+
+def open_manager(
+  workdir: pathlib.Path, read_only: bool = False
+) -> ocp.CheckpointManager:
   """Opens `workdir/checkpoints`: the newest three and the best are kept."""
   policy = preservation_policy.AnyPreservationPolicy(
     [
       preservation_policy.LatestN(_NUM_NEWEST),
-      preservation_policy.BestN(
-        get_metric_fn=lambda metrics: metrics[_BEST],
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      ),
+      preservation_policy.BestN(get_metric_fn=_goodness, n=1),
     ]
   )
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy,
+    best_fn=_goodness,  # Without it, no metrics are saved for the policy.
+    cleanup_tmp_directories=not read_only,
+    read_only=read_only,
+  )
   return ocp.CheckpointManager(
-    workdir.absolute() / "checkpoints",
-    options=ocp.CheckpointManagerOptions(
-      preservation_policy=policy, cleanup_tmp_directories=True
-    ),
+    workdir.absolute() / "checkpoints", options=options
   )
 
 
@@ -46,7 +51,7 @@ def save(
     state: it is copied before this returns, so that a step may donate it.
     validation_accuracy: of this state, where it was measured.
   """
-  metrics = None
+  metrics = {}
   if validation_accuracy is not None:
     metrics = {_BEST: validation_accuracy}
   manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
@@ -55,6 +60,15 @@ def save(
 def restore(
   manager: ocp.CheckpointManager, step: int, state: TrainState
 ) -> TrainState:
-  """Restores a step, with the structure and the sharding of `state`."""
-  abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+  """Restores a step to the device.
+
+  Args:
+    manager: from `open_manager`.
+    step: one of its steps.
+    state: arrays, or their shapes and dtypes alone.
+  """
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract_state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+  )
   return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))

@@ -4,6 +4,7 @@ All examples are held as uint8 on the device (MNIST: 47 MB); a batch is gathered
 and scaled inside the jitted step. The order is a function of (seed, step).
 """
 
+from collections.abc import Sequence
 import contextlib
 import functools
 import json
@@ -37,32 +38,36 @@ class Examples(NamedTuple):
 
 
 class Data(NamedTuple):
-  """The three splits of a data set, and its number of classes."""
+  """The splits that were loaded of a data set, and the names of its classes."""
 
-  train: Examples
-  validation: Examples
-  test: Examples
-  num_classes: int
+  class_names: tuple[str, ...]
+  train: Examples | None = None
+  validation: Examples | None = None
+  test: Examples | None = None
 
 
-def load(config: ml_collections.ConfigDict) -> Data:
+def load(
+  config: ml_collections.ConfigDict,
+  splits: Sequence[str] = ("train", "validation", "test"),
+) -> Data:
   """Puts the splits of `config.dataset` on the device, prepared where needed.
 
   Args:
     config: its `dataset`, `*_split`, `data_dir` and `manual_dir` are read.
+    splits: which of the three to load.
 
   Raises:
     app.UsageError: names the key or the file that is wrong.
   """
   try:
-    return _load(config)
+    return _load(config, splits)
   except OSError as error:
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
 
 
-def _load(config: ml_collections.ConfigDict) -> Data:
+def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   builder = _builder(config)
   whole = {}
 
@@ -90,10 +95,8 @@ def _load(config: ml_collections.ConfigDict) -> Data:
     return jax.device_put(examples, jax.devices()[0])
 
   return Data(
-    train=read("train"),
-    validation=read("validation"),
-    test=read("test"),
-    num_classes=builder.info.features["label"].num_classes,
+    class_names=tuple(builder.info.features["label"].names),
+    **{split: read(split) for split in splits},
   )
 
 

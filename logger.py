@@ -1,9 +1,14 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
+from collections.abc import Sequence
+from concurrent import futures
 import json
+import logging as python_logging
 import pathlib
+import sys
 import time
 from typing import Any
+from typing import NoReturn
 
 from absl import logging
 import ml_collections
@@ -12,7 +17,33 @@ import tensorboardX
 from tensorboardX import summary
 import tqdm
 
+import input_pipeline
+import steps
 import workdir as workdir_lib
+
+_PROJECT = pathlib.Path(__file__).resolve().parent
+
+
+def setup_console() -> None:
+  """Shows our own messages and everybody's warnings, with the time alone."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(
+    python_logging.Formatter("%(asctime)s %(message)s", "%X")
+  )
+  handler.addFilter(
+    lambda record: (
+      record.levelno > python_logging.INFO
+      or pathlib.Path(record.pathname).resolve().parent == _PROJECT
+    )
+  )
+
+
+def exit_with(message: str) -> NoReturn:
+  """Ends the program over a user's mistake: one line on stderr, status 1."""
+  sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {message}")
 
 
 class Logger:
@@ -40,6 +71,8 @@ class Logger:
     # Not add_hparams: it writes to a subdirectory, a run of its own.
     for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):
       self._tensorboard.file_writer.add_summary(record)
+    self._artist = futures.ThreadPoolExecutor(max_workers=1)
+    self._drawing = None
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=config.num_steps,
@@ -52,8 +85,11 @@ class Logger:
   def __enter__(self) -> "Logger":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, error, *_) -> None:
     self._bar.close()
+    self._artist.shutdown()
+    if self._drawing and not error:
+      self._drawing.result()
     self._tensorboard.close()
     self._jsonl.close()
 
@@ -105,6 +141,64 @@ class Logger:
     self._tensorboard.add_histogram("probabilities", probabilities, step)
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
+
+  def pictures(
+    self,
+    step: int,
+    examples: input_pipeline.Examples,
+    probabilities: np.ndarray,
+    params: dict[str, dict[str, np.ndarray]],
+    inspection: steps.Inspection,
+    class_names: Sequence[str],
+  ) -> None:
+    """Shows TensorBoard what the network learned, drawn while training goes on.
+
+    Args:
+      step: the number of steps so far.
+      examples: of the validation split, n.
+      probabilities: of the examples, [n, classes].
+      params: the parameters.
+      inspection: of the network.
+      class_names: of the labels.
+    """
+    if self._drawing:
+      self._drawing.result()  # One at a time; raises what went wrong there.
+    self._drawing = self._artist.submit(
+      self._draw, step, examples, probabilities, params, inspection, class_names
+    )
+
+  def _draw(
+    self, step, examples, probabilities, params, inspection, class_names
+  ):
+    from sklearn import metrics
+
+    import pictures  # These two take a second: not at the start.
+
+    matrix = metrics.confusion_matrix(
+      examples.labels,
+      probabilities.argmax(axis=1),
+      labels=range(len(class_names)),
+    )
+    for tag, picture in {
+      "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
+      "mistakes": pictures.mistakes(
+        *examples, probabilities, class_names, count=10
+      ),
+      "filters": pictures.filters(params["conv1"]["kernel"]),
+      "activations": pictures.activations(
+        inspection.image,
+        inspection.layers,
+        inspection.probabilities,
+        class_names,
+      ),
+    }.items():
+      self._tensorboard.add_figure(tag, picture, step, close=False)
+    for layer, values in params.items():
+      for name, value in values.items():
+        tag = f"{layer}/{name}"
+        self._tensorboard.add_histogram(f"params/{tag}", value, step)
+        norm = inspection.grad_norms[layer][name]
+        self._tensorboard.add_scalar(f"grad_norm/{tag}", norm, step)
 
   def _write(self, step: int, scalars: dict[str, Any]) -> None:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")

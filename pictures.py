@@ -1,10 +1,13 @@
 """Arrays to matplotlib figures."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import colors
 from matplotlib import figure
 from matplotlib import ticker
+import numpy as np
 
 
 def learning_curves(records: Sequence[dict[str, Any]]) -> figure.Figure:
@@ -44,3 +47,246 @@ def learning_curves(records: Sequence[dict[str, Any]]) -> figure.Figure:
       axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
       axes.yaxis.set_minor_formatter(ticker.NullFormatter())
   return picture
+
+
+def compare_curves(runs: Mapping[str, Sequence[dict[str, Any]]]):
+  """Draws the validation accuracy of several runs on one axis.
+
+  Args:
+    runs: the lines of each one's metrics.jsonl, by its name.
+  """
+  picture = figure.Figure(figsize=(8, 4.5), layout="constrained")
+  axes = picture.subplots()
+  for name, records in runs.items():
+    key = "validation_accuracy"
+    points = [(r["step"], r[key]) for r in records if key in r]
+    if points:
+      axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
+  axes.set_xlabel("step")
+  axes.set_title("validation accuracy")
+  axes.grid(alpha=0.3)
+  if axes.lines:
+    axes.legend(fontsize="small")
+  return picture
+
+
+def confusion_matrix(
+  matrix: np.ndarray, class_names: Sequence[str]
+) -> figure.Figure:
+  """Draws how often each class was taken for each.
+
+  Args:
+    matrix: int [classes, classes], rows are the true classes.
+    class_names: of the rows and columns.
+  """
+  size = len(class_names)
+  side = min(max(5.0, 0.55 * size), 20.0)
+  picture = figure.Figure(figsize=(side + 0.6, side), layout="constrained")
+  axes = picture.subplots()
+  share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  # Mistakes are rare: without this norm they would all look white.
+  axes.imshow(share, cmap="Blues", norm=colors.PowerNorm(0.4, 0, 1))
+  if size <= 30:
+    for row, column in np.argwhere(matrix):
+      color = "white" if share[row, column] > 0.3 else "black"
+      text = str(matrix[row, column])
+      axes.text(
+        column, row, text, ha="center", va="center", color=color, fontsize=8
+      )
+    rotation = 90 if max(map(len, class_names)) > 2 else 0
+    axes.set_xticks(range(size), class_names, rotation=rotation)
+    axes.set_yticks(range(size), class_names)
+  axes.set_xlabel("predicted class")
+  axes.set_ylabel("true class")
+  accuracy = np.trace(matrix) / max(matrix.sum(), 1)
+  axes.set_title(f"accuracy {accuracy:.4f} of {matrix.sum():,}")
+  return picture
+
+
+def mistakes(
+  images: np.ndarray,
+  labels: np.ndarray,
+  probabilities: np.ndarray,
+  class_names: Sequence[str],
+  count: int = 25,
+) -> figure.Figure:
+  """Draws the mistakes that the network was surest of.
+
+  Args:
+    images: uint8 [n, height, width, 1 or 3].
+    labels: int [n].
+    probabilities: [n, classes].
+    class_names: of the labels.
+    count: how many to draw at most.
+  """
+  confidences = probabilities.max(axis=1)
+  predicted = probabilities.argmax(axis=1)
+  wrong = np.flatnonzero(predicted != labels)
+  worst = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
+  columns = 5
+  rows = max(1, -(-len(worst) // columns))
+  picture = figure.Figure(figsize=(7.5, 0.5 + 1.75 * rows))
+  picture.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.7 / (0.5 + 1.75 * rows))
+  picture.suptitle(
+    f"{len(wrong):,} of {len(labels):,} are wrong; the surest:", fontsize=11
+  )
+  for axes in (grid := picture.subplots(rows, columns).ravel()):
+    axes.axis("off")
+  for axes, index in zip(grid, worst, strict=False):
+    _show(axes, images[index])
+    axes.set_title(
+      f"{index}: {class_names[labels[index]]}, not"
+      f" {class_names[predicted[index]]}\n({confidences[index]:.0%} sure)",
+      fontsize=8,
+    )
+  picture.set_layout_engine("constrained")
+  return picture
+
+
+def calibration(
+  confidences: np.ndarray, correct: np.ndarray, error: float, num_bins: int
+) -> figure.Figure:
+  """Draws a reliability diagram: how often it is right when it is how sure.
+
+  Args:
+    confidences: [n], the probability of the predicted class.
+    correct: bool [n].
+    error: the expected calibration error, to print.
+    num_bins: of equal width.
+  """
+  picture = figure.Figure(figsize=(5, 5.5), layout="constrained")
+  reliability, counts = picture.subplots(
+    2, 1, sharex=True, height_ratios=(3, 1)
+  )
+  edges = np.linspace(0, 1, num_bins + 1)
+  bins = np.clip(np.digitize(confidences, edges) - 1, 0, num_bins - 1)
+  filled = np.unique(bins)
+  centers, width = (edges[:-1] + edges[1:]) / 2, 1 / num_bins
+  accuracy = [correct[bins == b].mean() for b in filled]
+  reliability.bar(centers[filled], accuracy, width, edgecolor="white")
+  reliability.plot([0, 1], [0, 1], "--", color="gray", label="as sure as right")
+  reliability.set_ylabel("accuracy")
+  reliability.set_title(f"expected calibration error {error:.4f}")
+  reliability.legend()
+  counts.bar(
+    centers, np.bincount(bins, minlength=num_bins), width, edgecolor="white"
+  )
+  counts.set_yscale("log")
+  counts.set_ylabel("examples")
+  counts.set_xlabel("probability of the predicted class")
+  return picture
+
+
+def filters(kernel: np.ndarray) -> figure.Figure:
+  """Draws the filters of a first layer, [height, width, 1 or 3, features]."""
+  picture = figure.Figure(figsize=(6, 6), layout="constrained")
+  axes = picture.subplots()
+  axes.axis("off")
+  limit = np.abs(kernel).max()
+  tiles = np.stack(
+    [_tile(channel) for channel in np.moveaxis(kernel, 2, 0)], -1
+  )
+  if tiles.shape[-1] == 1:
+    axes.imshow(tiles[..., 0], cmap="RdBu", vmin=-limit, vmax=limit)
+    axes.set_title(f"blue adds, red subtracts; up to {limit:.2f}")
+  else:
+    axes.imshow(np.nan_to_num(tiles / (2 * limit) + 0.5, nan=1))
+  return picture
+
+
+def activations(
+  image: np.ndarray,
+  layers: Mapping[str, np.ndarray],
+  probabilities: np.ndarray,
+  class_names: Sequence[str],
+) -> figure.Figure:
+  """Draws an image and what each layer makes of it.
+
+  Args:
+    image: uint8 [height, width, 1 or 3].
+    layers: outputs by name, [height, width, features] or [features].
+    probabilities: [classes].
+    class_names: of the classes.
+  """
+  columns = len(layers) + 2
+  picture = figure.Figure(figsize=(3 * columns, 3.2), layout="constrained")
+  first, *middle, last = picture.subplots(1, columns)
+  _show(first, image)
+  first.set_title("image")
+  for axes, (name, output) in zip(middle, layers.items(), strict=True):
+    axes.imshow(_tile(output), cmap="viridis")
+    axes.set_title(f"{name} {list(output.shape)}")
+  for axes in (first, *middle):
+    axes.axis("off")
+  _bars(last, probabilities, class_names)
+  last.set_title("probabilities")
+  return picture
+
+
+def predictions(
+  given: Sequence[np.ndarray],
+  seen: np.ndarray,
+  probabilities: np.ndarray,
+  names: Sequence[str],
+  class_names: Sequence[str],
+) -> figure.Figure:
+  """Draws images as given, as the network sees them, and its probabilities.
+
+  Args:
+    given: n images, uint8 [height, width] or [height, width, 3].
+    seen: uint8 [n, height, width, 1 or 3].
+    probabilities: [n, classes].
+    names: n names.
+    class_names: of the classes.
+  """
+  rows = len(given)
+  picture = figure.Figure(figsize=(7, 1.7 * rows), layout="constrained")
+  grid = picture.subplots(rows, 3, squeeze=False, width_ratios=(1, 1, 2.2))
+  for axes, image, network, row, name in zip(
+    grid, given, seen, probabilities, names, strict=True
+  ):
+    _show(axes[0], image)
+    _show(axes[1], network)
+    axes[0].axis("off")
+    axes[1].axis("off")
+    axes[0].set_title(name[-30:], fontsize=8)
+    _bars(axes[2], row, class_names)
+    best = row.argmax()
+    axes[2].set_title(f"{class_names[best]}: {row[best]:.1%}", fontsize=9)
+  return picture
+
+
+def _show(axes, image: np.ndarray) -> None:
+  if image.ndim == 3 and image.shape[-1] == 1:
+    image = image[..., 0]
+  axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+
+
+def _bars(axes, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
+  positions = range(len(class_names))
+  best = probabilities.argmax()
+  axes.bar(
+    positions,
+    probabilities,
+    color=["tab:orange" if i == best else "tab:gray" for i in positions],
+  )
+  rotation = 90 if max(map(len, class_names)) > 2 else 0
+  axes.set_xticks(positions, class_names, rotation=rotation, fontsize=8)
+  axes.set_ylim(0, 1)
+  axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tile(output: np.ndarray) -> np.ndarray:
+  """Lays [height, width, features] or [features] out in a near square."""
+  if output.ndim == 1:
+    output = output[None, None]
+  height, width, count = output.shape
+  columns = int(np.ceil(np.sqrt(count)))
+  rows = -(-count // columns)
+  gap = 1 if height > 1 else 0
+  tiles = np.full((rows * (height + gap), columns * (width + gap)), np.nan)
+  for index in range(count):
+    top, left = divmod(index, columns)
+    top, left = top * (height + gap), left * (width + gap)
+    tiles[top : top + height, left : left + width] = output[..., index]
+  return tiles

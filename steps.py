@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 import math
 
+from flax import linen as nn
 from flax import struct
 from flax.training import train_state
 import jax
@@ -38,15 +39,14 @@ class Metrics(struct.PyTreeNode):
     return cls(np.float32(0), np.int32(0), np.int32(0))
 
   @classmethod
-  def of(cls, logits: jax.Array, labels: jax.Array, mask=True) -> "Metrics":
-    """Of [B, classes] logits and [B] labels, where the [B] mask is true."""
+  def of(cls, logits: jax.Array, labels: jax.Array) -> "Metrics":
+    """Of [B, classes] logits and [B] labels."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = logits.argmax(axis=-1) == labels
-    mask = jnp.broadcast_to(mask, labels.shape)
     return cls(
-      loss=jnp.where(mask, losses, 0).sum(),
-      num_correct=(correct & mask).sum(dtype=jnp.int32),
-      num_examples=mask.sum(dtype=jnp.int32),
+      loss=losses.sum(),
+      num_correct=correct.sum(dtype=jnp.int32),
+      num_examples=jnp.int32(labels.size),
     )
 
   def __add__(self, other: "Metrics") -> "Metrics":
@@ -81,6 +81,18 @@ def create_train_state(
   return create()
 
 
+def _grads(state, images, labels, rng):
+  """The gradients of the mean loss, and the metrics and logits of the batch."""
+  rngs = {"dropout": jax.random.fold_in(rng, state.step)}
+
+  def loss_fn(params):
+    logits = state.apply_fn({"params": params}, images, train=True, rngs=rngs)
+    metrics = Metrics.of(logits, labels)
+    return metrics.loss / labels.size, (metrics, logits)
+
+  return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
 def train_step(
   state: TrainState, images: jax.Array, labels: jax.Array, rng: jax.Array
 ) -> tuple[TrainState, Metrics, jax.Array]:
@@ -97,24 +109,60 @@ def train_step(
     dropout: the metrics, and the first examples' probabilities, float32
     [min(B, NUM_PROBABILITIES), classes].
   """
-  rngs = {"dropout": jax.random.fold_in(rng, state.step)}
-
-  def loss_fn(params):
-    logits = state.apply_fn({"params": params}, images, train=True, rngs=rngs)
-    metrics = Metrics.of(logits, labels)
-    return metrics.loss / labels.size, (metrics, logits)
-
-  grads, (metrics, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+  grads, (metrics, logits) = _grads(state, images, labels, rng)
   probabilities = jax.nn.softmax(logits[:NUM_PROBABILITIES])
   return state.apply_gradients(grads=grads), metrics, probabilities
 
 
-def eval_step(
-  state: TrainState, images: jax.Array, labels: jax.Array, mask: jax.Array
-) -> Metrics:
-  """The metrics of the examples of a batch where the bool [B] mask is true."""
-  logits = state.apply_fn({"params": state.params}, images)
-  return Metrics.of(logits, labels, mask)
+def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
+  """The logits, float32 [B, classes], of float32 images in [0, 1]."""
+  return state.apply_fn({"params": state.params}, images)
+
+
+class Inspection(struct.PyTreeNode):
+  """What can be seen inside a network.
+
+  Attributes:
+    image: uint8 [height, width, channels].
+    layers: what each layer makes of the image: [height, width, features] or
+      [features].
+    probabilities: of the image, [classes].
+    grad_norms: of each parameter, the L2 norm of the loss's gradient.
+  """
+
+  image: jax.Array
+  layers: dict[str, jax.Array]
+  probabilities: jax.Array
+  grad_norms: dict[str, dict[str, jax.Array]]
+
+
+def inspect(
+  state: TrainState,
+  examples: input_pipeline.Examples,
+  dropout_rng: jax.Array,
+  *,
+  batch_size: int,
+) -> Inspection:
+  """Looks at the first example, and at the gradients of the first batch."""
+  images = input_pipeline.to_float(examples.images[:batch_size])
+  labels = examples.labels[:batch_size]
+  grads, _ = _grads(state, images, labels, dropout_rng)
+  logits, variables = state.apply_fn(
+    {"params": state.params},
+    images[:1],
+    capture_intermediates=True,
+    mutable=["intermediates"],
+  )
+  layers = {
+    name: nn.relu(variables["intermediates"][name]["__call__"][0][0])
+    for name in ("conv1", "conv2", "dense")
+  }
+  return Inspection(
+    image=examples.images[0],
+    layers=layers,
+    probabilities=jax.nn.softmax(logits[0]),
+    grad_norms=jax.tree.map(lambda grad: jnp.sqrt((grad**2).sum()), grads),
+  )
 
 
 class Training(struct.PyTreeNode):
@@ -186,30 +234,35 @@ def train_on_next_batch(
 
 
 def eval_on_next_batch(
-  carry: tuple[jax.Array, Metrics],
+  carry: tuple[jax.Array, jax.Array],
   state: TrainState,
-  examples: input_pipeline.Examples,
+  images: jax.Array,
   *,
   batch_size: int,
-) -> tuple[jax.Array, Metrics]:
-  """Adds the metrics of the batch that begins at the carried index.
+) -> tuple[jax.Array, jax.Array]:
+  """Fills in the logits of the batch that begins at the carried index.
 
-  Where fewer than `batch_size` examples are left, the batch begins earlier, and
-  the mask leaves out those that were counted already.
+  Where fewer than `batch_size` images are left, the batch begins earlier and
+  computes some logits again.
+
+  Args:
+    carry: the index and the logits of all images, float32 [n, classes].
+    state: to evaluate.
+    images: uint8 [n, height, width, channels].
+    batch_size: at most n.
   """
-  start, metrics = carry
-  begin = jnp.minimum(start, examples.labels.size - batch_size)
-  images, labels = (
-    lax.dynamic_slice_in_dim(x, begin, batch_size) for x in examples
+  start, logits = carry
+  begin = jnp.minimum(start, len(images) - batch_size)
+  batch = lax.dynamic_slice_in_dim(images, begin, batch_size)
+  logits = lax.dynamic_update_slice_in_dim(
+    logits, eval_step(state, input_pipeline.to_float(batch)), begin, axis=0
   )
-  mask = begin + jnp.arange(batch_size) >= start
-  batch = eval_step(state, input_pipeline.to_float(images), labels, mask)
-  return start + batch_size, metrics + batch
+  return start + batch_size, logits
 
 
 def evaluator(
   examples: input_pipeline.Examples, batch_size: int
-) -> Callable[[TrainState], dict[str, float]]:
+) -> Callable[[TrainState], tuple[dict[str, float], jax.Array]]:
   """Returns a function that scores every example exactly once, in order.
 
   Args:
@@ -217,17 +270,25 @@ def evaluator(
     batch_size: how many to take at a time; it changes nothing but the speed.
 
   Returns:
-    A function of a state that returns the mean "loss" and the "accuracy".
+    A function of a state that returns the mean "loss" and the "accuracy", and
+    the probabilities, float32 [n, classes], on the device.
   """
-  size = examples.labels.size
-  batch_size = min(batch_size, size)
+  images, labels = examples
+  batch_size = min(batch_size, len(labels))
   run = ops.repeated(
     functools.partial(eval_on_next_batch, batch_size=batch_size)
   )
 
+  @jax.jit
+  def score(logits):
+    return Metrics.of(logits, labels), jax.nn.softmax(logits)
+
   def evaluate(state):
-    carry = jax.device_put((np.int32(0), Metrics.zero()), jax.devices()[0])
-    _, metrics = run(carry, math.ceil(size / batch_size), state, examples)
-    return metrics.means()
+    shape = jax.eval_shape(eval_step, state, images).shape
+    logits = np.zeros(shape, np.float32)
+    carry = jax.device_put((np.int32(0), logits), jax.devices()[0])
+    _, logits = run(carry, math.ceil(len(labels) / batch_size), state, images)
+    metrics, probabilities = score(logits)
+    return metrics.means(), probabilities
 
   return evaluate

@@ -8,11 +8,9 @@ The last line on stdout is the result, as JSON.
 
 import functools
 import json
-import logging as python_logging
 import pathlib
 import re
 import runpy
-import sys
 from typing import Any
 
 from absl import app
@@ -69,13 +67,14 @@ def train_and_evaluate(
       f"config.batch_size={config.batch_size}: accepted is at most"
       f" {train_size}, the size of config.train_split={config.train_split}"
     )
-  workdir_lib.create(workdir, config)
+  image_shape = data.train.images.shape[1:]
+  workdir_lib.create(workdir, config, image_shape, data.class_names)
   logging.info("Run directory %s", workdir)
 
   model = model_lib.CNN(
-    num_classes=data.num_classes,
+    num_classes=len(data.class_names),
     dropout_rate=config.dropout_rate,
-    image_shape=data.train.images.shape[1:],
+    image_shape=image_shape,
     dtype=config.dtype,
   )
   init_rng, _, _ = _rngs(config)
@@ -96,7 +95,7 @@ def train_and_evaluate(
       logging.info("%s step %d", done, start_step)
     with logger_lib.Logger(workdir, config, start_step) as logger:
       state = _train(config, data, state, manager, logger)
-      test = steps.evaluator(data.test, config.eval_batch_size)(state)
+      test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
       logger.evaluation(config.num_steps, "test", test)
   result = {**test, "global_step": config.num_steps}
   workdir_lib.write_json(workdir / "result.json", result)
@@ -127,12 +126,16 @@ def _train(
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
   )
   evaluate = steps.evaluator(data.validation, config.eval_batch_size)
+  inspect = jax.jit(
+    functools.partial(steps.inspect, batch_size=config.batch_size),
+    compiler_options=ops.compiler_options(),
+  )
   step = start_step = int(state.step)
   order = input_pipeline.order_at(
     order_rng, step, config.batch_size, data.train.labels.size
   )
   training = steps.start_training(
-    state, order, config.batch_size, data.num_classes
+    state, order, config.batch_size, len(data.class_names)
   )
   while step < config.num_steps:
     num_steps = _steps_to_dispatch(config, step)
@@ -155,8 +158,15 @@ def _train(
       training = steps.reset_metrics(training)
     validation = {}
     if is_last or _is_due(config.eval_every_steps, step):
-      validation = evaluate(training.state)
+      validation, probabilities = evaluate(training.state)
       logger.evaluation(step, "validation", validation)
+      shown = (
+        data.validation,
+        probabilities,
+        training.state.params,
+        inspect(training.state, data.train, dropout_rng),
+      )
+      logger.pictures(step, *jax.device_get(shown), data.class_names)
     if is_last or _is_due(config.checkpoint_every_steps, step):
       accuracy = validation.get("accuracy")
       checkpoints.save(manager, step, training.state, accuracy)
@@ -192,9 +202,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     args = flags.FLAGS(argv)
     list(_CONFIG.value)  # A file that could not be read raises here.
   except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
-    sys.exit(f"train.py: {_explain(str(error))}")
+    logger_lib.exit_with(_explain(str(error)))
   if args[1:]:
-    sys.exit(f"train.py: unexpected argument {args[1]}; options begin with --")
+    logger_lib.exit_with(
+      f"unexpected argument {args[1]}; options begin with --"
+    )
   return args
 
 
@@ -211,25 +223,9 @@ def _explain(error: str) -> str:
   return error.splitlines()[-1].strip()
 
 
-def _setup_logging() -> None:
-  """Shows our own messages and everybody's warnings, with the time alone."""
-  logging.set_verbosity(logging.INFO)
-  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
-  handler = logging.get_absl_handler()
-  handler.setFormatter(
-    python_logging.Formatter("%(asctime)s %(message)s", "%X")
-  )
-  handler.addFilter(
-    lambda record: (
-      record.levelno > python_logging.INFO
-      or pathlib.Path(record.pathname).resolve().parent == _PROJECT
-    )
-  )
-
-
 def main(argv: list[str]) -> None:
   del argv
-  _setup_logging()
+  logger_lib.setup_console()
   ops.cache_compilations()
   config = _CONFIG.value
   path = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -239,7 +235,7 @@ def main(argv: list[str]) -> None:
     )
     result = train_and_evaluate(config, workdir)
   except app.UsageError as error:
-    sys.exit(f"train.py: {error}")
+    logger_lib.exit_with(str(error))
   print(json.dumps(result, sort_keys=True))
 
 

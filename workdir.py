@@ -1,14 +1,22 @@
-"""Run directories: their name, and the config they hold."""
+"""Run directories: their name, the config they hold, what was trained."""
 
+from collections.abc import Sequence
 import json
 import math
 import os
 import pathlib
 import re
 from typing import Any
+from typing import NamedTuple
 
 from absl import app
+import jax
 import ml_collections
+
+import checkpoints
+from configs import default
+import model as model_lib
+import steps
 
 _MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
 
@@ -71,9 +79,14 @@ def name(
 
 
 def create(
-  workdir: str | os.PathLike, config: ml_collections.ConfigDict
+  workdir: str | os.PathLike,
+  config: ml_collections.ConfigDict,
+  image_shape: Sequence[int],
+  class_names: Sequence[str],
 ) -> None:
-  """Creates a run directory with its config.json, or checks the one there is.
+  """Creates a run directory, or checks that the one there is has this config.
+
+  Besides config.json it gets dataset.json, so that `open_run` needs no data.
 
   Raises:
     app.UsageError: it cannot be created, or holds another config.
@@ -96,17 +109,14 @@ def create(
       )
     else:
       write_json(path, config.to_dict())
+    dataset = {"image_shape": image_shape, "class_names": class_names}
+    write_json(workdir / "dataset.json", dataset)
   except OSError as error:
     raise app.UsageError(f"--workdir={workdir}: {error}") from error
 
 
 def _check_same(path: pathlib.Path, config: dict[str, Any]) -> None:
-  try:
-    found = json.loads(path.read_text())
-  except ValueError as error:
-    raise app.UsageError(f"{path}: is not JSON: {error}") from error
-  if not isinstance(found, dict):
-    raise app.UsageError(f"{path}: holds {found!r}, not a config")
+  found = read_json(path)
   differing = [
     f"{key} ({found.get(key, 'none')} there, {config.get(key, 'none')} here)"
     for key in sorted(found.keys() | config.keys())
@@ -117,6 +127,112 @@ def _check_same(path: pathlib.Path, config: dict[str, Any]) -> None:
       f"{path.parent} holds a run of another config: {', '.join(differing)};"
       " name another --workdir"
     )
+
+
+class Run(NamedTuple):
+  """What a run directory holds.
+
+  Attributes:
+    config: of the run.
+    image_shape: (height, width, channels) of the images it was trained on.
+    class_names: of the labels.
+    state: as it was after `step` steps.
+    step: of the checkpoint.
+  """
+
+  config: ml_collections.ConfigDict
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...]
+  state: steps.TrainState
+  step: int
+
+
+def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
+  """Restores what was trained from its run directory alone.
+
+  Args:
+    workdir: the run directory.
+    checkpoint: "last", "best" by validation accuracy, or a step.
+
+  Raises:
+    app.UsageError: names what is missing or wrong there.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  config = _read_config(workdir / "config.json")
+  dataset = read_json(workdir / "dataset.json")
+  try:
+    image_shape = tuple(int(size) for size in dataset["image_shape"])
+    class_names = tuple(str(name) for name in dataset["class_names"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise app.UsageError(
+      f"{workdir / 'dataset.json'}: holds {dataset}; accepted are image_shape"
+      " and class_names"
+    ) from error
+  model = model_lib.CNN(
+    num_classes=len(class_names),
+    dropout_rate=config.dropout_rate,
+    image_shape=image_shape,
+    dtype=config.dtype,
+  )
+  state = jax.eval_shape(
+    lambda: steps.create_train_state(
+      jax.random.key(0), model, config.learning_rate
+    )
+  )
+  if not (workdir / "checkpoints").is_dir():
+    raise app.UsageError(f"{workdir}: has no checkpoints; train.py saves them")
+  with checkpoints.open_manager(workdir, read_only=True) as manager:
+    step = _choose_step(manager, checkpoint, workdir)
+    state = checkpoints.restore(manager, step, state)
+  return Run(config, image_shape, class_names, state, step)
+
+
+def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+  found = read_json(path)
+  config = default.get_config()
+  if found.keys() != config.keys():
+    raise app.UsageError(
+      f"{path}: has the keys {', '.join(sorted(found))}; accepted are"
+      f" {', '.join(sorted(config))}"
+    )
+  try:
+    config.update(found)
+  except TypeError as error:
+    raise app.UsageError(f"{path}: {error}") from error
+  validate(config)
+  return config
+
+
+def _choose_step(manager, checkpoint: str, workdir: pathlib.Path) -> int:
+  """The step of "last", "best" or a number, if it is there."""
+  there = manager.all_steps()
+  if not there:
+    raise app.UsageError(f"{workdir}: has no complete checkpoint")
+  if checkpoint == "last":
+    return max(there)
+  if checkpoint == "best":
+    return manager.best_step()
+  if checkpoint.isdecimal() and int(checkpoint) in there:
+    return int(checkpoint)
+  raise app.UsageError(
+    f"--checkpoint={checkpoint}: accepted are last, best and the steps"
+    f" {', '.join(map(str, there))}"
+  )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object; app.UsageError names a file that is none."""
+  try:
+    found = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise app.UsageError(
+      f"{path}: there is none; accepted is the run directory of a train.py"
+    ) from error
+  except (OSError, ValueError) as error:
+    raise app.UsageError(f"{path}: is not JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise app.UsageError(f"{path}: holds {found!r}, not a JSON object")
+  return found
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

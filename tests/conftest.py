@@ -9,6 +9,7 @@ import sys
 
 from flax import serialization
 import jax
+from matplotlib import image
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
@@ -111,12 +112,25 @@ def read_jsonl(workdir):
   return [json.loads(line) for line in lines]
 
 
-def run_train(*args, cwd, **environment):
-  """Runs train.py as a user would."""
-  return subprocess.run(
-    [sys.executable, str(PROJECT / "train.py"), *args],
+def run_program(program, *args, cwd, stdin=b"", **environment):
+  """Runs one of the programs as a user would."""
+  completed = subprocess.run(
+    [sys.executable, str(PROJECT / program), *map(str, args)],
     capture_output=True,
-    text=True,
+    input=stdin,
     cwd=cwd,
     env={**os.environ, **environment},
   )
+  completed.stdout = completed.stdout.decode()
+  completed.stderr = completed.stderr.decode()
+  return completed
+
+
+def run_train(*args, cwd, **environment):
+  return run_program("train.py", *args, cwd=cwd, **environment)
+
+
+def assert_not_blank(path):
+  """A picture file has more than one colour."""
+  pixels = image.imread(path)
+  assert pixels.std() > 0.03, path

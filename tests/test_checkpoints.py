@@ -32,12 +32,17 @@ def test_keeps_the_newest_three_and_the_best(tmp_path):
     manager.wait_until_finished()
     assert manager.all_steps() == [2, 5, 6, 7]
   with checkpoints.open_manager(tmp_path) as manager:  # In a later process.
-    checkpoints.save(manager, 8, state, 0.95)
-    checkpoints.save(manager, 9, state, 0.1)
-    checkpoints.save(manager, 10, state, 0.1)
-    checkpoints.save(manager, 11, state, 0.1)
+    checkpoints.save(manager, 8, state, 0.1)
     manager.wait_until_finished()
-    assert manager.all_steps() == [8, 9, 10, 11]
+    assert manager.all_steps() == [2, 6, 7, 8]
+    assert manager.best_step() == 2
+    checkpoints.save(manager, 9, state, 0.95)
+    for step in (10, 11, 12):
+      checkpoints.save(manager, step, state, 0.1)
+    manager.wait_until_finished()
+    assert manager.all_steps() == [9, 10, 11, 12]
+  with checkpoints.open_manager(tmp_path, read_only=True) as manager:
+    assert (manager.best_step(), manager.latest_step()) == (9, 12)
 
 
 def test_a_state_may_change_while_it_is_saved(tmp_path):

@@ -91,7 +91,7 @@ def test_splits_are_tfdss(mnist, default_config):
   np.testing.assert_array_equal(data.test.images, mnist.test.images[5000:])
   assert mnist.train.images.dtype == np.uint8
   assert mnist.train.labels.dtype == np.int32
-  assert mnist.num_classes == 10
+  assert mnist.class_names == tuple("0123456789")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_other_data_sets_are_read_where_prepared(tiny_builder, tiny_set_config):
   del tiny_builder
   for _ in range(2):  # From the records, then from the arrays beside them.
     data = input_pipeline.load(tiny_set_config)
-    assert data.num_classes == 4
+    assert data.class_names == tuple("0123")
     np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], range(10, 40))
     assert data.test.images.shape == (12, 8, 6, 3)
     np.testing.assert_array_equal(data.test.labels, np.arange(12) % 4)

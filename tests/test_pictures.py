@@ -32,3 +32,95 @@ def test_learning_curves_draw_what_was_logged():
   assert [len(line.get_xydata()) for line in loss.lines] == [2, 1, 1]
   assert loss.get_yscale() == "log"
   assert pixels(figure).std() > 0.05  # Not blank.
+
+
+def texts(axes):
+  return [text.get_text() for text in axes.texts]
+
+
+def test_confusion_matrix_has_the_counts():
+  matrix = np.array([[8, 2], [0, 10]])
+  figure = pictures.confusion_matrix(matrix, ("cat", "dog"))
+  (axes,) = figure.axes
+  assert texts(axes) == ["8", "2", "10"]
+  assert [label.get_text() for label in axes.get_yticklabels()] == [
+    "cat",
+    "dog",
+  ]
+  assert axes.get_title() == "accuracy 0.9000 of 20"
+  assert pixels(figure).std() > 0.05
+
+
+def test_mistakes_are_the_surest_ones():
+  images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+  labels = np.array([0, 1, 1, 0])
+  probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.2, 0.8]])
+  figure = pictures.mistakes(images, labels, probabilities, ("a", "b"), count=2)
+  titles = [axes.get_title() for axes in figure.axes]
+  assert titles[:3] == [
+    "2: b, not a\n(80% sure)",
+    "3: a, not b\n(80% sure)",
+    "",
+  ]
+  np.testing.assert_array_equal(
+    figure.axes[0].images[0].get_array(), images[2, ..., 0]
+  )
+  assert pixels(figure).std() > 0.05
+  none = pictures.mistakes(images, labels, np.eye(2)[labels], ("a", "b"))
+  assert "0 of 4 are wrong" in none.get_suptitle()
+
+
+def test_calibration_draws_the_accuracy_of_each_bin():
+  confidences = np.array([0.55, 0.55, 0.95, 1.0])
+  correct = np.array([True, False, True, True])
+  figure = pictures.calibration(confidences, correct, 0.0125, 10)
+  reliability, counts = figure.axes
+  heights = [bar.get_height() for bar in reliability.patches]
+  np.testing.assert_allclose(heights, [0.5, 1.0])
+  np.testing.assert_allclose(
+    [bar.get_height() for bar in counts.patches], [0] * 5 + [2, 0, 0, 0, 2]
+  )
+  assert pixels(figure).std() > 0.05
+
+
+def test_filters_and_activations_show_every_feature():
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=(5, 5, 1, 32))
+  figure = pictures.filters(kernel)
+  drawn = figure.axes[0].images[0].get_array()
+  np.testing.assert_array_equal(drawn[:5, :5], kernel[:, :, 0, 0])
+  np.testing.assert_array_equal(drawn[6:11, 12:17], kernel[:, :, 0, 8])
+  np.testing.assert_allclose(drawn.compressed().sum(), kernel.sum())
+  layers = {"conv": rng.normal(size=(3, 3, 5)), "dense": rng.normal(size=7)}
+  figure = pictures.activations(
+    np.zeros((28, 28, 1), np.uint8), layers, np.full(2, 0.5), ("a", "b")
+  )
+  _, conv, dense, _ = (axes.images for axes in figure.axes)
+  for (drawn,), output in ((conv, layers["conv"]), (dense, layers["dense"])):
+    values = drawn.get_array().compressed()
+    np.testing.assert_allclose(
+      np.sort(values)[::-1][:5], np.sort(output.ravel())[::-1][:5]
+    )
+    assert values.size == output.size
+  assert pixels(figure).std() > 0.05
+
+
+def test_predictions_and_curves_are_drawn():
+  rng = np.random.default_rng(0)
+  given = [np.zeros((9, 5), np.uint8), np.zeros((4, 4, 3), np.uint8)]
+  seen = rng.integers(0, 256, (2, 28, 28, 1), np.uint8)
+  probabilities = np.array([[0.25, 0.75], [0.9, 0.1]])
+  figure = pictures.predictions(
+    given, seen, probabilities, ("x.png", "y.png"), ("a", "b")
+  )
+  assert [axes.get_title() for axes in figure.axes] == [
+    *("x.png", "", "b: 75.0%", "y.png", "", "a: 90.0%")
+  ]
+  heights = [bar.get_height() for bar in figure.axes[2].patches]
+  np.testing.assert_allclose(heights, probabilities[0])
+  assert pixels(figure).std() > 0.05
+  runs = {"a": [{"step": 2, "validation_accuracy": 0.5}], "b": []}
+  (axes,) = pictures.compare_curves(runs).axes
+  (line,) = axes.lines
+  assert line.get_label() == "a"
+  np.testing.assert_array_equal(line.get_xydata(), [[2, 0.5]])

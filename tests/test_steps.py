@@ -24,8 +24,8 @@ def test_metrics_are_sums():
   np.testing.assert_allclose(metrics.loss, losses.sum(), rtol=1e-6)
   # A tie is the first class's, here wrongly.
   assert (metrics.num_correct, metrics.num_examples) == (1, 3)
-  masked = steps.Metrics.of(logits, labels, jnp.array([True, False, True]))
-  means = (masked + metrics).means()
+  part = steps.Metrics.of(logits[::2], labels[::2])
+  means = (part + metrics).means()
   expected = (losses.sum() + losses[0] + losses[2]) / 5
   np.testing.assert_allclose(means["loss"], expected, rtol=1e-6)
   assert means["accuracy"] == 2 / 5
@@ -47,20 +47,12 @@ def test_evaluation_counts_every_test_image_once(mnist, batch_size):
   log_sum = np.log(np.exp(expected).sum(axis=1))
   expected_loss = log_sum - expected[np.arange(len(labels)), labels]
 
-  size = min(batch_size, 10_000)
-  run = ops.repeated(
-    functools.partial(steps.eval_on_next_batch, batch_size=size)
-  )
-  _, metrics = run(
-    (jnp.int32(0), steps.Metrics.zero()),
-    -(-10_000 // size),
-    state,
-    mnist.test,
-  )
-  assert metrics.num_examples == 10_000
-  means = steps.evaluator(mnist.test, batch_size)(state)
+  means, probabilities = steps.evaluator(mnist.test, batch_size)(state)
   assert means["accuracy"] == (labels == 9).mean()
   np.testing.assert_allclose(means["loss"], expected_loss.mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    probabilities, np.exp(expected - log_sum[:, None]), rtol=1e-4
+  )
 
 
 def test_a_constant_predictor_scores_the_class_frequency(mnist):
@@ -72,7 +64,7 @@ def test_a_constant_predictor_scores_the_class_frequency(mnist):
       params=jax.nn.one_hot(digit, 10),
       tx=optax.sgd(0.1),
     )
-    means = steps.evaluator(mnist.test, 1000)(state)
+    means, _ = steps.evaluator(mnist.test, 1000)(state)
     assert means["accuracy"] == (np.asarray(mnist.test.labels) == digit).mean()
 
 
@@ -134,3 +126,34 @@ def test_training_takes_the_batches_of_the_order(mnist):
     (state.params, total, probabilities),
   )
   np.testing.assert_array_equal(training.labels, labels[:5])
+
+
+def test_inspection_is_what_numpy_finds(mnist):
+  state = create_state()
+  examples = jax.tree.map(lambda x: x[:30], mnist.train)
+  rng = jax.random.key(2)
+  inspection = steps.inspect(state, examples, rng, batch_size=20)
+  np.testing.assert_array_equal(inspection.image, examples.images[0])
+  shapes = {name: x.shape for name, x in inspection.layers.items()}
+  assert shapes == {
+    "conv1": (14, 14, 32),
+    "conv2": (7, 7, 64),
+    "dense": (1024,),
+  }
+  # The last layer of the activations gives the probabilities.
+  last = state.params["logits"]
+  logits = inspection.layers["dense"] @ last["kernel"] + last["bias"]
+  np.testing.assert_allclose(
+    inspection.probabilities, jax.nn.softmax(logits), rtol=1e-4
+  )
+  # A step of plain SGD moves each parameter by rate times the gradient.
+  images = input_pipeline.to_float(examples.images[:20])
+  after, _, _ = steps.train_step(state, images, examples.labels[:20], rng)
+  moved = jax.tree.map(
+    lambda a, b: np.linalg.norm(a - b) / 0.1, state.params, after.params
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3),
+    inspection.grad_norms,
+    moved,
+  )

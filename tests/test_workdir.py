@@ -68,18 +68,20 @@ def test_the_default_config_is_valid():
 def test_create_writes_the_config_and_finds_it_again(tmp_path):
   config = default.get_config()
   path = tmp_path / "runs" / "one"
-  workdir.create(path, config)
+  workdir.create(path, config, (28, 28, 1), tuple("0123456789"))
   assert json.loads((path / "config.json").read_text()) == config.to_dict()
-  workdir.create(path, config)
+  workdir.create(path, config, (28, 28, 1), tuple("0123456789"))
 
 
 def test_another_config_is_refused_with_the_differing_keys(tmp_path):
-  workdir.create(tmp_path / "run", default.get_config())
+  workdir.create(
+    tmp_path / "run", default.get_config(), (28, 28, 1), tuple("0123456789")
+  )
   before = (tmp_path / "run/config.json").read_bytes()
   config = default.get_config()
   config.update(batch_size=256, seed=3)
   with pytest.raises(app.UsageError) as error:
-    workdir.create(tmp_path / "run", config)
+    workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("0123456789"))
   message = str(error.value)
   assert "batch_size (100 there, 256 here)" in message
   assert "seed (0 there, 3 here)" in message
@@ -93,13 +95,17 @@ def test_a_damaged_config_json_is_named(tmp_path, content):
   with pytest.raises(
     app.UsageError, match="config.json: (is not JSON|holds .*, not)"
   ):
-    workdir.create(tmp_path, default.get_config())
+    workdir.create(
+      tmp_path, default.get_config(), (28, 28, 1), tuple("0123456789")
+    )
 
 
 def test_a_directory_of_other_files_is_refused(tmp_path):
   (tmp_path / "thesis.tex").touch()
   with pytest.raises(app.UsageError, match="no config.json"):
-    workdir.create(tmp_path, default.get_config())
+    workdir.create(
+      tmp_path, default.get_config(), (28, 28, 1), tuple("0123456789")
+    )
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -107,4 +113,6 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
   (tmp_path / "file").touch()
   for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / "a[1]"):
     with pytest.raises(app.UsageError, match=f"--workdir={tmp_path}"):
-      workdir.create(path, default.get_config())
+      workdir.create(
+        path, default.get_config(), (28, 28, 1), tuple("0123456789")
+      )

@@ -1,0 +1,136 @@
+"""How well a run reads digits that are not from MNIST.
+
+    python benchmarks/unseen_digits.py --workdir=runs/default \
+      --json=docs/unseen_digits.json --picture=docs/unseen_digits.png
+
+Two sets: printed digits, rendered from the fonts that come with matplotlib and
+made photographs of paper (uneven light, noise, blur, a few degrees of
+rotation), and the 1,797 handwritten ones of 8x8 pixels of scikit-learn's
+`load_digits`. All go through what predict.py does with a file.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFilter
+from PIL import ImageFont
+from sklearn import datasets
+import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import images as images_lib  # noqa: E402
+import pictures  # noqa: E402
+import predict  # noqa: E402
+import workdir as workdir_lib  # noqa: E402
+
+FONTS = (
+  "DejaVuSans",
+  "DejaVuSans-Bold",
+  "DejaVuSans-Oblique",
+  "DejaVuSansMono",
+  "DejaVuSerif",
+  "DejaVuSerif-Italic",
+  "STIXGeneral",
+  "STIXGeneralItalic",
+  "cmr10",
+  "cmss10",
+)
+PHOTOGRAPHS_EACH = 10  # Of each digit in each font.
+HEIGHT, WIDTH = 240, 320
+
+
+def photograph(digit: int, font: str, rng: np.random.Generator) -> np.ndarray:
+  """A digit printed on paper, uint8 [HEIGHT, WIDTH]."""
+  folder = pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf"
+  truetype = ImageFont.truetype(
+    str(folder / f"{font}.ttf"), int(rng.integers(60, 140))
+  )
+  ink = Image.new("L", (WIDTH, HEIGHT))
+  ImageDraw.Draw(ink).text(
+    (WIDTH / 2, HEIGHT / 2), str(digit), 255, truetype, anchor="mm"
+  )
+  ink = ink.rotate(
+    rng.uniform(-8, 8),
+    Image.Resampling.BICUBIC,
+    translate=tuple(rng.integers(-40, 40, 2)),
+  ).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2)))
+  rows, columns = np.indices((HEIGHT, WIDTH)) / WIDTH - 0.5
+  angle = rng.uniform(0, 2 * np.pi)
+  light = 1 + 0.3 * (np.sin(angle) * rows + np.cos(angle) * columns)
+  reflected = 1 - rng.uniform(0.6, 0.9) * np.asarray(ink) / 255
+  values = rng.uniform(150, 210) * light * reflected
+  values += rng.normal(0, 5, values.shape)
+  return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def make_sets() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
+  """The images and the labels of each set."""
+  rng = np.random.default_rng(0)
+  labels = np.tile(np.arange(10), len(FONTS) * PHOTOGRAPHS_EACH)
+  fonts = np.repeat(FONTS, 10 * PHOTOGRAPHS_EACH)
+  printed = [
+    photograph(digit, font, rng)
+    for digit, font in zip(labels, fonts, strict=True)
+  ]
+  digits = datasets.load_digits()
+  return {
+    "photographs of printed digits": (printed, labels),
+    "load_digits, 8x8": (
+      list(np.uint8(np.round(digits.images * 255 / 16))),
+      digits.target,
+    ),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--checkpoint", default="last")
+  parser.add_argument("--json", help="where to write the result")
+  parser.add_argument("--picture", help="where to draw what fails")
+  args = parser.parse_args()
+  run = workdir_lib.open_run(args.workdir, args.checkpoint)
+  predictor = predict.predictor(run)
+  result, shown = {}, []
+  for name, (images, labels) in make_sets().items():
+    seen = np.stack(
+      [
+        images_lib.to_mnist_form(image)[..., None]
+        for image in tqdm.tqdm(images, desc=name, disable=None)
+      ]
+    )
+    probabilities = predictor(seen)
+    correct = probabilities.argmax(axis=1) == labels
+    result[name] = {
+      "n": len(labels),
+      "accuracy": float(correct.mean()),
+      "accuracy_by_class": {
+        str(digit): float(correct[labels == digit].mean())
+        for digit in range(10)
+      },
+    }
+    print(f"{name}: {correct.mean():.4f} of {len(labels)}")
+    wrong = np.flatnonzero(~correct)
+    for index in np.random.default_rng(0).permutation(wrong)[:4]:
+      title = f"{name.split(',')[0]}: {labels[index]}"
+      shown.append((images[index], seen[index], probabilities[index], title))
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+  if args.picture and shown:
+    given, seen, probabilities, titles = zip(*shown, strict=True)
+    pictures.predictions(
+      given, np.stack(seen), np.stack(probabilities), titles, run.class_names
+    ).savefig(args.picture, dpi=100)
+
+
+if __name__ == "__main__":
+  main()

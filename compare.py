@@ -1,0 +1,147 @@
+"""Compares runs: what differs between their configs, and what came of it.
+
+python compare.py runs/ --plot=comparison.png
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from absl import app
+
+import logger
+import workdir as workdir_lib
+
+_RESULTS = (
+  "steps",
+  "validation_accuracy",
+  "test_accuracy",
+  "test_loss",
+  "steps_per_second",
+)
+
+
+def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
+  """All run directories at or below the folders.
+
+  Raises:
+    app.UsageError: names a folder without any.
+  """
+  runs = []
+  for folder in folders:
+    found = sorted(path.parent for path in folder.rglob("config.json"))
+    if not found:
+      raise app.UsageError(f"{folder}: there is no run directory in it")
+    runs += [path for path in found if path not in runs]
+  return runs
+
+
+def read_metrics(run: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a run's metrics.jsonl, but for one that is being written."""
+  path = run / "metrics.jsonl"
+  records = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      break
+  return records
+
+
+def summarise(run: pathlib.Path) -> dict[str, Any]:
+  """The `_RESULTS` of a run that are there yet."""
+  records = read_metrics(run)
+
+  def last(key):
+    values = [record[key] for record in records if key in record]
+    return values[-1] if values else None
+
+  rates = [r["steps_per_second"] for r in records if "steps_per_second" in r]
+  return {
+    "steps": last("step"),
+    "validation_accuracy": last("validation_accuracy"),
+    "test_accuracy": last("test_accuracy"),
+    "test_loss": last("test_loss"),
+    "steps_per_second": statistics.median(rates) if rates else None,
+  }
+
+
+def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
+  """One row for each run, the best first.
+
+  Returns:
+    Of each run: its directory, the config keys that are not the same in all,
+    and the `_RESULTS`.
+  """
+  configs = [workdir_lib.read_json(run / "config.json") for run in runs]
+  keys = sorted(set().union(*configs))
+  differing = [
+    key
+    for key in keys
+    if any(config.get(key) != configs[0].get(key) for config in configs)
+  ]
+  rows = [
+    {
+      "run": str(run),
+      **{key: config.get(key) for key in differing},
+      **summarise(run),
+    }
+    for run, config in zip(runs, configs, strict=True)
+  ]
+  accuracies = ("test_accuracy", "validation_accuracy")
+  return sorted(rows, key=lambda row: [-(row[key] or 0) for key in accuracies])
+
+
+def _format(value: Any) -> str:
+  if value is None:
+    return "-"
+  if isinstance(value, float):
+    return f"{value:.4g}" if abs(value) < 1e-2 or value > 10 else f"{value:.4f}"
+  return str(value)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+  header = list(rows[0])
+  cells = [header, *([_format(row[key]) for key in header] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  for line in cells:
+    padded = (
+      f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)
+    )
+    print("  ".join(padded).rstrip())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.error = logger.exit_with
+  parser.add_argument("folders", nargs="+", type=pathlib.Path)
+  parser.add_argument("--csv", action="store_true", help="print CSV")
+  parser.add_argument("--plot", help="a picture file for the learning curves")
+  args = parser.parse_args()
+  try:
+    rows = compare(find_runs(args.folders))
+  except app.UsageError as error:
+    logger.exit_with(str(error))
+  if args.csv:
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+  else:
+    print_table(rows)
+  if args.plot:
+    import pictures
+
+    curves = {
+      row["run"]: read_metrics(pathlib.Path(row["run"])) for row in rows
+    }
+    pictures.compare_curves(curves).savefig(args.plot, dpi=120)
+
+
+if __name__ == "__main__":
+  main()

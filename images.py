@@ -1,0 +1,232 @@
+"""Image files to arrays, and drawings and photographs to MNIST's form."""
+
+from collections.abc import Iterator
+import io
+import pathlib
+import warnings
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+from scipy import ndimage
+
+# Formats whose decoders Pillow has itself: others may start other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = tuple(
+  ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .npy".split()
+)
+_NPY_MAGIC = b"\x93NUMPY"
+_SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
+_MAX_SIDE = 400  # More detail than this only takes time.
+_MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
+
+
+def read(source: pathlib.Path | bytes) -> Iterator[np.ndarray]:
+  """Yields the images of a file: one, or those of a .npy array.
+
+  Args:
+    source: a path, or the content of a file.
+
+  Yields:
+    uint8 [height, width] or [height, width, 3], as a person would see it.
+
+  Raises:
+    ValueError: says what is wrong with the file.
+  """
+  try:
+    if isinstance(source, bytes):
+      file, head = io.BytesIO(source), source[:6]
+    else:
+      with open(source, "rb") as opened:
+        file, head = source, opened.read(6)
+  except IsADirectoryError as error:
+    raise ValueError("is a folder without images") from error
+  except OSError as error:
+    raise ValueError(error.strerror) from error
+  if not head:
+    raise ValueError("is empty")
+  if head == _NPY_MAGIC:
+    yield from _read_array(file)
+  else:
+    yield _read_image(file)
+
+
+def _read_array(file) -> Iterator[np.ndarray]:
+  """The images of a .npy file: [height, width] is one."""
+  try:
+    # Mapped, so that a header cannot claim more memory than the file has.
+    mode = None if isinstance(file, io.BytesIO) else "r"
+    array = np.load(file, mmap_mode=mode, allow_pickle=False)
+  except (ValueError, OSError, EOFError, MemoryError) as error:
+    raise ValueError(f"is not an array that can be read: {error}") from error
+  if array.ndim == 2:
+    array = array[None]
+  if array.ndim == 4 and array.shape[-1] == 1:
+    array = array[..., 0]
+  is_image = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)
+  if not is_image or not array.size or array.dtype.kind not in "buif":
+    raise ValueError(
+      f"is an array of {array.dtype} {list(array.shape)}; accepted are numbers,"
+      " [height, width], [n, height, width] or [n, height, width, 1 or 3]"
+    )
+  return map(_to_uint8, array)
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+  """From 8 bit, 16 bit, or [0, 1]."""
+  if values.dtype == np.uint8:
+    return np.array(values)
+  values = np.nan_to_num(np.asarray(values, np.float64))
+  if values.max() > 255:
+    values = values / 257
+  elif values.max() <= 1:
+    values = values * 255
+  return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def _read_image(file) -> np.ndarray:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("error", Image.DecompressionBombWarning)
+      with Image.open(file, formats=_FORMATS) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):  # 16 bit and more.
+          return _to_uint8(np.asarray(image))
+        if image.has_transparency_data:
+          return _flatten(np.asarray(image.convert("RGBA"), np.float32))
+        grey = image.mode in ("1", "L")
+        return np.asarray(image.convert("L" if grey else "RGB"))
+  except Image.UnidentifiedImageError as error:
+    raise ValueError(f"is none of {', '.join(_FORMATS)}") from error
+  except (
+    Image.DecompressionBombWarning,
+    Image.DecompressionBombError,
+  ) as error:
+    raise ValueError(
+      f"is larger than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    ) from error
+  except Exception as error:  # Pillow's decoders raise anything.
+    raise ValueError(f"cannot be decoded: {error}") from error
+
+
+def _flatten(rgba: np.ndarray) -> np.ndarray:
+  """Puts a transparent image on a background that shows its ink."""
+  rgb, alpha = rgba[..., :3], rgba[..., 3:] / 255
+  visible = to_grey(rgb)[alpha[..., 0] > 0.5]
+  background = 255.0
+  if visible.size and np.ptp(visible) > 2 * _MIN_CONTRAST:
+    background = np.median(visible)  # It brings paper of its own.
+  elif visible.size and visible.mean() > 127:
+    background = 0.0
+  flat = rgb * alpha + background * (1 - alpha)
+  return np.round(flat).astype(np.uint8)
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+  """The luma (ITU-R 601) of an image, float32 [height, width]."""
+  image = image.astype(np.float32)
+  if image.ndim == 2:
+    return image
+  return image @ np.float32([0.299, 0.587, 0.114])
+
+
+def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
+  """Makes an image of a digit what MNIST's are.
+
+  Its authors scaled each digit into 20x20 pixels with its aspect ratio kept,
+  and put its centre of mass at the centre of 28x28 pixels, light ink on black:
+  http://yann.lecun.com/exdb/mnist/. Before that, uneven light and specks on the
+  paper are taken out here.
+
+  Args:
+    image: uint8 [height, width] or [height, width, 3].
+    invert: "yes" if the ink is darker than the paper, "no" if it is lighter,
+      "auto" to find out.
+
+  Returns:
+    uint8 [28, 28].
+
+  Raises:
+    ValueError: there is no ink.
+  """
+  x = to_grey(image)
+  if max(x.shape) > _MAX_SIDE:
+    scale = _MAX_SIDE / max(x.shape)
+    x = _resize(x, [max(1, round(n * scale)) for n in x.shape])
+  if invert == "yes" or (invert == "auto" and _has_dark_ink(x)):
+    x = 255 - x
+  ink = np.maximum(x - _paper(x), 0)
+  smooth = ndimage.gaussian_filter(ink, max(x.shape) / 200)
+  if smooth.max() < _MIN_CONTRAST:
+    raise ValueError("has no ink")
+  threshold = _otsu(smooth)
+  mask = _without_specks(smooth > threshold)
+  # MNIST's paper is 0 and its ink mostly 255.
+  low, high = threshold / 2, np.median(ink[mask])
+  near = ndimage.binary_dilation(mask, iterations=1 + max(x.shape) // 100)
+  ink = np.where(near, np.clip((ink - low) / (high - low), 0, 1), 0)
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  scale = _BOX / max(ink.shape)
+  ink = _resize(ink, [max(1, round(n * scale)) for n in ink.shape])
+  ink = np.clip(ink / ink.max(), 0, 1)
+
+  result = np.zeros((_SIDE, _SIDE), np.uint8)
+  center = (_SIDE - 1) / 2
+  top, left = (
+    int(np.clip(round(center - mass), 0, _SIDE - size))
+    for mass, size in zip(ndimage.center_of_mass(ink), ink.shape, strict=True)
+  )
+  result[top : top + ink.shape[0], left : left + ink.shape[1]] = np.round(
+    ink * 255
+  )
+  return result
+
+
+def _resize(x: np.ndarray, shape: list[int]) -> np.ndarray:
+  image = Image.fromarray(np.asarray(x, np.float32))
+  return np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def _has_dark_ink(x: np.ndarray) -> bool:
+  """Whether what differs most from the border is darker than it."""
+  border = np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])
+  paper = np.median(border)
+  low, high = np.percentile(x, (0.5, 99.5))
+  return paper - low > high - paper
+
+
+def _paper(x: np.ndarray) -> np.ndarray:
+  """The brightness of the paper: a plane through the darker pixels."""
+  rows, columns = np.indices(x.shape, np.float32) / max(x.shape)
+  planes = np.stack([np.ones_like(x), rows, columns], axis=-1)
+  stride = max(1, max(x.shape) // 64)
+  points = planes[::stride, ::stride].reshape(-1, 3)
+  values = x[::stride, ::stride].ravel()
+  keep = np.ones(values.shape, bool)
+  for _ in range(5):  # Each leaves out what stands out: the ink.
+    fit, *_ = np.linalg.lstsq(points[keep], values[keep], rcond=None)
+    residuals = values - points @ fit
+    keep = residuals <= np.percentile(residuals, 60)
+  return planes @ fit
+
+
+def _otsu(x: np.ndarray) -> float:
+  """The threshold between two classes of pixels (Otsu, 1979)."""
+  counts, edges = np.histogram(x, 256)
+  centers = (edges[:-1] + edges[1:]) / 2
+  below = np.cumsum(counts)[:-1]
+  above = counts.sum() - below
+  sums = np.cumsum(counts * centers)
+  gap = sums[:-1] / np.maximum(below, 1) - (sums[-1] - sums[:-1]) / np.maximum(
+    above, 1
+  )
+  return float(edges[1 + np.argmax(below * above * gap**2)])
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+  """Keeps the connected parts that are not tiny beside the largest."""
+  parts, _ = ndimage.label(mask, np.ones((3, 3)))
+  sizes = np.bincount(parts.ravel())
+  sizes[0] = 0
+  return (sizes > 0.05 * sizes.max())[parts]

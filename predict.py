@@ -1,0 +1,198 @@
+"""Predicts the classes of your own images.
+
+    python predict.py --workdir=runs/default digit.png photos/ --sheet=sheet.png
+
+Images are files, folders, .npy arrays, or - for standard input. Drawings and
+photographs of a digit are brought to MNIST's form first: light ink on black,
+scaled and centred as in the database.
+"""
+
+import argparse
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import json
+import pathlib
+import sys
+
+from absl import app
+import jax
+import numpy as np
+import tqdm
+
+import images as images_lib
+import input_pipeline
+import logger
+import ops
+import steps
+import workdir as workdir_lib
+
+_BATCH_SIZE = 100
+_MAX_ON_SHEET = 50
+
+
+def predictor(run: workdir_lib.Run) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a function from n uint8 images to [n, classes] probabilities."""
+
+  @jax.jit
+  def predict_batch(state, images):
+    return jax.nn.softmax(
+      steps.eval_step(state, input_pipeline.to_float(images))
+    )
+
+  def predict(images):
+    padded = -(-len(images) // _BATCH_SIZE) * _BATCH_SIZE  # Compiled once.
+    batches = np.zeros((padded, *run.image_shape), np.uint8)
+    batches[: len(images)] = images
+    probabilities = [
+      np.asarray(predict_batch(run.state, batches[start : start + _BATCH_SIZE]))
+      for start in range(0, padded, _BATCH_SIZE)
+    ]
+    return np.concatenate(probabilities)[: len(images)]
+
+  return predict
+
+
+def find(
+  arguments: Iterable[str],
+) -> Iterator[tuple[str, pathlib.Path | bytes]]:
+  """Yields the name and the source of each file that the arguments mean."""
+  for argument in arguments:
+    path = pathlib.Path(argument).expanduser()
+    if argument == "-":
+      yield "-", sys.stdin.buffer.read()
+    elif path.is_dir():
+      files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in images_lib.SUFFIXES and file.is_file()
+      ]
+      yield from ((str(file), file) for file in files)
+      if not files:
+        yield argument, path
+    else:
+      yield argument, path
+
+
+def to_network(
+  image: np.ndarray, image_shape: tuple[int, int, int], raw: bool, invert: str
+) -> np.ndarray:
+  """The image as the network takes it, uint8 of `image_shape`.
+
+  Raises:
+    ValueError: it has no ink or, if it is raw, another shape.
+  """
+  if not raw:
+    return images_lib.to_mnist_form(image, invert).reshape(image_shape)
+  if image.shape[:2] != image_shape[:2]:
+    raise ValueError(
+      f"is {list(image.shape[:2])}; with --raw, {list(image_shape[:2])} is"
+      " accepted"
+    )
+  if image_shape[2] == 1:
+    image = np.round(images_lib.to_grey(image)).astype(np.uint8)
+  elif image.ndim == 2:
+    image = np.repeat(image[..., None], 3, axis=-1)
+  return (255 - image if invert == "yes" else image).reshape(image_shape)
+
+
+def _load(args: argparse.Namespace, run: workdir_lib.Run):
+  """Reads all images; says what is wrong with which.
+
+  Returns:
+    The names, the images as given and as the network takes them; and whether
+    all could be read.
+  """
+  names, given, seen, all_good = [], [], [], True
+  sources = list(find(args.images))
+  for name, source in tqdm.tqdm(
+    sources, unit=" files", disable=None if len(sources) > 100 else True
+  ):
+    try:
+      images = list(images_lib.read(source))
+      for index, image in enumerate(images):
+        seen.append(to_network(image, run.image_shape, args.raw, args.invert))
+        names.append(f"{name}[{index}]" if len(images) > 1 else name)
+        given.append(image if len(given) < _MAX_ON_SHEET else None)
+    except ValueError as error:
+      all_good = False
+      tqdm.tqdm.write(f"predict.py: {name}: {error}", file=sys.stderr)
+  return names, given, seen, all_good
+
+
+def _print(names, probabilities, class_names, as_json: bool) -> None:
+  if not as_json:
+    width = max(map(len, ("file", *names)))
+    print(f"{'file':{width}}  class  probability  runner-up")
+  for name, row in zip(names, probabilities, strict=True):
+    best, second = np.argsort(-row, kind="stable")[:2]
+    if as_json:
+      record = {
+        "file": name,
+        "class": class_names[best],
+        "probability": float(row[best]),
+        "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
+      }
+      print(json.dumps(record))
+    else:
+      print(
+        f"{name:{width}}  {class_names[best]:5}  {row[best]:11.4f}"
+        f"  {class_names[second]} ({row[second]:.4f})"
+      )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.error = logger.exit_with
+  parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+  parser.add_argument("--workdir", required=True, help="of a train.py")
+  parser.add_argument(
+    "--checkpoint", default="last", help="last, best or a step"
+  )
+  parser.add_argument(
+    "--raw", action="store_true", help="the images have MNIST's form already"
+  )
+  parser.add_argument(
+    "--invert",
+    choices=("auto", "yes", "no"),
+    default="auto",
+    help="whether the ink is darker than the paper",
+  )
+  parser.add_argument("--json", action="store_true", help="one object a line")
+  parser.add_argument("--sheet", help="a picture file to draw all this in")
+  args = parser.parse_args()
+  logger.setup_console()
+  ops.cache_compilations()
+  try:
+    run = workdir_lib.open_run(args.workdir, args.checkpoint)
+    if run.image_shape != (28, 28, 1) and not args.raw:
+      raise app.UsageError(
+        f"{args.workdir}: trained on images of {list(run.image_shape)}; only"
+        " with --raw does it take files, of that size"
+      )
+  except app.UsageError as error:
+    logger.exit_with(str(error))
+  names, given, seen, all_good = _load(args, run)
+  if names:
+    probabilities = predictor(run)(np.stack(seen))
+    _print(names, probabilities, run.class_names, args.json)
+    if args.sheet:
+      import pictures
+
+      rows = slice(_MAX_ON_SHEET)
+      pictures.predictions(
+        given[rows],
+        np.stack(seen[rows]),
+        probabilities[rows],
+        names[rows],
+        run.class_names,
+      ).savefig(args.sheet, dpi=100)
+      if len(names) > _MAX_ON_SHEET:
+        print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
+  sys.exit(0 if all_good else 1)
+
+
+if __name__ == "__main__":
+  main()

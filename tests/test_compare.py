@@ -1,0 +1,82 @@
+"""compare.py on run directories written here."""
+
+import csv
+import json
+
+from absl import app
+from conftest import assert_not_blank
+from conftest import run_program
+import pytest
+
+import compare
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """Three runs; the last has not been tested yet, and is being written."""
+  for name, seed, rate, test in (("a", 0, 0.1, 0.8), ("b", 1, 0.1, 0.9)):
+    write_run(tmp_path / "runs" / name, {"seed": seed, "learning_rate": rate})
+    record = {"step": 20, "test_accuracy": test, "test_loss": 1 - test}
+    with (tmp_path / "runs" / name / "metrics.jsonl").open("a") as file:
+      file.write(json.dumps(record) + "\n")
+  write_run(tmp_path / "runs/c", {"seed": 0, "learning_rate": 0.2})
+  with (tmp_path / "runs/c/metrics.jsonl").open("a") as file:
+    file.write('{"step": 2')
+  return tmp_path / "runs"
+
+
+def write_run(path, config):
+  path.mkdir(parents=True)
+  (path / "config.json").write_text(json.dumps({**config, "batch_size": 16}))
+  records = [
+    {"step": 10, "train_loss": 2.0, "steps_per_second": rate}
+    for rate in (1.0, 5.0, 6.0)
+  ]
+  records.append({"step": 20, "validation_accuracy": 0.5})
+  (path / "metrics.jsonl").write_text(
+    "".join(json.dumps(record) + "\n" for record in records)
+  )
+
+
+def test_the_best_is_first_and_only_what_differs_is_shown(runs):
+  rows = compare.compare(compare.find_runs([runs]))
+  expected = {
+    "run": str(runs / "b"),
+    "learning_rate": 0.1,
+    "seed": 1,
+    "steps": 20,
+    "validation_accuracy": 0.5,
+    "test_accuracy": 0.9,
+    "test_loss": pytest.approx(0.1),
+    "steps_per_second": 5.0,
+  }
+  assert rows[0] == expected
+  assert [row["run"][-1] for row in rows] == ["b", "a", "c"]
+  assert rows[2]["test_accuracy"] is None
+
+
+def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
+  plot = tmp_path / "plot.png"
+  completed = run_program("compare.py", runs, f"--plot={plot}", cwd=tmp_path)
+  assert completed.returncode == 0, completed.stderr
+  header, first, *_ = completed.stdout.splitlines()
+  assert header.split()[:4] == ["run", "learning_rate", "seed", "steps"]
+  assert first.split() == [
+    *(str(runs / "b"), "0.1000", "1", "20", "0.5000", "0.9000", "0.1000"),
+    "5.0000",
+  ]
+  assert_not_blank(plot)
+  completed = run_program("compare.py", runs / "a", runs, "--csv", cwd=tmp_path)
+  rows = list(csv.DictReader(completed.stdout.splitlines()))
+  assert [row["run"][-1] for row in rows] == ["b", "a", "c"]
+  assert rows[2]["test_accuracy"] == ""
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+  with pytest.raises(app.UsageError, match="there is no run directory in it"):
+    compare.find_runs([tmp_path])
+  completed = run_program("compare.py", "none", cwd=tmp_path)
+  assert completed.returncode == 1
+  assert (
+    completed.stderr == "compare.py: none: there is no run directory in it\n"
+  )

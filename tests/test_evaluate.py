@@ -1,0 +1,186 @@
+"""evaluate.py against numbers computed here with NumPy."""
+
+import csv
+import json
+import shutil
+
+from absl import app
+from conftest import assert_not_blank
+from conftest import run_program
+import jax
+import numpy as np
+import pytest
+
+import evaluate
+import input_pipeline
+import workdir as workdir_lib
+
+PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+  """A copy of the tiny run, to write to."""
+  return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def test_equals_numpy(run, mnist):
+  result, report = evaluate.evaluate(run)
+
+  state = workdir_lib.open_run(run).state
+  images = input_pipeline.to_float(mnist.test.images[:70])
+  logits = np.asarray(state.apply_fn({"params": state.params}, images))
+  labels = np.asarray(mnist.test.labels[:70])
+  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  predicted = logits.argmax(axis=1)
+  correct = predicted == labels
+  loss = -np.log(probabilities[np.arange(70), labels]).mean()
+  matrix = np.zeros((10, 10), int)
+  for label, guess in zip(labels, predicted, strict=True):
+    matrix[label, guess] += 1
+  error = 0.0
+  confidences = probabilities.max(axis=1)
+  for low in np.arange(15) / 15:
+    inside = (confidences >= low) & (confidences < low + 1 / 15)
+    if inside.any():
+      gap = correct[inside].mean() - confidences[inside].mean()
+      error += inside.mean() * abs(gap)
+
+  trained = json.loads((run / "result.json").read_text())
+  assert result == {**trained, "n": 70}
+  assert result["accuracy"] == correct.mean()
+  np.testing.assert_allclose(result["loss"], loss, rtol=1e-5)
+  metrics = json.loads((run / "evaluation/metrics.json").read_text())
+  assert metrics.items() >= {**result, "split": "test[:70]"}.items()
+  np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
+  np.testing.assert_allclose(
+    metrics["expected_calibration_error"], error, rtol=1e-4
+  )
+  for digit, scores in metrics["per_class"].items():
+    right, digit = matrix[int(digit), int(digit)], int(digit)
+    guessed, support = matrix[:, digit].sum(), matrix[digit].sum()
+    assert scores["support"] == support
+    assert scores["precision"] == pytest.approx(right / max(guessed, 1))
+    assert scores["recall"] == pytest.approx(right / support)
+    f1 = 2 * right / (guessed + support)
+    assert scores["f1-score"] == pytest.approx(f1)
+  with (run / "evaluation/predictions.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert [int(row["index"]) for row in rows] == list(range(70))
+  assert [int(row["label"]) for row in rows] == labels.tolist()
+  assert [int(row["class"]) for row in rows] == predicted.tolist()
+  written = [[float(row[str(digit)]) for digit in range(10)] for row in rows]
+  np.testing.assert_allclose(written, probabilities, rtol=1e-3, atol=1e-6)
+  for name in PICTURES:
+    assert_not_blank(run / "evaluation" / name)
+  assert str(matrix) in report
+
+
+def test_calibration_error_of_known_bins():
+  # Two bins: 0.95 sure and half right, 0.55 sure and all right.
+  confidences = np.array([0.95, 0.95, 0.55, 0.55])
+  correct = np.array([True, False, True, True])
+  assert evaluate.calibration_error(confidences, correct) == pytest.approx(
+    (0.45 + 0.45) / 2
+  )
+  ones = np.ones(3)  # The last bin includes its upper edge.
+  assert evaluate.calibration_error(ones, np.array([1, 1, 0])) == pytest.approx(
+    1 / 3
+  )
+
+
+def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
+  result, _ = evaluate.evaluate(run, "train[100:130]", checkpoint="12")
+  assert (result["global_step"], result["n"]) == (12, 30)
+  state = workdir_lib.open_run(run, "12").state
+  images = input_pipeline.to_float(mnist.validation.images[100:130])
+  logits = state.apply_fn({"params": state.params}, images)
+  labels = mnist.validation.labels[100:130]
+  assert result["accuracy"] == (logits.argmax(axis=1) == labels).mean()
+
+
+def test_the_best_checkpoint_is_the_best_validated(run):
+  records = [
+    json.loads(line)
+    for line in (run / "metrics.jsonl").read_text().split("\n")
+    if "validation" in line
+  ]
+  accuracy = {r["step"]: r["validation_accuracy"] for r in records}
+  best = workdir_lib.open_run(run, "best")
+  assert accuracy[best.step] == max(accuracy.values())
+  assert int(best.state.step) == best.step
+
+
+def test_the_command_prints_the_report_and_the_result(run):
+  completed = run_program(
+    "evaluate.py", f"--workdir={run}", "--checkpoint=best", cwd=run
+  )
+  assert completed.returncode == 0, completed.stderr
+  *report, last = completed.stdout.splitlines()
+  metrics = json.loads((run / "evaluation/metrics.json").read_text())
+  assert metrics.items() >= json.loads(last).items()
+  assert any("precision" in line for line in report)
+  assert "Warning" not in completed.stderr
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"checkpoint": "7"}, "--checkpoint=7: accepted are last, best and .* 20$"),
+    ({"checkpoint": "-1"}, "--checkpoint=-1: accepted are last"),
+    ({"split": "nosuch"}, "config.test_split=nosuch: not a split of mnist"),
+    ({"dataset": "nosuch"}, "config.dataset=nosuch: neither one of"),
+  ],
+)
+def test_a_mistake_is_named(run, arguments, message):
+  with pytest.raises(app.UsageError, match=message):
+    evaluate.evaluate(run, **arguments)
+  assert not (run / "evaluation").exists()
+
+
+def edit(name, **values):
+  def damage(run):
+    content = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps({**content, **values}))
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda run: shutil.rmtree(run), "config.json: there is none"),
+    (lambda run: (run / "config.json").write_text("{"), "is not JSON"),
+    (lambda run: (run / "config.json").write_text("[]"), "not a JSON object"),
+    (edit("config.json", extra=1), "has the keys .*extra"),
+    (edit("config.json", batch_size="many"), "config.json: .*many"),
+    (edit("config.json", dropout_rate=1.5), "config.dropout_rate=1.5: acc"),
+    (edit("dataset.json", image_shape=7), "accepted are image_shape and class"),
+    (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoints"),
+    (
+      lambda run: [shutil.rmtree(p) for p in (run / "checkpoints").iterdir()],
+      "has no complete checkpoint",
+    ),
+    (
+      edit("dataset.json", image_shape=[32, 32, 1]),
+      "does not fit the checkpoint|holds parameters of another network",
+    ),
+  ],
+)
+def test_a_damaged_run_directory_is_named(run, damage, message):
+  damage(run)
+  with pytest.raises(app.UsageError, match=message):
+    evaluate.evaluate(run)
+
+
+def test_another_shape_is_refused(run, monkeypatch):
+  load = input_pipeline.load
+
+  def load_larger(*args):
+    data = load(*args)
+    images = jax.numpy.zeros((3, 32, 32, 3), jax.numpy.uint8)
+    return data._replace(test=data.test._replace(images=images))
+
+  monkeypatch.setattr(input_pipeline, "load", load_larger)
+  with pytest.raises(app.UsageError, match="10 classes of images .32, 32, 3."):
+    evaluate.evaluate(run)

@@ -1,0 +1,242 @@
+"""Files of every kind, good and bad, and MNIST's form."""
+
+import io
+import pickle
+
+import numpy as np
+from PIL import Image
+import pytest
+from scipy import ndimage
+
+import images
+
+
+def drawing(height=60, width=90, paper=255, ink=0):
+  """A thick L, left of the middle: [height, width], uint8."""
+  image = np.full((height, width), paper, np.uint8)
+  image[10:50, 20:28] = ink
+  image[42:50, 20:50] = ink
+  return image
+
+
+def encode(image, file_format, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, file_format, **options)
+  return buffer.getvalue()
+
+
+def read_one(content):
+  (image,) = images.read(content)
+  return image
+
+
+GREY = Image.fromarray(drawing())
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    encode(GREY, "PNG"),
+    encode(GREY.convert("RGB"), "PNG"),
+    encode(GREY.convert("RGBA"), "PNG"),
+    encode(GREY.convert("LA"), "PNG"),
+    encode(GREY.convert("P"), "PNG"),
+    encode(GREY.convert("1"), "PNG"),
+    encode(Image.fromarray(drawing().astype(np.uint16) * 257), "PNG"),
+    encode(GREY, "JPEG", quality=95),
+    encode(GREY.convert("CMYK"), "JPEG", quality=95),
+    encode(GREY.convert("RGB"), "WEBP", lossless=True),
+    encode(GREY, "BMP"),
+    encode(GREY, "GIF"),
+    encode(GREY, "TIFF"),
+    encode(Image.fromarray(drawing().astype(np.uint16) * 257), "TIFF"),
+    encode(Image.fromarray(drawing().astype(np.float32) / 255), "TIFF"),
+    encode(GREY, "PPM"),
+  ],
+  ids=(
+    "png-grey png-rgb png-rgba png-la png-palette png-bits png-16 jpeg"
+    " jpeg-cmyk webp bmp gif tiff tiff-16 tiff-float pgm"
+  ).split(),
+)
+def test_reads_every_format(content, tmp_path):
+  (tmp_path / "image").write_bytes(content)
+  for image in (read_one(content), read_one(tmp_path / "image")):
+    assert image.dtype == np.uint8
+    grey = images.to_grey(image)
+    np.testing.assert_allclose(grey, drawing(), atol=12)  # JPEG rings.
+
+
+def test_exif_orientation_is_applied():
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turn it a quarter clockwise to see it upright.
+  content = encode(GREY, "PNG", exif=exif)
+  np.testing.assert_array_equal(read_one(content), np.rot90(drawing(), -1))
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_ink_on_nothing_stays_visible(ink):
+  """Transparent drawings: black ink gets white paper, and the reverse."""
+  rgba = np.zeros((60, 90, 4), np.uint8)
+  rgba[drawing() == 0] = (ink, ink, ink, 255)
+  image = read_one(encode(Image.fromarray(rgba), "PNG"))
+  expected = drawing(paper=255 - ink, ink=ink)
+  np.testing.assert_array_equal(images.to_grey(image), expected)
+
+
+def npy(array, **options):
+  buffer = io.BytesIO()
+  np.save(buffer, array, **options)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+  "array",
+  [
+    drawing(),
+    drawing()[None],
+    drawing()[None, ..., None],
+    drawing() / 255,
+    drawing().astype(np.uint16) * 257,
+    np.repeat(drawing()[None, ..., None], 3, axis=-1),
+  ],
+)
+def test_reads_arrays(array, tmp_path):
+  (tmp_path / "a.npy").write_bytes(npy(array))
+  for image in (read_one(npy(array)), read_one(tmp_path / "a.npy")):
+    np.testing.assert_allclose(images.to_grey(image), drawing(), atol=0.5)
+  assert len(list(images.read(npy(np.zeros((3, 28, 28)))))) == 3
+
+
+class Trap:
+  def __reduce__(self):
+    return pytest.fail, ("it was unpickled",)
+
+
+def huge_header(shape):
+  header = npy(np.zeros((2, 2), np.uint8))
+  return header.replace(b"(2, 2)", str(shape).encode()[:20]).ljust(200, b" ")
+
+
+BAD = {
+  "nothing": (b"", "is empty"),
+  "text": (b"a digit", "is none of PNG, JPEG"),
+  "truncated png": (encode(GREY, "PNG")[:150], "cannot be decoded"),
+  "truncated jpeg": (encode(GREY, "JPEG")[:-200], "cannot be decoded"),
+  "bad png": (
+    encode(GREY, "PNG").replace(b"IDAT", b"JDAT"),
+    "cannot be decoded",
+  ),
+  "pickle": (pickle.dumps(Trap()), "is none of"),
+  "npy of objects": (npy(np.array([Trap()])), "is not an array that can"),
+  "truncated npy": (npy(drawing())[:-1], "is not an array that can"),
+  "npy of text": (npy(np.array([["a"]])), "is an array of <U1"),
+  "npy of one number": (npy(np.array(1)), "is an array of int64"),
+  "npy of nothing": (npy(np.zeros((0, 28, 28))), "is an array of float64"),
+  "npy with a huge header": (
+    huge_header((99999999, 99999)),
+    "is not an array that can",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_with_the_reason(name, tmp_path):
+  content, message = BAD[name]
+  (tmp_path / "file").write_bytes(content)
+  for source in (content, tmp_path / "file"):
+    with pytest.raises(ValueError, match=f"^{message}"):
+      list(images.read(source))
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 90 - 1)
+  with pytest.raises(ValueError, match="is larger than 5,399 pixels"):
+    read_one(encode(GREY, "PNG"))
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+  with pytest.raises(ValueError, match="is larger than 1,000 pixels"):
+    read_one(encode(GREY, "PNG"))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="No such file"):
+    list(images.read(tmp_path / "none.png"))
+  with pytest.raises(ValueError, match="folder without images"):
+    list(images.read(tmp_path))
+
+
+def bounding_box(image):
+  rows, columns = np.nonzero(image)
+  return np.ptp(rows) + 1, np.ptp(columns) + 1
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "expected"),
+  [(60, 30, (20, 10)), (30, 60, (10, 20)), (300, 300, (20, 20))],
+)
+def test_the_ink_fills_a_box_of_20_and_keeps_its_aspect(
+  height, width, expected
+):
+  image = np.zeros((3 * height, 2 * width), np.uint8)
+  image[height : 2 * height, 5 : 5 + width] = 200
+  result = images.to_mnist_form(image)
+  assert result.shape == (28, 28)
+  assert result.dtype == np.uint8
+  np.testing.assert_allclose(bounding_box(result), expected, atol=1)
+  assert result.max() == 255
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_centre_of_mass_is_at_the_centre(flip):
+  image = drawing()[::-1] if flip else drawing()
+  result = images.to_mnist_form(image)
+  np.testing.assert_allclose(
+    ndimage.center_of_mass(result), (13.5, 13.5), atol=0.51
+  )
+
+
+def test_both_polarities_give_the_same():
+  image = drawing(paper=250, ink=30)
+  expected = images.to_mnist_form(image)
+  assert expected[14, 14] < expected.max()  # The L is hollow there.
+  np.testing.assert_array_equal(images.to_mnist_form(255 - image), expected)
+  np.testing.assert_array_equal(
+    images.to_mnist_form(image, invert="yes"), expected
+  )
+  inverted = images.to_mnist_form(255 - image, invert="no")
+  np.testing.assert_array_equal(inverted, expected)
+
+
+def test_uneven_light_noise_and_specks_do_not_count():
+  clean = drawing(paper=200, ink=40).astype(np.float64)
+  clean[5:7, 80:82] = 60  # A speck.
+  rows, columns = np.indices(clean.shape)
+  light = 0.7 + 0.3 * columns / 90 + 0.2 * rows / 60
+  noise = np.random.default_rng(0).normal(0, 4, clean.shape)
+  photo = np.clip(clean * light + noise, 0, 255).astype(np.uint8)
+  result = images.to_mnist_form(photo)
+  expected = images.to_mnist_form(drawing())
+  assert np.abs(result.astype(int) - expected).mean() < 6
+  assert (result[:4] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_blank_image_has_no_ink(value):
+  with pytest.raises(ValueError, match="has no ink"):
+    images.to_mnist_form(np.full((50, 50), value, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3000, 3)])
+def test_no_shape_crashes(shape):
+  noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+  try:
+    assert images.to_mnist_form(noise).shape == (28, 28)
+  except ValueError as error:
+    assert "no ink" in str(error)
+
+
+def test_mnists_own_digits_keep_their_form(mnist):
+  """What has the form already changes little."""
+  originals = np.asarray(mnist.test.images[:50, ..., 0])
+  results = np.stack([images.to_mnist_form(image) for image in originals])
+  difference = np.abs(results.astype(int) - originals)
+  assert difference.mean() < 10

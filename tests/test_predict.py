@@ -1,0 +1,136 @@
+"""predict.py as a command, on real digits saved as files."""
+
+import json
+import shutil
+
+from conftest import assert_not_blank
+from conftest import run_program
+import numpy as np
+from PIL import Image
+import pytest
+
+import predict
+import workdir as workdir_lib
+
+
+@pytest.fixture(scope="module")
+def digits(mnist, tmp_path_factory):
+  """Ten test images as PNG files, and one of each kind of bad file."""
+  folder = tmp_path_factory.mktemp("digits")
+  (folder / "good").mkdir()
+  for index in range(10):
+    image = np.asarray(mnist.test.images[index, ..., 0])
+    Image.fromarray(image).save(folder / f"good/{index}.png")
+  (folder / "bad").mkdir()
+  (folder / "bad/empty.png").touch()
+  (folder / "bad/text.jpg").write_text("not an image")
+  content = (folder / "good/0.png").read_bytes()
+  (folder / "bad/truncated.png").write_bytes(content[:100])
+  Image.new("L", (28, 28), 128).save(folder / "bad/blank.png")
+  (folder / "bad/notes.txt").write_text("skipped: it is no image's name")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def expected(mnist, tiny_run):
+  """The probabilities of the ten images, as they are."""
+  run = workdir_lib.open_run(tiny_run)
+  return predict.predictor(run)(np.asarray(mnist.test.images[:10]))
+
+
+def test_raw_images_get_the_networks_own_probabilities(
+  tiny_run, digits, expected, tmp_path
+):
+  sheet = tmp_path / "sheet.png"
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "--raw", "--json"),
+    *(f"--sheet={sheet}", digits / "good"),
+    cwd=tmp_path,
+  )
+  assert completed.returncode == 0, completed.stderr
+  records = [json.loads(line) for line in completed.stdout.splitlines()]
+  files = [str(digits / f"good/{index}.png") for index in range(10)]
+  assert [record["file"] for record in records] == files
+  for record, row in zip(records, expected, strict=True):
+    actual = [record["probabilities"][str(digit)] for digit in range(10)]
+    np.testing.assert_allclose(actual, row, rtol=1e-5, atol=1e-7)
+    assert record["class"] == str(row.argmax())
+    assert record["probability"] == max(actual)
+  assert_not_blank(sheet)
+
+
+def test_bad_files_are_named_and_the_rest_is_predicted(
+  tiny_run, digits, tmp_path
+):
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}"),
+    *(digits / "bad", digits / "good", digits / "none.png"),
+    cwd=tmp_path,
+  )
+  assert completed.returncode == 1
+  errors = sorted(completed.stderr.splitlines())
+  names = ("blank.png: has no", "empty.png: is empty", "text.jpg: is none of")
+  names += ("truncated.png: cannot be decoded", "none.png: No such file")
+  assert len(errors) == len(names), completed.stderr
+  for name in names:
+    assert any(name in error for error in errors), name
+  assert all(error.startswith("predict.py: ") for error in errors)
+  header, *lines = completed.stdout.splitlines()
+  assert header.split() == ["file", "class", "probability", "runner-up"]
+  assert len(lines) == 10
+
+
+def test_standard_input_and_arrays(tiny_run, mnist, digits, tmp_path):
+  np.save(tmp_path / "ten.npy", np.asarray(mnist.test.images[:10, ..., 0]))
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "--json", "--raw", "-", "ten.npy"),
+    cwd=tmp_path,
+    stdin=(digits / "good/3.png").read_bytes(),
+  )
+  assert completed.returncode == 0, completed.stderr
+  records = [json.loads(line) for line in completed.stdout.splitlines()]
+  names = ["-", *(f"ten.npy[{index}]" for index in range(10))]
+  assert [record["file"] for record in records] == names
+  assert records[0]["probabilities"] == records[4]["probabilities"]
+
+
+def test_ink_may_be_dark_or_light(tiny_run, digits, tmp_path):
+  light = Image.open(digits / "good/0.png")
+  light.save(tmp_path / "light.png")
+  Image.eval(light, lambda value: 255 - value).save(tmp_path / "dark.png")
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "--json", "dark.png", "light.png"),
+    cwd=tmp_path,
+  )
+  dark, light = map(json.loads, completed.stdout.splitlines())
+  assert dark["probabilities"] == light["probabilities"]
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (["a.png"], "the following arguments are required: --workdir"),
+    (["--workdir=none", "a.png"], "none/config.json: there is none"),
+    (["--workdir=none", "--invert=maybe", "a.png"], "invalid choice: 'maybe'"),
+  ],
+)
+def test_a_mistake_is_one_line(args, message, tmp_path):
+  completed = run_program("predict.py", *args, cwd=tmp_path)
+  assert completed.returncode == 1
+  (line,) = completed.stderr.splitlines()
+  assert line.startswith("predict.py: ")
+  assert message in line
+  assert not completed.stdout
+
+
+def test_another_size_needs_raw(tiny_run, digits, tmp_path):
+  large = Image.open(digits / "good/0.png").resize((56, 56))
+  large.save(tmp_path / "large.png")
+  args = ("predict.py", f"--workdir={tiny_run}", "large.png")
+  assert run_program(*args, cwd=tmp_path).returncode == 0
+  completed = run_program(*args, "--raw", cwd=tmp_path)
+  assert completed.returncode == 1
+  assert "large.png: is [56, 56]; with --raw, [28, 28]" in completed.stderr
+  run = shutil.copytree(tiny_run, tmp_path / "run")
+  dataset = json.loads((run / "dataset.json").read_text())
+  assert dataset["image_shape"] == [28, 28, 1]
