@@ -29,8 +29,9 @@ def open_manager(
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
     best_fn=_goodness,  # Without it, no metrics are saved for the policy.
+    create=not read_only,
+    # What is being written may be a running train.py's.
     cleanup_tmp_directories=not read_only,
-    read_only=read_only,
   )
   return ocp.CheckpointManager(
     workdir.absolute() / "checkpoints", options=options

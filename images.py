@@ -161,18 +161,21 @@ def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
     raise ValueError("has no ink")
   threshold = _otsu(smooth)
   mask = _without_specks(smooth > threshold)
-  # MNIST's paper is 0 and its ink mostly 255.
-  low, high = threshold / 2, np.median(ink[mask])
   near = ndimage.binary_dilation(mask, iterations=1 + max(x.shape) // 100)
-  ink = np.where(near, np.clip((ink - low) / (high - low), 0, 1), 0)
-  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
+  noise = np.percentile(ink[~near], 98) if not near.all() else 0
+  low, high = max(threshold / 4, noise), np.median(ink[mask])
+  ink = np.where(near, np.clip((ink - low) / max(high - low, 1), 0, 1), 0)
+  if not ink.any():
+    raise ValueError("has no ink that stands out from its noise")
+  rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
   ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
   scale = _BOX / max(ink.shape)
   ink = _resize(ink, [max(1, round(n * scale)) for n in ink.shape])
   ink = np.clip(ink / ink.max(), 0, 1)
 
   result = np.zeros((_SIDE, _SIDE), np.uint8)
-  center = (_SIDE - 1) / 2
+  center = _SIDE / 2  # The mean over MNIST is 14.0, not 13.5.
   top, left = (
     int(np.clip(round(center - mass), 0, _SIDE - size))
     for mass, size in zip(ndimage.center_of_mass(ink), ink.shape, strict=True)
@@ -188,16 +191,22 @@ def _resize(x: np.ndarray, shape: list[int]) -> np.ndarray:
   return np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
+def _border(x: np.ndarray) -> np.ndarray:
+  return np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])
+
+
 def _has_dark_ink(x: np.ndarray) -> bool:
   """Whether what differs most from the border is darker than it."""
-  border = np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])
-  paper = np.median(border)
+  paper = np.median(_border(x))
   low, high = np.percentile(x, (0.5, 99.5))
   return paper - low > high - paper
 
 
 def _paper(x: np.ndarray) -> np.ndarray:
-  """The brightness of the paper: a plane through the darker pixels."""
+  """The brightness of the paper under light ink: a plane through the pixels."""
+  border = _border(x)
+  if np.ptp(border) == 0:  # Drawn, not photographed.
+    return border[0]
   rows, columns = np.indices(x.shape, np.float32) / max(x.shape)
   planes = np.stack([np.ones_like(x), rows, columns], axis=-1)
   stride = max(1, max(x.shape) // 64)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 from typing import NoReturn
 
+from absl import flags
 from absl import logging
 import ml_collections
 import numpy as np
@@ -26,6 +27,8 @@ _PROJECT = pathlib.Path(__file__).resolve().parent
 
 def setup_console() -> None:
   """Shows our own messages and everybody's warnings, with the time alone."""
+  if not flags.FLAGS.is_parsed():  # absl would warn of that.
+    flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)

@@ -183,17 +183,22 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     raise app.UsageError(f"{workdir}: has no checkpoints; train.py saves them")
   with checkpoints.open_manager(workdir, read_only=True) as manager:
     step = _choose_step(manager, checkpoint, workdir)
-    state = checkpoints.restore(manager, step, state)
+    try:
+      state = checkpoints.restore(manager, step, state)
+    except (OSError, ValueError, KeyError) as error:
+      raise app.UsageError(
+        f"{workdir}: checkpoint {step} holds no such network: {error}"
+      ) from error
   return Run(config, image_shape, class_names, state, step)
 
 
 def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
   found = read_json(path)
   config = default.get_config()
-  if found.keys() != config.keys():
+  if set(found) != set(config):
     raise app.UsageError(
-      f"{path}: has the keys {', '.join(sorted(found))}; accepted are"
-      f" {', '.join(sorted(config))}"
+      f"{path}: {', '.join(sorted(set(found) ^ set(config)))} is too much or"
+      f" missing; the keys are {', '.join(config)}"
     )
   try:
     config.update(found)

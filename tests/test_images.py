@@ -120,11 +120,11 @@ def huge_header(shape):
 BAD = {
   "nothing": (b"", "is empty"),
   "text": (b"a digit", "is none of PNG, JPEG"),
-  "truncated png": (encode(GREY, "PNG")[:150], "cannot be decoded"),
+  "truncated png": (encode(GREY, "PNG")[:100], "cannot be decoded"),
   "truncated jpeg": (encode(GREY, "JPEG")[:-200], "cannot be decoded"),
   "bad png": (
-    encode(GREY, "PNG").replace(b"IDAT", b"JDAT"),
-    "cannot be decoded",
+    encode(GREY, "PNG").replace(b"IHDR", b"JHDR"),
+    "is none of",
   ),
   "pickle": (pickle.dumps(Trap()), "is none of"),
   "npy of objects": (npy(np.array([Trap()])), "is not an array that can"),
@@ -190,7 +190,7 @@ def test_the_centre_of_mass_is_at_the_centre(flip):
   image = drawing()[::-1] if flip else drawing()
   result = images.to_mnist_form(image)
   np.testing.assert_allclose(
-    ndimage.center_of_mass(result), (13.5, 13.5), atol=0.51
+    ndimage.center_of_mass(result), (14, 14), atol=0.51
   )
 
 
@@ -216,7 +216,9 @@ def test_uneven_light_noise_and_specks_do_not_count():
   result = images.to_mnist_form(photo)
   expected = images.to_mnist_form(drawing())
   assert np.abs(result.astype(int) - expected).mean() < 6
-  assert (result[:4] == 0).all()
+  np.testing.assert_allclose(
+    bounding_box(result), bounding_box(expected), atol=1
+  )
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
@@ -239,4 +241,4 @@ def test_mnists_own_digits_keep_their_form(mnist):
   originals = np.asarray(mnist.test.images[:50, ..., 0])
   results = np.stack([images.to_mnist_form(image) for image in originals])
   difference = np.abs(results.astype(int) - originals)
-  assert difference.mean() < 10
+  assert difference.mean() < 3
