@@ -205,8 +205,9 @@ def _has_dark_ink(x: np.ndarray) -> bool:
 def _paper(x: np.ndarray) -> np.ndarray:
   """The brightness of the paper under light ink: a plane through the pixels."""
   border = _border(x)
-  if np.ptp(border) == 0:  # Drawn, not photographed.
-    return border[0]
+  even = np.median(border)
+  if (border == even).mean() > 0.5:  # Drawn, not photographed.
+    return np.full_like(x, even)
   rows, columns = np.indices(x.shape, np.float32) / max(x.shape)
   planes = np.stack([np.ones_like(x), rows, columns], axis=-1)
   stride = max(1, max(x.shape) // 64)

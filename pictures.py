@@ -179,13 +179,13 @@ def calibration(
 
 def filters(kernel: np.ndarray) -> figure.Figure:
   """Draws the filters of a first layer, [height, width, 1 or 3, features]."""
-  picture = figure.Figure(figsize=(6, 6), layout="constrained")
+  channels = np.moveaxis(kernel, 2, 0)
+  tiles = np.stack([_tile(channel) for channel in channels], axis=-1)
+  height = 6 * tiles.shape[0] / tiles.shape[1] + 0.4  # With the title.
+  picture = figure.Figure(figsize=(6, height), layout="constrained")
   axes = picture.subplots()
   axes.axis("off")
   limit = np.abs(kernel).max()
-  tiles = np.stack(
-    [_tile(channel) for channel in np.moveaxis(kernel, 2, 0)], -1
-  )
   if tiles.shape[-1] == 1:
     axes.imshow(tiles[..., 0], cmap="RdBu", vmin=-limit, vmax=limit)
     axes.set_title(f"blue adds, red subtracts; up to {limit:.2f}")
@@ -277,12 +277,14 @@ def _bars(axes, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
 
 
 def _tile(output: np.ndarray) -> np.ndarray:
-  """Lays [height, width, features] or [features] out in a near square."""
+  """Lays [height, width, features] or [features] out, as square as it fills."""
   if output.ndim == 1:
     output = output[None, None]
   height, width, count = output.shape
   columns = int(np.ceil(np.sqrt(count)))
-  rows = -(-count // columns)
+  while count % columns:
+    columns += 1
+  rows = count // columns
   gap = 1 if height > 1 else 0
   tiles = np.full((rows * (height + gap), columns * (width + gap)), np.nan)
   for index in range(count):

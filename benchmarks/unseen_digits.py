@@ -81,7 +81,7 @@ def make_sets() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
   ]
   digits = datasets.load_digits()
   return {
-    "photographs of printed digits": (printed, labels),
+    "printed digits, photographed": (printed, labels),
     "load_digits, 8x8": (
       list(np.uint8(np.round(digits.images * 255 / 16))),
       digits.target,

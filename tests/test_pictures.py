@@ -89,7 +89,7 @@ def test_filters_and_activations_show_every_feature():
   figure = pictures.filters(kernel)
   drawn = figure.axes[0].images[0].get_array()
   np.testing.assert_array_equal(drawn[:5, :5], kernel[:, :, 0, 0])
-  np.testing.assert_array_equal(drawn[6:11, 12:17], kernel[:, :, 0, 8])
+  np.testing.assert_array_equal(drawn[6:11, 12:17], kernel[:, :, 0, 10])
   np.testing.assert_allclose(drawn.compressed().sum(), kernel.sum())
   layers = {"conv": rng.normal(size=(3, 3, 5)), "dense": rng.normal(size=7)}
   figure = pictures.activations(
