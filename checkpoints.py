@@ -73,3 +73,11 @@ def restore(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
   )
   return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+
+
+def best_step(manager: ocp.CheckpointManager) -> int | None:
+  """The step of the best validation accuracy, if one was validated."""
+  step = manager.best_step()
+  if step is None or _BEST not in (manager.metrics(step) or {}):
+    return None
+  return step

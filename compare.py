@@ -5,7 +5,6 @@ python compare.py runs/ --plot=comparison.png
 
 import argparse
 import csv
-import json
 import pathlib
 import statistics
 import sys
@@ -15,14 +14,6 @@ from absl import app
 
 import logger
 import workdir as workdir_lib
-
-_RESULTS = (
-  "steps",
-  "validation_accuracy",
-  "test_accuracy",
-  "test_loss",
-  "steps_per_second",
-)
 
 
 def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -40,21 +31,9 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
   return runs
 
 
-def read_metrics(run: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a run's metrics.jsonl, but for one that is being written."""
-  path = run / "metrics.jsonl"
-  records = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    try:
-      records.append(json.loads(line))
-    except ValueError:
-      break
-  return records
-
-
 def summarise(run: pathlib.Path) -> dict[str, Any]:
-  """The `_RESULTS` of a run that are there yet."""
-  records = read_metrics(run)
+  """The newest metrics of a run, None where there are none yet."""
+  records = workdir_lib.read_metrics(run)
 
   def last(key):
     values = [record[key] for record in records if key in record]
@@ -71,11 +50,11 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
 
 
 def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
-  """One row for each run, the best first.
+  """One row for each run, the best by validation accuracy first.
 
   Returns:
     Of each run: its directory, the config keys that are not the same in all,
-    and the `_RESULTS`.
+    and what `summarise` says.
   """
   configs = [workdir_lib.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
@@ -92,8 +71,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
     }
     for run, config in zip(runs, configs, strict=True)
   ]
-  accuracies = ("test_accuracy", "validation_accuracy")
-  return sorted(rows, key=lambda row: [-(row[key] or 0) for key in accuracies])
+  return sorted(rows, key=lambda row: -(row["validation_accuracy"] or 0))
 
 
 def _format(value: Any) -> str:
@@ -138,9 +116,13 @@ def main() -> None:
     import pictures
 
     curves = {
-      row["run"]: read_metrics(pathlib.Path(row["run"])) for row in rows
+      row["run"]: workdir_lib.read_metrics(pathlib.Path(row["run"]))
+      for row in rows
     }
-    pictures.compare_curves(curves).savefig(args.plot, dpi=120)
+    try:
+      pictures.save(pictures.compare_curves(curves), args.plot)
+    except app.UsageError as error:
+      logger.exit_with(str(error))
 
 
 if __name__ == "__main__":

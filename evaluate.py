@@ -13,6 +13,7 @@ import io
 import json
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 from absl import app
 import jax
@@ -26,25 +27,34 @@ import pictures
 import steps
 import workdir as workdir_lib
 
-_NUM_BINS = 15
 
+class Calibration(NamedTuple):
+  """How sure a network is and how often it is right, in bins of equal width.
 
-def calibration_error(
-  confidences: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS
-) -> float:
-  """The expected calibration error over bins of equal width.
-
-  Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
-
-  Args:
-    confidences: [n], the probability of the predicted class.
-    correct: bool [n].
-    num_bins: of the interval from 0 to 1.
+  Attributes:
+    counts: of the examples in each bin, [bins].
+    accuracies: of each bin, [bins]; 0 where it is empty.
+    error: the expected calibration error: Guo et al., "On Calibration of Modern
+      Neural Networks", arXiv 1706.04599.
   """
-  edges = np.linspace(0, 1, num_bins + 1)
-  bins = np.clip(np.digitize(confidences, edges) - 1, 0, num_bins - 1)
-  gap = np.bincount(bins, correct - confidences, num_bins)
-  return float(np.abs(gap).sum() / len(correct))
+
+  counts: np.ndarray
+  accuracies: np.ndarray
+  error: float
+
+
+def calibrate(
+  confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
+) -> Calibration:
+  """Bins the [n] probabilities of the predicted classes, in (0, 1]."""
+  bins = np.clip(np.ceil(confidences * num_bins) - 1, 0, num_bins - 1)
+  bins = bins.astype(int)
+  counts = np.bincount(bins, minlength=num_bins)
+  right = np.bincount(bins, correct, num_bins)
+  gaps = np.abs(right - np.bincount(bins, confidences, num_bins))
+  return Calibration(
+    counts, right / np.maximum(counts, 1), float(gaps.sum() / len(correct))
+  )
 
 
 def evaluate(
@@ -110,7 +120,7 @@ def _write(
   """Writes all files, and returns the report."""
   predicted = probabilities.argmax(axis=1)
   confidences, correct = probabilities.max(axis=1), predicted == labels
-  error = calibration_error(confidences, correct)
+  calibration = calibrate(confidences, correct)
   indices = range(len(class_names))
   matrix = metrics.confusion_matrix(labels, predicted, labels=indices)
 
@@ -129,7 +139,7 @@ def _write(
     folder / "metrics.json",
     {
       **result,
-      "expected_calibration_error": error,
+      "expected_calibration_error": calibration.error,
       "per_class": {
         name: values
         for name, values in report(output_dict=True).items()
@@ -148,13 +158,13 @@ def _write(
   for name, picture in {
     "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
     "mistakes": pictures.mistakes(images, labels, probabilities, class_names),
-    "calibration": pictures.calibration(confidences, correct, error, _NUM_BINS),
+    "calibration": pictures.calibration(*calibration),
   }.items():
     picture.savefig(folder / f"{name}.png", dpi=120)
   return (
     f"{report(digits=4)}\n"
     f"Rows are the true classes, columns the predicted ones:\n{matrix}\n\n"
-    f"Expected calibration error {error:.4f}. More in {folder}"
+    f"Expected calibration error {calibration.error:.4f}. More in {folder}"
   )
 
 
@@ -164,7 +174,9 @@ def main() -> None:
   )
   parser.error = logger.exit_with
   parser.add_argument("--workdir", required=True, type=pathlib.Path)
-  parser.add_argument("--split", help="in TFDS's syntax; the test split")
+  parser.add_argument(
+    "--split", help="in TFDS's syntax; by default the test split"
+  )
   parser.add_argument("--dataset", help="another one with images of this shape")
   parser.add_argument(
     "--checkpoint", default="last", help="last, best or a step"
@@ -176,7 +188,7 @@ def main() -> None:
     result, report = evaluate(
       args.workdir.expanduser(), args.split, args.dataset, args.checkpoint
     )
-  except app.UsageError as error:
+  except (app.UsageError, OSError) as error:
     logger.exit_with(str(error))
   print(report)
   print(json.dumps(result, sort_keys=True))

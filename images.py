@@ -17,7 +17,8 @@ SUFFIXES = tuple(
 )
 _NPY_MAGIC = b"\x93NUMPY"
 _SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
-_MAX_SIDE = 400  # More detail than this only takes time.
+_MAX_GIVEN = 1200  # Larger images, by the longer side, only take memory,
+_MAX_SIDE = 400  # and more detail than this in finding the ink only takes time.
 _MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
 
 
@@ -56,32 +57,34 @@ def _read_array(file) -> Iterator[np.ndarray]:
   try:
     # Mapped, so that a header cannot claim more memory than the file has.
     mode = None if isinstance(file, io.BytesIO) else "r"
-    array = np.load(file, mmap_mode=mode, allow_pickle=False)
-  except (ValueError, OSError, EOFError, MemoryError) as error:
-    raise ValueError(f"is not an array that can be read: {error}") from error
-  if array.ndim == 2:
-    array = array[None]
+    with warnings.catch_warnings(action="ignore"):
+      array = np.load(file, mmap_mode=mode, allow_pickle=False)
+  except Exception as error:  # NumPy's parser of headers raises anything.
+    reason = str(error).splitlines()[0]
+    raise ValueError(f"is not an array that can be read: {reason}") from error
+  shape = array.shape
+  if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3)):
+    array = array[None]  # One image.
   if array.ndim == 4 and array.shape[-1] == 1:
     array = array[..., 0]
   is_image = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)
   if not is_image or not array.size or array.dtype.kind not in "buif":
     raise ValueError(
-      f"is an array of {array.dtype} {list(array.shape)}; accepted are numbers,"
-      " [height, width], [n, height, width] or [n, height, width, 1 or 3]"
+      f"is an array of {array.dtype} {list(shape)}; accepted are numbers,"
+      " [height, width] or [height, width, 1 or 3], or n such images"
     )
-  return map(_to_uint8, array)
+  return iter(_to_uint8(array))
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-  """From 8 bit, 16 bit, or [0, 1]."""
-  if values.dtype == np.uint8:
-    return np.array(values)
-  values = np.nan_to_num(np.asarray(values, np.float64))
-  if values.max() > 255:
-    values = values / 257
-  elif values.max() <= 1:
-    values = values * 255
-  return np.clip(np.round(values), 0, 255).astype(np.uint8)
+  """From values up to 1, to 255 (8 bit) or to 65,535 (16 bit)."""
+  largest = np.max(values)
+  if not (np.min(values) >= 0 and largest < 2**16):  # Or not a number.
+    raise ValueError("has values other than 0 to 1, to 255 or to 65535")
+  if values.dtype == np.uint8 and largest > 1:
+    return np.asarray(values)
+  scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
+  return np.round(np.asarray(values, np.float32) * scale).astype(np.uint8)
 
 
 def _read_image(file) -> np.ndarray:
@@ -92,10 +95,14 @@ def _read_image(file) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):  # 16 bit and more.
           return _to_uint8(np.asarray(image))
+        mode = "L" if image.mode in ("1", "L") else "RGB"
         if image.has_transparency_data:
-          return _flatten(np.asarray(image.convert("RGBA"), np.float32))
-        grey = image.mode in ("1", "L")
-        return np.asarray(image.convert("L" if grey else "RGB"))
+          mode = "RGBA"
+        image = image.convert(mode)
+        image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Smaller ones stay.
+        if mode == "RGBA":
+          return _flatten(np.asarray(image, np.float32))
+        return np.asarray(image)
   except Image.UnidentifiedImageError as error:
     raise ValueError(f"is none of {', '.join(_FORMATS)}") from error
   except (
@@ -198,12 +205,14 @@ def _border(x: np.ndarray) -> np.ndarray:
 def _has_dark_ink(x: np.ndarray) -> bool:
   """Whether what differs most from the border is darker than it."""
   paper = np.median(_border(x))
-  low, high = np.percentile(x, (0.5, 99.5))
+  # A thin stroke is few pixels: not to be missed, as a percentile would.
+  smooth = ndimage.gaussian_filter(x, max(x.shape) / 200)
+  low, high = smooth.min(), smooth.max()
   return paper - low > high - paper
 
 
 def _paper(x: np.ndarray) -> np.ndarray:
-  """The brightness of the paper under light ink: a plane through the pixels."""
+  """The brightness under light ink: even, or a plane through the pixels."""
   border = _border(x)
   even = np.median(border)
   if (border == even).mean() > 0.5:  # Drawn, not photographed.

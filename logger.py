@@ -88,11 +88,9 @@ class Logger:
   def __enter__(self) -> "Logger":
     return self
 
-  def __exit__(self, error, *_) -> None:
+  def __exit__(self, *_) -> None:
     self._bar.close()
     self._artist.shutdown()
-    if self._drawing and not error:
-      self._drawing.result()
     self._tensorboard.close()
     self._jsonl.close()
 
@@ -135,7 +133,6 @@ class Logger:
       step,
       f"{split} loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}",
     )
-    self.restart_clock(step)  # An evaluation is no training time.
 
   def probabilities(
     self, step: int, labels: np.ndarray, probabilities: np.ndarray
@@ -165,43 +162,24 @@ class Logger:
       class_names: of the labels.
     """
     if self._drawing:
-      self._drawing.result()  # One at a time; raises what went wrong there.
+      self._drawing.result()  # One at a time.
     self._drawing = self._artist.submit(
       self._draw, step, examples, probabilities, params, inspection, class_names
     )
 
-  def _draw(
-    self, step, examples, probabilities, params, inspection, class_names
-  ):
-    from sklearn import metrics
-
-    import pictures  # These two take a second: not at the start.
-
-    matrix = metrics.confusion_matrix(
-      examples.labels,
-      probabilities.argmax(axis=1),
-      labels=range(len(class_names)),
-    )
-    for tag, picture in {
-      "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
-      "mistakes": pictures.mistakes(
-        *examples, probabilities, class_names, count=10
-      ),
-      "filters": pictures.filters(params["conv1"]["kernel"]),
-      "activations": pictures.activations(
-        inspection.image,
-        inspection.layers,
-        inspection.probabilities,
-        class_names,
-      ),
-    }.items():
-      self._tensorboard.add_figure(tag, picture, step, close=False)
-    for layer, values in params.items():
-      for name, value in values.items():
-        tag = f"{layer}/{name}"
-        self._tensorboard.add_histogram(f"params/{tag}", value, step)
-        norm = inspection.grad_norms[layer][name]
-        self._tensorboard.add_scalar(f"grad_norm/{tag}", norm, step)
+  def _draw(self, step, *args) -> None:
+    try:
+      for tag, picture in _draw_pictures(*args).items():
+        self._tensorboard.add_figure(tag, picture, step, close=False)
+      _, _, params, inspection, _ = args
+      for layer, values in params.items():
+        for name, value in values.items():
+          tag = f"{layer}/{name}"
+          self._tensorboard.add_histogram(f"params/{tag}", value, step)
+          norm = inspection.grad_norms[layer][name]
+          self._tensorboard.add_scalar(f"grad_norm/{tag}", norm, step)
+    except Exception as error:  # No picture is worth the run.
+      logging.warning("No pictures of step %d: %s", step, error)
 
   def _write(self, step: int, scalars: dict[str, Any]) -> None:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -215,6 +193,32 @@ class Logger:
       logging.info("%s", line)
     else:
       self._bar.write(line, file=self._bar.fp)
+
+
+def _draw_pictures(examples, probabilities, params, inspection, class_names):
+  """The figures that TensorBoard shows, by tag."""
+  from sklearn import metrics
+
+  import pictures  # These two take a second: not at the start.
+
+  matrix = metrics.confusion_matrix(
+    examples.labels,
+    probabilities.argmax(axis=1),
+    labels=range(len(class_names)),
+  )
+  return {
+    "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
+    "mistakes": pictures.mistakes(
+      *examples, probabilities, class_names, count=10
+    ),
+    "filters": pictures.filters(params["conv1"]["kernel"]),
+    "activations": pictures.activations(
+      inspection.image,
+      inspection.layers,
+      inspection.probabilities,
+      class_names,
+    ),
+  }
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:

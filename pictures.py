@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from absl import app
 from matplotlib import colors
 from matplotlib import figure
 from matplotlib import ticker
@@ -65,8 +66,9 @@ def compare_curves(runs: Mapping[str, Sequence[dict[str, Any]]]):
   axes.set_xlabel("step")
   axes.set_title("validation accuracy")
   axes.grid(alpha=0.3)
-  if axes.lines:
-    axes.legend(fontsize="small")
+  # Given here, as names that begin with _ are left out otherwise.
+  names = [line.get_label() for line in axes.lines]
+  axes.legend(axes.lines, names, fontsize="small")
   return picture
 
 
@@ -144,36 +146,28 @@ def mistakes(
 
 
 def calibration(
-  confidences: np.ndarray, correct: np.ndarray, error: float, num_bins: int
+  counts: np.ndarray, accuracies: np.ndarray, error: float
 ) -> figure.Figure:
   """Draws a reliability diagram: how often it is right when it is how sure.
 
   Args:
-    confidences: [n], the probability of the predicted class.
-    correct: bool [n].
+    counts: of examples, in bins of equal width of the predicted probability.
+    accuracies: of each bin.
     error: the expected calibration error, to print.
-    num_bins: of equal width.
   """
   picture = figure.Figure(figsize=(5, 5.5), layout="constrained")
-  reliability, counts = picture.subplots(
-    2, 1, sharex=True, height_ratios=(3, 1)
-  )
-  edges = np.linspace(0, 1, num_bins + 1)
-  bins = np.clip(np.digitize(confidences, edges) - 1, 0, num_bins - 1)
-  filled = np.unique(bins)
-  centers, width = (edges[:-1] + edges[1:]) / 2, 1 / num_bins
-  accuracy = [correct[bins == b].mean() for b in filled]
-  reliability.bar(centers[filled], accuracy, width, edgecolor="white")
-  reliability.plot([0, 1], [0, 1], "--", color="gray", label="as sure as right")
-  reliability.set_ylabel("accuracy")
-  reliability.set_title(f"expected calibration error {error:.4f}")
-  reliability.legend()
-  counts.bar(
-    centers, np.bincount(bins, minlength=num_bins), width, edgecolor="white"
-  )
-  counts.set_yscale("log")
-  counts.set_ylabel("examples")
-  counts.set_xlabel("probability of the predicted class")
+  upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+  width = 1 / len(counts)
+  centers = (np.arange(len(counts)) + 0.5) * width
+  upper.bar(centers, accuracies, width, edgecolor="white")
+  upper.plot([0, 1], [0, 1], "--", color="gray", label="as sure as right")
+  upper.set_ylabel("accuracy")
+  upper.set_title(f"expected calibration error {error:.4f}")
+  upper.legend()
+  lower.bar(centers, counts, width, edgecolor="white")
+  lower.set_yscale("log")
+  lower.set_ylabel("examples")
+  lower.set_xlabel("probability of the predicted class")
   return picture
 
 
@@ -249,11 +243,19 @@ def predictions(
     _show(axes[1], network)
     axes[0].axis("off")
     axes[1].axis("off")
-    axes[0].set_title(name[-30:], fontsize=8)
+    axes[0].set_title(name[-30:], fontsize=8, parse_math=False)
     _bars(axes[2], row, class_names)
     best = row.argmax()
     axes[2].set_title(f"{class_names[best]}: {row[best]:.1%}", fontsize=9)
   return picture
+
+
+def save(picture: figure.Figure, path: str) -> None:
+  """Writes a picture; app.UsageError names a path where that fails."""
+  try:
+    picture.savefig(path, dpi=120)
+  except (OSError, ValueError) as error:
+    raise app.UsageError(f"{path}: {error}") from error
 
 
 def _show(axes, image: np.ndarray) -> None:

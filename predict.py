@@ -11,9 +11,11 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+import functools
 import json
 import pathlib
 import sys
+from typing import NamedTuple
 
 from absl import app
 import jax
@@ -34,7 +36,7 @@ _MAX_ON_SHEET = 50
 def predictor(run: workdir_lib.Run) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from n uint8 images to [n, classes] probabilities."""
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=ops.compiler_options())
   def predict_batch(state, images):
     return jax.nn.softmax(
       steps.eval_step(state, input_pipeline.to_float(images))
@@ -96,28 +98,44 @@ def to_network(
   return (255 - image if invert == "yes" else image).reshape(image_shape)
 
 
-def _load(args: argparse.Namespace, run: workdir_lib.Run):
-  """Reads all images; says what is wrong with which.
+class Predicted(NamedTuple):
+  """An image, its name, and how the network takes it."""
 
-  Returns:
-    The names, the images as given and as the network takes them; and whether
-    all could be read.
-  """
-  names, given, seen, all_good = [], [], [], True
+  name: str
+  given: np.ndarray
+  seen: np.ndarray
+
+
+def load(
+  args: argparse.Namespace, image_shape: tuple[int, int, int]
+) -> tuple[list[Predicted], bool]:
+  """Reads all images, says what is wrong with which, and whether none was."""
+  result, all_good = [], True
+
+  def complain(name, error):
+    nonlocal all_good
+    all_good = False
+    tqdm.tqdm.write(f"predict.py: {name}: {error}", file=sys.stderr)
+
   sources = list(find(args.images))
   for name, source in tqdm.tqdm(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
     try:
       images = list(images_lib.read(source))
-      for index, image in enumerate(images):
-        seen.append(to_network(image, run.image_shape, args.raw, args.invert))
-        names.append(f"{name}[{index}]" if len(images) > 1 else name)
-        given.append(image if len(given) < _MAX_ON_SHEET else None)
     except ValueError as error:
-      all_good = False
-      tqdm.tqdm.write(f"predict.py: {name}: {error}", file=sys.stderr)
-  return names, given, seen, all_good
+      complain(name, error)
+      continue
+    for index, image in enumerate(images):
+      member = f"{name}[{index}]" if len(images) > 1 else name
+      try:
+        seen = to_network(image, image_shape, args.raw, args.invert)
+      except ValueError as error:
+        complain(member, error)
+        continue
+      for_sheet = args.sheet and len(result) < _MAX_ON_SHEET
+      result.append(Predicted(member, image if for_sheet else None, seen))
+  return result, all_good
 
 
 def _print(names, probabilities, class_names, as_json: bool) -> None:
@@ -167,31 +185,35 @@ def main() -> None:
   ops.cache_compilations()
   try:
     run = workdir_lib.open_run(args.workdir, args.checkpoint)
-    if run.image_shape != (28, 28, 1) and not args.raw:
+    if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(
-        f"{args.workdir}: trained on images of {list(run.image_shape)}; only"
-        " with --raw does it take files, of that size"
+        f"{args.workdir}: trained on {run.config.dataset}, and the form of"
+        f" mnist alone is known; --raw takes images of {list(run.image_shape)}"
       )
+    images, all_good = load(args, run.image_shape)
+    if images:
+      _report(args, run, images)
   except app.UsageError as error:
     logger.exit_with(str(error))
-  names, given, seen, all_good = _load(args, run)
-  if names:
-    probabilities = predictor(run)(np.stack(seen))
-    _print(names, probabilities, run.class_names, args.json)
-    if args.sheet:
-      import pictures
-
-      rows = slice(_MAX_ON_SHEET)
-      pictures.predictions(
-        given[rows],
-        np.stack(seen[rows]),
-        probabilities[rows],
-        names[rows],
-        run.class_names,
-      ).savefig(args.sheet, dpi=100)
-      if len(names) > _MAX_ON_SHEET:
-        print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
   sys.exit(0 if all_good else 1)
+
+
+def _report(args, run: workdir_lib.Run, images: list[Predicted]) -> None:
+  """Prints the predictions, and draws them if that is asked for."""
+  names, given, seen = map(list, zip(*images, strict=True))
+  probabilities = predictor(run)(np.stack(seen))
+  _print(names, probabilities, run.class_names, args.json)
+  if not args.sheet:
+    return
+  import pictures
+
+  rows = slice(_MAX_ON_SHEET)
+  picture = pictures.predictions(
+    given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
+  )
+  pictures.save(picture, args.sheet)
+  if len(names) > _MAX_ON_SHEET:
+    print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def inspect(
     capture_intermediates=True,
     mutable=["intermediates"],
   )
-  layers = {
+  layers = {  # ReLU is part of the convolutions, and follows the dense layer.
     name: nn.relu(variables["intermediates"][name]["__call__"][0][0])
     for name in ("conv1", "conv2", "dense")
   }

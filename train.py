@@ -24,7 +24,6 @@ import orbax.checkpoint as ocp
 import checkpoints
 import input_pipeline
 import logger as logger_lib
-import model as model_lib
 import ops
 import steps
 import workdir as workdir_lib
@@ -71,14 +70,10 @@ def train_and_evaluate(
   workdir_lib.create(workdir, config, image_shape, data.class_names)
   logging.info("Run directory %s", workdir)
 
-  model = model_lib.CNN(
-    num_classes=len(data.class_names),
-    dropout_rate=config.dropout_rate,
-    image_shape=image_shape,
-    dtype=config.dtype,
-  )
   init_rng, _, _ = _rngs(config)
-  state = steps.create_train_state(init_rng, model, config.learning_rate)
+  state = workdir_lib.create_state(
+    init_rng, config, image_shape, data.class_names
+  )
   logging.info(
     "%s parameters, %s training images, on %s with jax %s",
     f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
@@ -102,8 +97,7 @@ def train_and_evaluate(
 
   import pictures  # matplotlib takes half a second: not at the start.
 
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  picture = pictures.learning_curves([json.loads(line) for line in lines])
+  picture = pictures.learning_curves(workdir_lib.read_metrics(workdir))
   picture.savefig(workdir / "learning_curve.png", dpi=120)
   return result
 
@@ -130,6 +124,7 @@ def _train(
     functools.partial(steps.inspect, batch_size=config.batch_size),
     compiler_options=ops.compiler_options(),
   )
+  validation_examples = jax.device_get(data.validation)
   step = start_step = int(state.step)
   order = input_pipeline.order_at(
     order_rng, step, config.batch_size, data.train.labels.size
@@ -160,16 +155,16 @@ def _train(
     if is_last or _is_due(config.eval_every_steps, step):
       validation, probabilities = evaluate(training.state)
       logger.evaluation(step, "validation", validation)
-      shown = (
-        data.validation,
-        probabilities,
-        training.state.params,
-        inspect(training.state, data.train, dropout_rng),
+      inspection = inspect(training.state, data.train, dropout_rng)
+      learned = (probabilities, training.state.params, inspection)
+      logger.pictures(
+        step, validation_examples, *jax.device_get(learned), data.class_names
       )
-      logger.pictures(step, *jax.device_get(shown), data.class_names)
     if is_last or _is_due(config.checkpoint_every_steps, step):
       accuracy = validation.get("accuracy")
       checkpoints.save(manager, step, training.state, accuracy)
+    if validation:
+      logger.restart_clock(step)  # All that was no training time.
   manager.wait_until_finished()
   return training.state
 

@@ -97,35 +97,38 @@ def create(
       f"--workdir={workdir}: {' '.join(sorted(forbidden))} cannot be in its"
       " path: Orbax would take it for a pattern"
     )
-  path = workdir / "config.json"
+  config = config.to_dict()
+  dataset = {"image_shape": [*image_shape], "class_names": [*class_names]}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      _check_same(path, config.to_dict())
+    if (workdir / "config.json").exists():
+      _check_same(workdir / "config.json", config)
     elif any(workdir.iterdir()):
       raise app.UsageError(
         f"--workdir={workdir}: has files but no config.json; accepted is a new"
         " or empty directory, or one of an earlier run"
       )
     else:
-      write_json(path, config.to_dict())
-    dataset = {"image_shape": image_shape, "class_names": class_names}
-    write_json(workdir / "dataset.json", dataset)
+      write_json(workdir / "config.json", config)
+    if (workdir / "dataset.json").exists():
+      _check_same(workdir / "dataset.json", dataset)
+    else:
+      write_json(workdir / "dataset.json", dataset)
   except OSError as error:
     raise app.UsageError(f"--workdir={workdir}: {error}") from error
 
 
-def _check_same(path: pathlib.Path, config: dict[str, Any]) -> None:
+def _check_same(path: pathlib.Path, ours: dict[str, Any]) -> None:
   found = read_json(path)
   differing = [
-    f"{key} ({found.get(key, 'none')} there, {config.get(key, 'none')} here)"
-    for key in sorted(found.keys() | config.keys())
-    if found.get(key) != config.get(key)
+    f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
+    for key in sorted(found.keys() | ours.keys())
+    if found.get(key) != ours.get(key)
   ]
   if differing:
     raise app.UsageError(
-      f"{path.parent} holds a run of another config: {', '.join(differing)};"
-      " name another --workdir"
+      f"{path.parent} holds a run of another {path.stem}:"
+      f" {', '.join(differing)}; name another --workdir"
     )
 
 
@@ -159,37 +162,38 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   """
   workdir = pathlib.Path(workdir).expanduser()
   config = _read_config(workdir / "config.json")
-  dataset = read_json(workdir / "dataset.json")
+  image_shape, class_names = _read_dataset(workdir / "dataset.json")
+  if not (workdir / "checkpoints").is_dir():
+    raise app.UsageError(f"{workdir}: has no checkpoints; train.py saves them")
   try:
-    image_shape = tuple(int(size) for size in dataset["image_shape"])
-    class_names = tuple(str(name) for name in dataset["class_names"])
-  except (KeyError, TypeError, ValueError) as error:
+    state = jax.eval_shape(
+      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
+    )
+    with checkpoints.open_manager(workdir, read_only=True) as manager:
+      step = _choose_step(manager, checkpoint, workdir)
+      state = checkpoints.restore(manager, step, state)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    reason = str(error).strip().splitlines()[0][:200]
     raise app.UsageError(
-      f"{workdir / 'dataset.json'}: holds {dataset}; accepted are image_shape"
-      " and class_names"
+      f"{workdir}: its checkpoints hold no such network: {reason}"
     ) from error
+  return Run(config, image_shape, class_names, state, step)
+
+
+def create_state(
+  rng: jax.Array,
+  config: ml_collections.ConfigDict,
+  image_shape: Sequence[int],
+  class_names: Sequence[str],
+) -> steps.TrainState:
+  """The state that a run of this config begins with."""
   model = model_lib.CNN(
     num_classes=len(class_names),
     dropout_rate=config.dropout_rate,
-    image_shape=image_shape,
+    image_shape=tuple(image_shape),
     dtype=config.dtype,
   )
-  state = jax.eval_shape(
-    lambda: steps.create_train_state(
-      jax.random.key(0), model, config.learning_rate
-    )
-  )
-  if not (workdir / "checkpoints").is_dir():
-    raise app.UsageError(f"{workdir}: has no checkpoints; train.py saves them")
-  with checkpoints.open_manager(workdir, read_only=True) as manager:
-    step = _choose_step(manager, checkpoint, workdir)
-    try:
-      state = checkpoints.restore(manager, step, state)
-    except (OSError, ValueError, KeyError) as error:
-      raise app.UsageError(
-        f"{workdir}: checkpoint {step} holds no such network: {error}"
-      ) from error
-  return Run(config, image_shape, class_names, state, step)
+  return steps.create_train_state(rng, model, config.learning_rate)
 
 
 def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -204,8 +208,28 @@ def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     config.update(found)
   except TypeError as error:
     raise app.UsageError(f"{path}: {error}") from error
+  for key, value in found.items():
+    if value is None:
+      raise app.UsageError(f"{path}: {key} is null")
   validate(config)
   return config
+
+
+def _read_dataset(
+  path: pathlib.Path,
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+  """The shape of the images and the names of the classes."""
+  match read_json(path):
+    case {
+      "image_shape": [int(height), int(width), int(channels)],
+      "class_names": [_, *_] as names,
+    } if min(height // 4, width // 4, channels) > 0:
+      return (height, width, channels), tuple(map(str, names))
+    case found:
+      raise app.UsageError(
+        f"{path}: holds {found}; accepted are image_shape, three numbers, and"
+        " class_names"
+      )
 
 
 def _choose_step(manager, checkpoint: str, workdir: pathlib.Path) -> int:
@@ -216,7 +240,9 @@ def _choose_step(manager, checkpoint: str, workdir: pathlib.Path) -> int:
   if checkpoint == "last":
     return max(there)
   if checkpoint == "best":
-    return manager.best_step()
+    if (best := checkpoints.best_step(manager)) is None:
+      raise app.UsageError(f"{workdir}: no checkpoint was validated yet")
+    return best
   if checkpoint.isdecimal() and int(checkpoint) in there:
     return int(checkpoint)
   raise app.UsageError(
@@ -238,6 +264,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise app.UsageError(f"{path}: holds {found!r}, not a JSON object")
   return found
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl, but for one that is being written."""
+  path = workdir / "metrics.jsonl"
+  records = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      break
+  return records
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -35,14 +35,22 @@ def test_keeps_the_newest_three_and_the_best(tmp_path):
     checkpoints.save(manager, 8, state, 0.1)
     manager.wait_until_finished()
     assert manager.all_steps() == [2, 6, 7, 8]
-    assert manager.best_step() == 2
+    assert checkpoints.best_step(manager) == 2
     checkpoints.save(manager, 9, state, 0.95)
     for step in (10, 11, 12):
       checkpoints.save(manager, step, state, 0.1)
     manager.wait_until_finished()
     assert manager.all_steps() == [9, 10, 11, 12]
   with checkpoints.open_manager(tmp_path, read_only=True) as manager:
-    assert (manager.best_step(), manager.latest_step()) == (9, 12)
+    assert (checkpoints.best_step(manager), manager.latest_step()) == (9, 12)
+
+
+def test_the_best_is_one_that_was_validated(tmp_path):
+  with checkpoints.open_manager(tmp_path) as manager:
+    for step, accuracy, best in ((1, None, None), (2, 0.1, 2), (3, None, 2)):
+      checkpoints.save(manager, step, {"small": jnp.zeros(3)}, accuracy)
+      manager.wait_until_finished()
+      assert checkpoints.best_step(manager) == best
 
 
 def test_a_state_may_change_while_it_is_saved(tmp_path):

@@ -15,24 +15,25 @@ import compare
 def runs(tmp_path):
   """Three runs; the last has not been tested yet, and is being written."""
   for name, seed, rate, test in (("a", 0, 0.1, 0.8), ("b", 1, 0.1, 0.9)):
-    write_run(tmp_path / "runs" / name, {"seed": seed, "learning_rate": rate})
+    config = {"seed": seed, "learning_rate": rate}
+    write_run(tmp_path / "runs" / name, config, validation=test)
     record = {"step": 20, "test_accuracy": test, "test_loss": 1 - test}
     with (tmp_path / "runs" / name / "metrics.jsonl").open("a") as file:
       file.write(json.dumps(record) + "\n")
-  write_run(tmp_path / "runs/c", {"seed": 0, "learning_rate": 0.2})
+  write_run(tmp_path / "runs/c", {"seed": 0, "learning_rate": 0.2}, 0.5)
   with (tmp_path / "runs/c/metrics.jsonl").open("a") as file:
     file.write('{"step": 2')
   return tmp_path / "runs"
 
 
-def write_run(path, config):
+def write_run(path, config, validation):
   path.mkdir(parents=True)
   (path / "config.json").write_text(json.dumps({**config, "batch_size": 16}))
   records = [
     {"step": 10, "train_loss": 2.0, "steps_per_second": rate}
     for rate in (1.0, 5.0, 6.0)
   ]
-  records.append({"step": 20, "validation_accuracy": 0.5})
+  records.append({"step": 20, "validation_accuracy": validation})
   (path / "metrics.jsonl").write_text(
     "".join(json.dumps(record) + "\n" for record in records)
   )
@@ -45,7 +46,7 @@ def test_the_best_is_first_and_only_what_differs_is_shown(runs):
     "learning_rate": 0.1,
     "seed": 1,
     "steps": 20,
-    "validation_accuracy": 0.5,
+    "validation_accuracy": 0.9,
     "test_accuracy": 0.9,
     "test_loss": pytest.approx(0.1),
     "steps_per_second": 5.0,
@@ -62,7 +63,7 @@ def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
   header, first, *_ = completed.stdout.splitlines()
   assert header.split()[:4] == ["run", "learning_rate", "seed", "steps"]
   assert first.split() == [
-    *(str(runs / "b"), "0.1000", "1", "20", "0.5000", "0.9000", "0.1000"),
+    *(str(runs / "b"), "0.1000", "1", "20", "0.9000", "0.9000", "0.1000"),
     "5.0000",
   ]
   assert_not_blank(plot)

@@ -41,7 +41,7 @@ def test_equals_numpy(run, mnist):
   error = 0.0
   confidences = probabilities.max(axis=1)
   for low in np.arange(15) / 15:
-    inside = (confidences >= low) & (confidences < low + 1 / 15)
+    inside = (confidences > low) & (confidences <= low + 1 / 15)
     if inside.any():
       gap = correct[inside].mean() - confidences[inside].mean()
       error += inside.mean() * abs(gap)
@@ -76,17 +76,16 @@ def test_equals_numpy(run, mnist):
   assert str(matrix) in report
 
 
-def test_calibration_error_of_known_bins():
+def test_calibration_of_known_bins():
   # Two bins: 0.95 sure and half right, 0.55 sure and all right.
   confidences = np.array([0.95, 0.95, 0.55, 0.55])
   correct = np.array([True, False, True, True])
-  assert evaluate.calibration_error(confidences, correct) == pytest.approx(
-    (0.45 + 0.45) / 2
-  )
-  ones = np.ones(3)  # The last bin includes its upper edge.
-  assert evaluate.calibration_error(ones, np.array([1, 1, 0])) == pytest.approx(
-    1 / 3
-  )
+  counts, accuracies, error = evaluate.calibrate(confidences, correct, 10)
+  np.testing.assert_array_equal(counts, [0, 0, 0, 0, 0, 2, 0, 0, 0, 2])
+  np.testing.assert_array_equal(accuracies, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0.5])
+  assert error == pytest.approx((0.45 + 0.45) / 2)
+  ones = evaluate.calibrate(np.ones(3), np.array([1, 1, 0]))  # The last bin.
+  assert ones.error == pytest.approx(1 / 3)
 
 
 def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
@@ -156,7 +155,16 @@ def edit(name, **values):
     (edit("config.json", extra=1), "config.json: extra is too much or miss"),
     (edit("config.json", batch_size="many"), "config.json: .*many"),
     (edit("config.json", dropout_rate=1.5), "config.dropout_rate=1.5: acc"),
-    (edit("dataset.json", image_shape=7), "accepted are image_shape and class"),
+    (edit("config.json", batch_size=None), "config.json: batch_size is null"),
+    *(
+      (edit("dataset.json", **values), "dataset.json: .*accepted are image_sh")
+      for values in (
+        {"image_shape": 7},
+        {"image_shape": [28, 28]},
+        {"image_shape": [0, 28, 1]},
+        {"class_names": []},
+      )
+    ),
     (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoints"),
     (
       lambda run: [shutil.rmtree(p) for p in (run / "checkpoints").iterdir()],
@@ -164,7 +172,7 @@ def edit(name, **values):
     ),
     (
       edit("dataset.json", image_shape=[32, 32, 1]),
-      "checkpoint 20 holds no such network: .*4096",
+      "its checkpoints hold no such network: .*4096",
     ),
   ],
 )

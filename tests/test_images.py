@@ -95,6 +95,9 @@ def npy(array, **options):
     drawing(),
     drawing()[None],
     drawing()[None, ..., None],
+    drawing()[..., None],
+    np.repeat(drawing()[..., None], 3, axis=-1),
+    drawing() // 255,
     drawing() / 255,
     drawing().astype(np.uint16) * 257,
     np.repeat(drawing()[None, ..., None], 3, axis=-1),
@@ -130,6 +133,16 @@ BAD = {
   "npy of objects": (npy(np.array([Trap()])), "is not an array that can"),
   "truncated npy": (npy(drawing())[:-1], "is not an array that can"),
   "npy of text": (npy(np.array([["a"]])), "is an array of <U1"),
+  "garbled npy": (
+    npy(drawing()).replace(b"(60, 90)", b"(60, 9(("),
+    "is not an array that can",
+  ),
+  "npy with a shape beyond counting": (
+    npy(drawing()).replace(b"(60, 90), }  ", b"(9999999999,) * 9, }"),
+    "is not an array that can",
+  ),
+  "npy of negative numbers": (npy(-np.eye(28)), "has values other than"),
+  "npy of nan": (npy(np.full((28, 28), np.nan)), "has values other than"),
   "npy of one number": (npy(np.array(1)), "is an array of int64"),
   "npy of nothing": (npy(np.zeros((0, 28, 28))), "is an array of float64"),
   "npy with a huge header": (
@@ -219,6 +232,17 @@ def test_uneven_light_noise_and_specks_do_not_count():
   np.testing.assert_allclose(
     bounding_box(result), bounding_box(expected), atol=1
   )
+
+
+@pytest.mark.parametrize("shape", [(280, 280), (2000, 2000)])
+def test_a_thin_stroke_is_found_whatever_the_paper(shape):
+  """Few pixels are ink: 0.4 % here."""
+  image = np.full(shape, 255, np.uint8)
+  size = shape[0]
+  image[size // 3 : 2 * size // 3, size // 2 : size // 2 + size // 90] = 0
+  results = [images.to_mnist_form(x) for x in (image, 255 - image)]
+  np.testing.assert_array_equal(*results)
+  assert bounding_box(results[0])[0] == 20
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

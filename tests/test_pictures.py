@@ -71,16 +71,25 @@ def test_mistakes_are_the_surest_ones():
 
 
 def test_calibration_draws_the_accuracy_of_each_bin():
-  confidences = np.array([0.55, 0.55, 0.95, 1.0])
-  correct = np.array([True, False, True, True])
-  figure = pictures.calibration(confidences, correct, 0.0125, 10)
-  reliability, counts = figure.axes
-  heights = [bar.get_height() for bar in reliability.patches]
-  np.testing.assert_allclose(heights, [0.5, 1.0])
-  np.testing.assert_allclose(
-    [bar.get_height() for bar in counts.patches], [0] * 5 + [2, 0, 0, 0, 2]
+  figure = pictures.calibration(np.array([0, 2, 6]), np.array([0, 0.5, 1]), 0.1)
+  upper, lower = figure.axes
+  heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+  assert heights == [[0, 0.5, 1], [0, 2, 6]]
+  assert upper.get_title() == "expected calibration error 0.1000"
+  assert pixels(figure).std() > 0.05
+
+
+def test_names_are_no_markup_and_all_in_the_legend():
+  name = "$_$.png"  # Not TeX.
+  image = np.zeros((2, 2), np.uint8)
+  probabilities = np.full((1, 2), 0.5)
+  figure = pictures.predictions(
+    [image], image[None], probabilities, [name], ("a", "b")
   )
   assert pixels(figure).std() > 0.05
+  runs = {"_a": [{"step": 2, "validation_accuracy": 0.5}]}
+  (axes,) = pictures.compare_curves(runs).axes
+  assert [text.get_text() for text in axes.get_legend().texts] == ["_a"]
 
 
 def test_filters_and_activations_show_every_feature():

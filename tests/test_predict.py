@@ -131,6 +131,51 @@ def test_another_size_needs_raw(tiny_run, digits, tmp_path):
   completed = run_program(*args, "--raw", cwd=tmp_path)
   assert completed.returncode == 1
   assert "large.png: is [56, 56]; with --raw, [28, 28]" in completed.stderr
+
+
+def test_another_data_set_needs_raw(tiny_run, digits, tmp_path):
   run = shutil.copytree(tiny_run, tmp_path / "run")
-  dataset = json.loads((run / "dataset.json").read_text())
-  assert dataset["image_shape"] == [28, 28, 1]
+  config = json.loads((run / "config.json").read_text())
+  config["dataset"] = "fashion_mnist"
+  (run / "config.json").write_text(json.dumps(config))
+  args = ("predict.py", "--workdir=run", digits / "good/0.png")
+  completed = run_program(*args, cwd=tmp_path)
+  assert completed.returncode == 1
+  assert "--raw takes images of [28, 28, 1]" in completed.stderr
+  assert run_program(*args, "--raw", cwd=tmp_path).returncode == 0
+
+
+def test_a_bad_image_in_an_array_is_named_and_the_rest_predicted(
+  tiny_run, mnist, tmp_path
+):
+  array = np.array(mnist.test.images[:5, ..., 0])
+  array[2] = 0
+  np.save(tmp_path / "five.npy", array)
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "five.npy", "--sheet=no/x.png"),
+    cwd=tmp_path,
+  )
+  assert completed.returncode == 1
+  blank, sheet = completed.stderr.splitlines()
+  assert blank == "predict.py: five.npy[2]: has no ink"
+  assert sheet.startswith("predict.py: no/x.png: ")
+  _, *lines = completed.stdout.splitlines()
+  names = [line.split()[0] for line in lines]
+  assert names == [f"five.npy[{index}]" for index in (0, 1, 3, 4)]
+
+
+def test_raw_images_are_made_grey_coloured_or_inverted():
+  rng = np.random.default_rng(0)
+  grey = rng.integers(0, 256, (4, 5), np.uint8)
+  colour = rng.integers(0, 256, (4, 5, 3), np.uint8)
+  luma = colour @ [0.299, 0.587, 0.114]
+  for image, shape, invert, expected in (
+    (grey, (4, 5, 1), "auto", grey[..., None]),
+    (grey, (4, 5, 1), "yes", 255 - grey[..., None]),
+    (grey, (4, 5, 3), "no", np.stack([grey] * 3, axis=-1)),
+    (colour, (4, 5, 3), "auto", colour),
+    (colour, (4, 5, 1), "auto", np.round(luma)[..., None]),
+  ):
+    actual = predict.to_network(image, shape, raw=True, invert=invert)
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    assert actual.dtype == np.uint8

@@ -132,7 +132,8 @@ def test_inspection_is_what_numpy_finds(mnist):
   state = create_state()
   examples = jax.tree.map(lambda x: x[:30], mnist.train)
   rng = jax.random.key(2)
-  inspection = steps.inspect(state, examples, rng, batch_size=20)
+  inspect = jax.jit(functools.partial(steps.inspect, batch_size=20))
+  inspection = inspect(state, examples, rng)
   np.testing.assert_array_equal(inspection.image, examples.images[0])
   shapes = {name: x.shape for name, x in inspection.layers.items()}
   assert shapes == {
@@ -148,7 +149,8 @@ def test_inspection_is_what_numpy_finds(mnist):
   )
   # A step of plain SGD moves each parameter by rate times the gradient.
   images = input_pipeline.to_float(examples.images[:20])
-  after, _, _ = steps.train_step(state, images, examples.labels[:20], rng)
+  step = jax.jit(steps.train_step)
+  after, _, _ = step(state, images, examples.labels[:20], rng)
   moved = jax.tree.map(
     lambda a, b: np.linalg.norm(a - b) / 0.1, state.params, after.params
   )

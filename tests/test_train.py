@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import checkpoints
+import logger as logger_lib
 from model import CNN
 import ops
 import steps
@@ -29,6 +30,12 @@ TINY = (
   "--config.batch_size=16",
   "--config.num_steps=6",
 )
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+  """Leaves out drawing them, which takes longer than a tiny run."""
+  monkeypatch.setattr(logger_lib.Logger, "_draw", lambda *args: None)
 
 
 def restore(workdir, step=None):
@@ -119,6 +126,7 @@ def stop_after(monkeypatch, save_step):
   return Crash
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
   tiny_run, tiny_config, tmp_path, monkeypatch
 ):
@@ -153,6 +161,7 @@ def test_a_complete_run_evaluates_and_says_so(
   )
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
   traces = []
   train_step = steps.train_step
@@ -172,6 +181,7 @@ def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
     assert_same_state(restore(tmp_path / "other"), restore(tiny_run))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_on_an_accelerator_is_the_same(
   tiny_config, tmp_path, monkeypatch
 ):
@@ -203,7 +213,7 @@ def test_a_run_on_an_accelerator_is_the_same(
 
     def counting_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
-        if not events:
+        if events == ["get"]:
           guard.enter_context(jax.transfer_guard("disallow"))
         events.append(num_steps)
       return run(carry, num_steps, *args)
@@ -214,10 +224,11 @@ def test_a_run_on_an_accelerator_is_the_same(
   monkeypatch.setattr(train, "_train", guarded_train)
   monkeypatch.setattr(jax, "device_get", recorded_get)
   train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
-  # A log each 5 steps is one fetch, probabilities each 10 too; a validation
-  # each 4 is two, one of them for the pictures; and the test.
+  # First the images for the pictures. Then a log each 5 steps is one fetch,
+  # probabilities each 10 too; a validation each 4 is two, one of them for the
+  # pictures; and the test.
   assert events == [
-    *(4, "get", "get", 1, "get", 3, "get", "get"),
+    *("get", 4, "get", "get", 1, "get", 3, "get", "get"),
     *(2, "get", "get", 2, "get", "get", 3, "get"),
     *(1, "get", "get", 4, "get", "get", "get", "get", "get"),
   ]

@@ -45,6 +45,7 @@ def test_a_run_is_named_after_its_overrides():
     ("dropout_rate", 1.0),
     ("dropout_rate", -0.1),
     ("dropout_rate", math.nan),
+    ("dtype", "float16"),
     ("seed", -1),
     ("seed", 2**32),
     ("log_every_steps", 0),
@@ -87,6 +88,15 @@ def test_another_config_is_refused_with_the_differing_keys(tmp_path):
   assert "seed (0 there, 3 here)" in message
   assert "learning_rate" not in message
   assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+def test_other_data_of_the_same_name_are_refused(tmp_path):
+  config = default.get_config()
+  workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("0123456789"))
+  before = (tmp_path / "run/dataset.json").read_bytes()
+  with pytest.raises(app.UsageError, match="another dataset: class_names"):
+    workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("abc"))
+  assert (tmp_path / "run/dataset.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "\xff"])
