@@ -6,6 +6,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from steps import Metrics
 from steps import TrainState
 
 _NUM_NEWEST = 3
@@ -42,26 +43,29 @@ def save(
   manager: ocp.CheckpointManager,
   step: int,
   state: TrainState,
+  since_log: Metrics,
   validation_accuracy: float | None,
 ) -> None:
-  """Saves the state in the background.
+  """Saves in the background.
 
   Args:
     manager: from `open_manager`.
     step: the state's own, which the caller knows without asking the device.
     state: it is copied before this returns, so that a step may donate it.
+    since_log: the sums since the last log, so that the next one is exact.
     validation_accuracy: of this state, where it was measured.
   """
   metrics = {}
   if validation_accuracy is not None:
     metrics = {_BEST: validation_accuracy}
-  manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+  saved = {"state": state, "since_log": since_log}
+  manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
 
 def restore(
   manager: ocp.CheckpointManager, step: int, state: TrainState
-) -> TrainState:
-  """Restores a step to the device.
+) -> tuple[TrainState, Metrics]:
+  """Restores the state and the sums since the last log to the device.
 
   Args:
     manager: from `open_manager`.
@@ -69,10 +73,12 @@ def restore(
     state: arrays, or their shapes and dtypes alone.
   """
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract_state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    {"state": state, "since_log": Metrics.zero()},
   )
-  return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+  saved = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+  return saved["state"], saved["since_log"]
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:

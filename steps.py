@@ -184,20 +184,31 @@ class Training(struct.PyTreeNode):
 
 
 def start_training(
-  state: TrainState, order: input_pipeline.Order, batch_size: int, classes: int
+  state: TrainState,
+  since_log: Metrics,
+  order: input_pipeline.Order,
+  batch_size: int,
+  classes: int,
 ) -> Training:
-  """The carry of a loop that begins with this state and order."""
+  """The carry of a loop that begins with this state, sums and order."""
   kept = min(batch_size, NUM_PROBABILITIES)
   training = Training(
     state=state,
     order=order,
-    metrics=Metrics.zero(),
+    metrics=since_log,
     labels=jnp.zeros(kept, jnp.int32),
     probabilities=jnp.zeros((kept, classes)),
   )
   # Committed to the device, as a restored state is: else JAX compiles anew for
   # every mixture of arrays that are and that are not.
   return jax.device_put(training, jax.devices()[0])
+
+
+@jax.jit
+def is_finite(training: Training) -> jax.Array:
+  """Whether all parameters and the loss since the last log are numbers."""
+  values = jax.tree.leaves((training.state.params, training.metrics.loss))
+  return jnp.stack([jnp.isfinite(value).all() for value in values]).all()
 
 
 def reset_metrics(training: Training) -> Training:

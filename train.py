@@ -6,11 +6,16 @@ The same command again resumes the run, and evaluates it once it is complete.
 The last line on stdout is the result, as JSON.
 """
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import json
 import pathlib
 import re
 import runpy
+import signal
+import sys
+import threading
 from typing import Any
 
 from absl import app
@@ -55,7 +60,8 @@ def train_and_evaluate(
 
   Raises:
     app.UsageError: names what is wrong with the config, the data or the
-      directory.
+      directory, or says that the loss is not a finite number.
+    SystemExit: SIGINT or SIGTERM came, and the state was saved.
   """
   workdir = pathlib.Path(workdir).expanduser()
   workdir_lib.validate(config)
@@ -68,29 +74,33 @@ def train_and_evaluate(
     )
   image_shape = data.train.images.shape[1:]
   workdir_lib.create(workdir, config, image_shape, data.class_names)
-  logging.info("Run directory %s", workdir)
-
-  init_rng, _, _ = _rngs(config)
-  state = workdir_lib.create_state(
-    init_rng, config, image_shape, data.class_names
-  )
-  logging.info(
-    "%s parameters, %s training images, on %s with jax %s",
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
-    f"{train_size:,}",
-    jax.devices()[0].device_kind,
-    jax.__version__,
-  )
-  with checkpoints.open_manager(workdir) as manager:
-    start_step = manager.latest_step() or 0
+  with (
+    workdir_lib.lock(workdir),
+    _noted_signals() as signals,
+    checkpoints.open_manager(workdir) as manager,
+  ):
+    logging.info("Run directory %s", workdir)
+    init_rng, _, _ = _rngs(config)
+    state = workdir_lib.create_state(
+      init_rng, config, image_shape, data.class_names
+    )
+    logging.info(
+      "%s parameters, %s training images, on %s with jax %s",
+      f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
+      f"{train_size:,}",
+      jax.devices()[0].device_kind,
+      jax.__version__,
+    )
+    start_step, since_log = manager.latest_step() or 0, steps.Metrics.zero()
     if start_step:
-      state = checkpoints.restore(manager, start_step, state)
+      state, since_log = checkpoints.restore(manager, start_step, state)
       is_complete = start_step == config.num_steps
       done = "Complete at" if is_complete else "Resuming after"
       logging.info("%s step %d", done, start_step)
     with logger_lib.Logger(workdir, config, start_step) as logger:
-      state = _train(config, data, state, manager, logger)
+      state = _train(config, data, state, since_log, manager, logger, signals)
       test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
+      _stop_if_signalled(signals, config.num_steps)
       logger.evaluation(config.num_steps, "test", test)
   result = {**test, "global_step": config.num_steps}
   workdir_lib.write_json(workdir / "result.json", result)
@@ -111,8 +121,10 @@ def _train(
   config: ml_collections.ConfigDict,
   data: input_pipeline.Data,
   state: steps.TrainState,
+  since_log: steps.Metrics,
   manager: ocp.CheckpointManager,
   logger: logger_lib.Logger,
+  signals: list[signal.Signals],
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
   _, order_rng, dropout_rng = _rngs(config)
@@ -130,7 +142,7 @@ def _train(
     order_rng, step, config.batch_size, data.train.labels.size
   )
   training = steps.start_training(
-    state, order, config.batch_size, len(data.class_names)
+    state, since_log, order, config.batch_size, len(data.class_names)
   )
   while step < config.num_steps:
     num_steps = _steps_to_dispatch(config, step)
@@ -143,6 +155,10 @@ def _train(
     step += num_steps
     logger.progress(step)
     is_last = step == config.num_steps
+    is_stopped = bool(signals)  # Read once: a signal may come at any moment.
+    is_boundary = is_last or is_stopped or step in _boundaries(config, step - 1)
+    if is_boundary and not jax.device_get(steps.is_finite(training)):
+      raise _not_finite(config, manager, step)
 
     if _is_due(config.log_probabilities_every_steps, step):
       logger.probabilities(
@@ -160,13 +176,60 @@ def _train(
       logger.pictures(
         step, validation_examples, *jax.device_get(learned), data.class_names
       )
-    if is_last or _is_due(config.checkpoint_every_steps, step):
+    if is_last or is_stopped or _is_due(config.checkpoint_every_steps, step):
       accuracy = validation.get("accuracy")
-      checkpoints.save(manager, step, training.state, accuracy)
+      checkpoints.save(
+        manager, step, training.state, training.metrics, accuracy
+      )
+    if is_stopped:
+      manager.wait_until_finished()
+      _stop_if_signalled(signals, step)
     if validation:
       logger.restart_clock(step)  # All that was no training time.
   manager.wait_until_finished()
   return training.state
+
+
+def _not_finite(
+  config: ml_collections.ConfigDict, manager: ocp.CheckpointManager, step: int
+) -> app.UsageError:
+  last = manager.latest_step()
+  kept = f"the checkpoint of step {last} is kept" if last else "none was saved"
+  return app.UsageError(
+    f"the loss is not a finite number at step {step}, with"
+    f" config.learning_rate={config.learning_rate}; {kept}"
+  )
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[signal.Signals]]:
+  """Notes the first SIGINT or SIGTERM in a list; a second one ends at once."""
+  noted = []
+
+  def note(number, _):
+    noted.append(signal.Signals(number))
+    for each in previous:
+      signal.signal(each, signal.SIG_DFL)
+
+  previous = {}
+  if threading.current_thread() is threading.main_thread():
+    for each in (signal.SIGINT, signal.SIGTERM):
+      previous[each] = signal.signal(each, note)
+  try:
+    yield noted
+  finally:
+    for each, handler in previous.items():
+      signal.signal(each, handler)
+
+
+def _stop_if_signalled(signals: list[signal.Signals], step: int) -> None:
+  if signals:
+    logging.info(
+      "%s: stopped after step %d, which is saved; the same command resumes",
+      signals[0].name,
+      step,
+    )
+    sys.exit(128 + signals[0])
 
 
 def _is_due(every_steps: int, step: int) -> bool:
@@ -177,11 +240,16 @@ def _steps_to_dispatch(config: ml_collections.ConfigDict, step: int) -> int:
   """How many steps from here the device takes without the host."""
   if jax.default_backend() == "cpu":  # Dispatch is free, and the bar moves.
     return 1
+  return min(_boundaries(config, step)) - step
+
+
+def _boundaries(config: ml_collections.ConfigDict, step: int) -> list[int]:
+  """The steps after this one at which each cadence is next due."""
   boundaries = [config.num_steps]
   for key in config:
     if key.endswith("_every_steps") and config[key]:
       boundaries.append((step // config[key] + 1) * config[key])
-  return min(boundaries) - step
+  return boundaries
 
 
 def _load_config(path: str) -> ml_collections.ConfigDict:
@@ -231,6 +299,9 @@ def main(argv: list[str]) -> None:
     result = train_and_evaluate(config, workdir)
   except app.UsageError as error:
     logger_lib.exit_with(str(error))
+  except KeyboardInterrupt:  # Before there was anything to save.
+    print("train.py: interrupted", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
   print(json.dumps(result, sort_keys=True))
 
 

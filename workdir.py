@@ -1,15 +1,19 @@
 """Run directories: their name, the config they hold, what was trained."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import json
 import math
 import os
 import pathlib
+import platform
 import re
 from typing import Any
 from typing import NamedTuple
 
 from absl import app
+import filelock
 import jax
 import ml_collections
 
@@ -132,6 +136,28 @@ def _check_same(path: pathlib.Path, ours: dict[str, Any]) -> None:
     )
 
 
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from training in this run directory.
+
+  The operating system lets go of the lock when its holder ends, however.
+
+  Raises:
+    app.UsageError: names the process that holds it.
+  """
+  holder = workdir / ".lock_holder"
+  lock_file = filelock.FileLock(workdir / ".lock", timeout=0)
+  try:
+    lock_file.acquire()
+  except filelock.Timeout as error:
+    name = holder.read_text() if holder.exists() else "another process"
+    raise app.UsageError(f"{workdir}: {name} is training there") from error
+  with lock_file:
+    lock_file.release()  # It counts: this was acquired twice.
+    write_text(holder, f"process {os.getpid()} on {platform.node()}")
+    yield
+
+
 class Run(NamedTuple):
   """What a run directory holds.
 
@@ -171,7 +197,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     )
     with checkpoints.open_manager(workdir, read_only=True) as manager:
       step = _choose_step(manager, checkpoint, workdir)
-      state = checkpoints.restore(manager, step, state)
+      state, _ = checkpoints.restore(manager, step, state)
   except (OSError, ValueError, KeyError, TypeError) as error:
     reason = str(error).strip().splitlines()[0][:200]
     raise app.UsageError(

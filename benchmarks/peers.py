@@ -67,7 +67,9 @@ class This:
     )
     self._rngs = tuple(jax.random.split(jax.random.key(1)))
     order = input_pipeline.order_at(self._rngs[0], 0, batch_size, num_images)
-    self._training = steps.start_training(state, order, batch_size, 10)
+    self._training = steps.start_training(
+      state, steps.Metrics.zero(), order, batch_size, 10
+    )
     self._run = ops.repeated(
       functools.partial(steps.train_on_next_batch, batch_size=batch_size)
     )

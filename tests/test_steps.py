@@ -103,7 +103,11 @@ def test_training_takes_the_batches_of_the_order(mnist):
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = steps.start_training(
-    create_state(), input_pipeline.order_at(order_rng, 0, 20, 50), 20, 10
+    create_state(),
+    steps.Metrics.zero(),
+    input_pipeline.order_at(order_rng, 0, 20, 50),
+    20,
+    10,
   )
   run = ops.repeated(
     functools.partial(steps.train_on_next_batch, batch_size=20)

@@ -3,7 +3,11 @@
 from concurrent import futures
 import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 from absl import app
 from conftest import PROJECT
@@ -22,6 +26,7 @@ from model import CNN
 import ops
 import steps
 import train
+import workdir as workdir_lib
 
 TINY = (
   "--config.train_split=train[5000:5100]",
@@ -41,7 +46,8 @@ def no_pictures(monkeypatch):
 def restore(workdir, step=None):
   state = steps.create_train_state(jax.random.key(0), CNN(), 0.05)
   with checkpoints.open_manager(workdir) as manager:
-    return checkpoints.restore(manager, step or manager.latest_step(), state)
+    step = step or manager.latest_step()
+    return checkpoints.restore(manager, step, state)[0]
 
 
 def without_speed(records):
@@ -137,13 +143,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
   result = train.train_and_evaluate(tiny_config, tmp_path)
   assert result == json.loads((tiny_run / "result.json").read_text())
   assert_same_state(restore(tmp_path), restore(tiny_run))
-  # Each line once and in order. Only the loss over the steps since the last
-  # log starts anew where the run was stopped between two logs.
-  cut = (stop // tiny_config.log_every_steps + 1) * tiny_config.log_every_steps
-  for a, b in zip(*map(read_jsonl, (tmp_path, tiny_run)), strict=True):
-    assert a["step"] == b["step"]
-    if not ("train_loss" in a and a["step"] == cut):
-      assert without_speed([a]) == without_speed([b])
+  # Each line once, in order, and with the same numbers: of the steps since the
+  # last log too, though it was stopped between two logs.
+  assert without_speed(read_jsonl(tmp_path)) == without_speed(
+    read_jsonl(tiny_run)
+  )
 
 
 def test_a_complete_run_evaluates_and_says_so(
@@ -224,13 +228,16 @@ def test_a_run_on_an_accelerator_is_the_same(
   monkeypatch.setattr(train, "_train", guarded_train)
   monkeypatch.setattr(jax, "device_get", recorded_get)
   train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
-  # First the images for the pictures. Then a log each 5 steps is one fetch,
-  # probabilities each 10 too; a validation each 4 is two, one of them for the
-  # pictures; and the test.
+
+  # First the images for the pictures. Then whether all is finite is one fetch,
+  # a log each 5 steps too, and probabilities each 10; a validation each 4 is
+  # two, one of them for the pictures; and the test.
+  def gets(count):
+    return ["get"] * count
+
   assert events == [
-    *("get", 4, "get", "get", 1, "get", 3, "get", "get"),
-    *(2, "get", "get", 2, "get", "get", 3, "get"),
-    *(1, "get", "get", 4, "get", "get", "get", "get", "get"),
+    *("get", 4, *gets(3), 1, *gets(2), 3, *gets(3), 2, *gets(3)),
+    *(2, *gets(3), 3, *gets(2), 1, *gets(3), 4, *gets(6)),
   ]
   runs = (read_jsonl(tmp_path / "cpu"), read_jsonl(tmp_path / "accelerator"))
   for a, b in zip(*runs, strict=True):
@@ -313,3 +320,75 @@ def test_mistakes_on_the_command_line_are_one_line(mnist, data_dir, tmp_path):
       assert line.startswith("train.py: "), argument
       assert MISTAKES[argument] in line
   assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
+  tiny_config, tmp_path
+):
+  values = dict(num_steps=60, log_every_steps=7, checkpoint_every_steps=20)
+  tiny_config.update(values, eval_every_steps=25)
+  train.train_and_evaluate(tiny_config, tmp_path / "whole")
+  flags = [f"--config.{key}={value}" for key, value in tiny_config.items()]
+  for text, number, code in (
+    ("Run directory", signal.SIGTERM, 143),  # While it compiles.
+    ("step  7/60", signal.SIGINT, 130),
+    ("step 25/60  validation", signal.SIGTERM, 143),
+    ("step 42/60", signal.SIGKILL, -9),
+    ("step 60/60  test", None, 0),
+  ):
+    process = subprocess.Popen(
+      [
+        *(sys.executable, str(PROJECT / "train.py"), *flags),
+        f"--workdir={tmp_path / 'stopped'}",
+      ],
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    assert any(text in line for line in process.stderr), text
+    if number:
+      process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    if code > 0:
+      last = stderr.splitlines()[-1]
+      assert f"{number.name}: stopped after step" in last
+      assert last.endswith("the same command resumes")
+  whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
+  assert_same_state(restore(stopped), restore(whole))
+  assert without_speed(read_jsonl(stopped)) == without_speed(read_jsonl(whole))
+  results = [(path / "result.json").read_text() for path in (whole, stopped)]
+  assert results[0] == results[1]
+
+
+def test_a_second_signal_is_not_caught():
+  before = signal.getsignal(signal.SIGINT)
+  with train._noted_signals() as noted:
+    signal.raise_signal(signal.SIGTERM)
+    assert noted == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_config, tmp_path):
+  tiny_config.learning_rate = 1e30
+  with pytest.raises(app.UsageError) as error:
+    train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert str(error.value) == (
+    "the loss is not a finite number at step 4, with"
+    " config.learning_rate=1e+30; none was saved"
+  )
+  assert not list((tmp_path / "run/checkpoints").glob("[0-9]*"))
+  assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_a_run_directory_has_one_process_at_a_time(tiny_config, tmp_path):
+  path = tmp_path / "run"
+  path.mkdir()
+  with workdir_lib.lock(path):
+    with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
+      with workdir_lib.lock(path):
+        pass
+  with workdir_lib.lock(path):  # Free again.
+    pass
