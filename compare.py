@@ -41,7 +41,7 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
 
   rates = [r["steps_per_second"] for r in records if "steps_per_second" in r]
   return {
-    "steps": last("step"),
+    "steps_done": last("step"),
     "validation_accuracy": last("validation_accuracy"),
     "test_accuracy": last("test_accuracy"),
     "test_loss": last("test_loss"),

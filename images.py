@@ -63,7 +63,9 @@ def _read_array(file) -> Iterator[np.ndarray]:
     reason = str(error).splitlines()[0]
     raise ValueError(f"is not an array that can be read: {reason}") from error
   shape = array.shape
-  if array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3)):
+  if array.ndim == 2 and shape[1] == _SIDE**2:  # Flat ones.
+    array = array.reshape(-1, _SIDE, _SIDE)
+  elif array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3)):
     array = array[None]  # One image.
   if array.ndim == 4 and array.shape[-1] == 1:
     array = array[..., 0]
@@ -71,7 +73,8 @@ def _read_array(file) -> Iterator[np.ndarray]:
   if not is_image or not array.size or array.dtype.kind not in "buif":
     raise ValueError(
       f"is an array of {array.dtype} {list(shape)}; accepted are numbers,"
-      " [height, width] or [height, width, 1 or 3], or n such images"
+      f" [height, width] or [height, width, 1 or 3], n such images, or [n,"
+      f" {_SIDE**2}]"
     )
   return iter(_to_uint8(array))
 

@@ -137,7 +137,7 @@ def mistakes(
   for axes, index in zip(grid, worst, strict=False):
     _show(axes, images[index])
     axes.set_title(
-      f"{index}: {class_names[labels[index]]}, not"
+      f"{index}: {class_names[labels[index]]}, taken for"
       f" {class_names[predicted[index]]}\n({confidences[index]:.0%} sure)",
       fontsize=8,
     )
@@ -243,7 +243,8 @@ def predictions(
     _show(axes[1], network)
     axes[0].axis("off")
     axes[1].axis("off")
-    axes[0].set_title(name[-30:], fontsize=8, parse_math=False)
+    short = name if len(name) <= 26 else f"…{name[-25:]}"
+    axes[0].set_title(short, fontsize=8, parse_math=False)
     _bars(axes[2], row, class_names)
     best = row.argmax()
     axes[2].set_title(f"{class_names[best]}: {row[best]:.1%}", fontsize=9)
@@ -255,7 +256,8 @@ def save(picture: figure.Figure, path: str) -> None:
   try:
     picture.savefig(path, dpi=120)
   except (OSError, ValueError) as error:
-    raise app.UsageError(f"{path}: {error}") from error
+    reason = getattr(error, "strerror", None) or error
+    raise app.UsageError(f"{path}: {reason}") from error
 
 
 def _show(axes, image: np.ndarray) -> None:

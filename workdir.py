@@ -283,7 +283,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     found = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise app.UsageError(
-      f"{path}: there is none; accepted is the run directory of a train.py"
+      f"{path}: there is none; accepted is a run directory, such as train.py"
+      " makes in runs/"
     ) from error
   except (OSError, ValueError) as error:
     raise app.UsageError(f"{path}: is not JSON: {error}") from error

@@ -45,7 +45,7 @@ def test_the_best_is_first_and_only_what_differs_is_shown(runs):
     "run": str(runs / "b"),
     "learning_rate": 0.1,
     "seed": 1,
-    "steps": 20,
+    "steps_done": 20,
     "validation_accuracy": 0.9,
     "test_accuracy": 0.9,
     "test_loss": pytest.approx(0.1),
@@ -61,7 +61,7 @@ def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
   completed = run_program("compare.py", runs, f"--plot={plot}", cwd=tmp_path)
   assert completed.returncode == 0, completed.stderr
   header, first, *_ = completed.stdout.splitlines()
-  assert header.split()[:4] == ["run", "learning_rate", "seed", "steps"]
+  assert header.split()[:4] == ["run", "learning_rate", "seed", "steps_done"]
   assert first.split() == [
     *(str(runs / "b"), "0.1000", "1", "20", "0.9000", "0.9000", "0.1000"),
     "5.0000",

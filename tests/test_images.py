@@ -107,7 +107,10 @@ def test_reads_arrays(array, tmp_path):
   (tmp_path / "a.npy").write_bytes(npy(array))
   for image in (read_one(npy(array)), read_one(tmp_path / "a.npy")):
     np.testing.assert_allclose(images.to_grey(image), drawing(), atol=0.5)
-  assert len(list(images.read(npy(np.zeros((3, 28, 28)))))) == 3
+  three = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+  for shape in ((3, 28, 28), (3, 784), (3, 28, 28, 1)):
+    actual = list(images.read(npy(three.reshape(shape))))
+    np.testing.assert_array_equal(actual, three)
 
 
 class Trap:

@@ -58,8 +58,8 @@ def test_mistakes_are_the_surest_ones():
   figure = pictures.mistakes(images, labels, probabilities, ("a", "b"), count=2)
   titles = [axes.get_title() for axes in figure.axes]
   assert titles[:3] == [
-    "2: b, not a\n(80% sure)",
-    "3: a, not b\n(80% sure)",
+    "2: b, taken for a\n(80% sure)",
+    "3: a, taken for b\n(80% sure)",
     "",
   ]
   np.testing.assert_array_equal(
