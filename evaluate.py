@@ -173,7 +173,9 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = logger.exit_with
-  parser.add_argument("--workdir", required=True, type=pathlib.Path)
+  parser.add_argument(
+    "--workdir", required=True, type=pathlib.Path, help="a run directory"
+  )
   parser.add_argument(
     "--split", help="in TFDS's syntax; by default the test split"
   )

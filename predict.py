@@ -98,18 +98,18 @@ def to_network(
   return (255 - image if invert == "yes" else image).reshape(image_shape)
 
 
-class Predicted(NamedTuple):
-  """An image, its name, and how the network takes it."""
+class Loaded(NamedTuple):
+  """An image as given, if a sheet is to show it, and as the network sees it."""
 
   name: str
-  given: np.ndarray
+  given: np.ndarray | None
   seen: np.ndarray
 
 
 def load(
   args: argparse.Namespace, image_shape: tuple[int, int, int]
-) -> tuple[list[Predicted], bool]:
-  """Reads all images, says what is wrong with which, and whether none was."""
+) -> tuple[list[Loaded], bool]:
+  """Reads all images; says which cannot be, and returns whether all could."""
   result, all_good = [], True
 
   def complain(name, error):
@@ -134,7 +134,7 @@ def load(
         complain(member, error)
         continue
       for_sheet = args.sheet and len(result) < _MAX_ON_SHEET
-      result.append(Predicted(member, image if for_sheet else None, seen))
+      result.append(Loaded(member, image if for_sheet else None, seen))
   return result, all_good
 
 
@@ -159,13 +159,31 @@ def _print(names, probabilities, class_names, as_json: bool) -> None:
       )
 
 
+def _report(args, run: workdir_lib.Run, images: list[Loaded]) -> None:
+  """Prints the predictions, and draws them if that is asked for."""
+  names, given, seen = map(list, zip(*images, strict=True))
+  probabilities = predictor(run)(np.stack(seen))
+  _print(names, probabilities, run.class_names, args.json)
+  if not args.sheet:
+    return
+  import pictures
+
+  rows = slice(_MAX_ON_SHEET)
+  picture = pictures.predictions(
+    given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
+  )
+  pictures.save(picture, args.sheet)
+  if len(names) > _MAX_ON_SHEET:
+    print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = logger.exit_with
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-  parser.add_argument("--workdir", required=True, help="of a train.py")
+  parser.add_argument("--workdir", required=True, help="a run directory")
   parser.add_argument(
     "--checkpoint", default="last", help="last, best or a step"
   )
@@ -196,24 +214,6 @@ def main() -> None:
   except app.UsageError as error:
     logger.exit_with(str(error))
   sys.exit(0 if all_good else 1)
-
-
-def _report(args, run: workdir_lib.Run, images: list[Predicted]) -> None:
-  """Prints the predictions, and draws them if that is asked for."""
-  names, given, seen = map(list, zip(*images, strict=True))
-  probabilities = predictor(run)(np.stack(seen))
-  _print(names, probabilities, run.class_names, args.json)
-  if not args.sheet:
-    return
-  import pictures
-
-  rows = slice(_MAX_ON_SHEET)
-  picture = pictures.predictions(
-    given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
-  )
-  pictures.save(picture, args.sheet)
-  if len(names) > _MAX_ON_SHEET:
-    print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 
 
 if __name__ == "__main__":
