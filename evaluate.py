@@ -160,7 +160,7 @@ def _write(
     "mistakes": pictures.mistakes(images, labels, probabilities, class_names),
     "calibration": pictures.calibration(*calibration),
   }.items():
-    picture.savefig(folder / f"{name}.png", dpi=120)
+    pictures.save(picture, folder / f"{name}.png")
   return (
     f"{report(digits=4)}\n"
     f"Rows are the true classes, columns the predicted ones:\n{matrix}\n\n"

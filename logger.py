@@ -167,11 +167,14 @@ class Logger:
       self._draw, step, examples, probabilities, params, inspection, class_names
     )
 
-  def _draw(self, step, *args) -> None:
+  def _draw(
+    self, step, examples, probabilities, params, inspection, class_names
+  ) -> None:
     try:
-      for tag, picture in _draw_pictures(*args).items():
+      for tag, picture in _draw_pictures(
+        examples, probabilities, params, inspection, class_names
+      ).items():
         self._tensorboard.add_figure(tag, picture, step, close=False)
-      _, _, params, inspection, _ = args
       for layer, values in params.items():
         for name, value in values.items():
           tag = f"{layer}/{name}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import os
 from typing import Any
 
 from absl import app
@@ -251,7 +252,7 @@ def predictions(
   return picture
 
 
-def save(picture: figure.Figure, path: str) -> None:
+def save(picture: figure.Figure, path: str | os.PathLike) -> None:
   """Writes a picture; app.UsageError names a path where that fails."""
   try:
     picture.savefig(path, dpi=120)

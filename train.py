@@ -108,7 +108,7 @@ def train_and_evaluate(
   import pictures  # matplotlib takes half a second: not at the start.
 
   picture = pictures.learning_curves(workdir_lib.read_metrics(workdir))
-  picture.savefig(workdir / "learning_curve.png", dpi=120)
+  pictures.save(picture, workdir / "learning_curve.png")
   return result
 
 
@@ -156,19 +156,25 @@ def _train(
     logger.progress(step)
     is_last = step == config.num_steps
     is_stopped = bool(signals)  # Read once: a signal may come at any moment.
-    is_boundary = is_last or is_stopped or step in _boundaries(config, step - 1)
-    if is_boundary and not jax.device_get(steps.is_finite(training)):
-      raise _not_finite(config, manager, step)
+    shows = _is_due(config.log_probabilities_every_steps, step)
+    logs = is_last or _is_due(config.log_every_steps, step)
+    evaluates = is_last or _is_due(config.eval_every_steps, step)
+    saves = (
+      is_last or is_stopped or _is_due(config.checkpoint_every_steps, step)
+    )
+    if shows or logs or evaluates or saves:
+      if not jax.device_get(steps.is_finite(training)):
+        raise _not_finite(config, manager, step)
 
-    if _is_due(config.log_probabilities_every_steps, step):
+    if shows:
       logger.probabilities(
         step, *jax.device_get((training.labels, training.probabilities))
       )
-    if is_last or _is_due(config.log_every_steps, step):
+    if logs:
       logger.train(step, training.metrics.means(), config.learning_rate)
       training = steps.reset_metrics(training)
     validation = {}
-    if is_last or _is_due(config.eval_every_steps, step):
+    if evaluates:
       validation, probabilities = evaluate(training.state)
       logger.evaluation(step, "validation", validation)
       inspection = inspect(training.state, data.train, dropout_rng)
@@ -176,7 +182,7 @@ def _train(
       logger.pictures(
         step, validation_examples, *jax.device_get(learned), data.class_names
       )
-    if is_last or is_stopped or _is_due(config.checkpoint_every_steps, step):
+    if saves:
       accuracy = validation.get("accuracy")
       checkpoints.save(
         manager, step, training.state, training.metrics, accuracy
@@ -240,16 +246,11 @@ def _steps_to_dispatch(config: ml_collections.ConfigDict, step: int) -> int:
   """How many steps from here the device takes without the host."""
   if jax.default_backend() == "cpu":  # Dispatch is free, and the bar moves.
     return 1
-  return min(_boundaries(config, step)) - step
-
-
-def _boundaries(config: ml_collections.ConfigDict, step: int) -> list[int]:
-  """The steps after this one at which each cadence is next due."""
   boundaries = [config.num_steps]
   for key in config:
     if key.endswith("_every_steps") and config[key]:
       boundaries.append((step // config[key] + 1) * config[key])
-  return boundaries
+  return min(boundaries) - step
 
 
 def _load_config(path: str) -> ml_collections.ConfigDict:

@@ -152,10 +152,11 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   except filelock.Timeout as error:
     name = holder.read_text() if holder.exists() else "another process"
     raise app.UsageError(f"{workdir}: {name} is training there") from error
-  with lock_file:
-    lock_file.release()  # It counts: this was acquired twice.
+  try:
     write_text(holder, f"process {os.getpid()} on {platform.node()}")
     yield
+  finally:
+    lock_file.release()
 
 
 class Run(NamedTuple):
