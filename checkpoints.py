@@ -1,8 +1,17 @@
 """Saves and restores a TrainState with Orbax."""
 
+from collections.abc import Iterator
+import contextlib
+import gc
+import os
 import pathlib
+import sys
+import zlib
 
+from absl import app
+from absl import logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -11,16 +20,112 @@ from steps import TrainState
 
 _NUM_NEWEST = 3
 _BEST = "validation_accuracy"
+# Orbax compresses, but parameters hardly: a checkpoint that declares more than
+# this many times the size of its files is none of ours.
+_MAX_COMPRESSION = 10
 
 
-def _goodness(metrics: dict[str, float]) -> float:
-  return metrics.get(_BEST, -1.0)  # Saved between two validations: not best.
+class DamagedError(Exception):
+  """A checkpoint is not what was saved; the message says why."""
 
 
+def all_steps(workdir: pathlib.Path) -> list[int]:
+  """The steps of the complete checkpoints, ascending."""
+  return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
+
+
+def best_step(workdir: pathlib.Path) -> int | None:
+  """The step of the best validation accuracy, if one was validated."""
+  accuracies = {}
+  for step in all_steps(workdir):
+    with contextlib.suppress(DamagedError):
+      accuracies[step] = _read_accuracy(workdir, step)
+  validated = [step for step, a in accuracies.items() if a is not None]
+  return max(validated, key=lambda step: (accuracies[step], step), default=None)
+
+
+def restore(
+  workdir: pathlib.Path, step: int, state: TrainState
+) -> tuple[TrainState, Metrics]:
+  """Restores the state and the sums since the last log to the device.
+
+  Args:
+    workdir: the run directory.
+    step: one of `all_steps`.
+    state: arrays, or their shapes and dtypes alone.
+
+  Raises:
+    DamagedError: what is there is not what was saved.
+  """
+  path = _folder(workdir) / str(step)
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    {"state": state, "since_log": Metrics.zero(), "checksum": np.uint32(0)},
+  )
+  _read_accuracy(workdir, step)
+  declared = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+  found = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+  if declared > _MAX_COMPRESSION * found:
+    raise DamagedError(f"its files have {found} bytes for {declared} of arrays")
+  try:
+    with _quietly(), ocp.StandardCheckpointer() as checkpointer:
+      saved = checkpointer.restore(path / "default", abstract)
+  except Exception as error:  # Orbax and TensorStore raise anything.
+    raise DamagedError(_reason(error)) from error
+  checksum = saved.pop("checksum")
+  # TensorStore does not notice when a byte of an array has changed.
+  if checksum != _checksum(saved) or saved["state"].step != step:
+    raise DamagedError("its checksum is wrong")
+  return saved["state"], saved["since_log"]
+
+
+def restore_newest(
+  workdir: pathlib.Path, state: TrainState
+) -> tuple[TrainState, Metrics]:
+  """Restores the newest checkpoint that is not damaged.
+
+  Args:
+    workdir: the run directory, with at least one checkpoint.
+    state: arrays, or their shapes and dtypes alone.
+
+  Raises:
+    app.UsageError: all of them are damaged.
+  """
+  for step in reversed(all_steps(workdir)):
+    try:
+      return restore(workdir, step, state)
+    except DamagedError as error:
+      path = _folder(workdir) / str(step)
+      logging.warning("%s is damaged and passed over: %s", path, error)
+      reason = f"{path}: {error}"
+  raise app.UsageError(f"no checkpoint there can be restored; {reason}")
+
+
+@contextlib.contextmanager
 def open_manager(
-  workdir: pathlib.Path, read_only: bool = False
-) -> ocp.CheckpointManager:
-  """Opens `workdir/checkpoints`: the newest three and the best are kept."""
+  workdir: pathlib.Path, start_step: int
+) -> Iterator[ocp.CheckpointManager]:
+  """Opens `workdir/checkpoints`: the newest three and the best are kept.
+
+  Newer ones than `start_step`, and others that Orbax cannot open, are moved to
+  `workdir/damaged_checkpoints`.
+
+  Args:
+    workdir: the run directory.
+    start_step: from which the training goes on.
+
+  Raises:
+    app.UsageError: a checkpoint could not be saved.
+  """
+  for step in all_steps(workdir):
+    try:
+      _read_accuracy(workdir, step)
+      is_damaged = step > start_step  # For it was passed over.
+    except DamagedError:
+      is_damaged = True
+    if is_damaged:
+      _set_aside(workdir, step)
   policy = preservation_policy.AnyPreservationPolicy(
     [
       preservation_policy.LatestN(_NUM_NEWEST),
@@ -30,13 +135,16 @@ def open_manager(
   options = ocp.CheckpointManagerOptions(
     preservation_policy=policy,
     best_fn=_goodness,  # Without it, no metrics are saved for the policy.
-    create=not read_only,
-    # What is being written may be a running train.py's.
-    cleanup_tmp_directories=not read_only,
+    create=True,
+    cleanup_tmp_directories=True,
   )
-  return ocp.CheckpointManager(
-    workdir.absolute() / "checkpoints", options=options
-  )
+  manager = ocp.CheckpointManager(_folder(workdir), options=options)
+  try:
+    yield manager
+    wait(manager)
+  finally:
+    with contextlib.suppress(Exception):  # What it raises was raised before.
+      manager.close()
 
 
 def save(
@@ -54,36 +162,89 @@ def save(
     state: it is copied before this returns, so that a step may donate it.
     since_log: the sums since the last log, so that the next one is exact.
     validation_accuracy: of this state, where it was measured.
+
+  Raises:
+    app.UsageError: this checkpoint or the one before could not be saved.
   """
   metrics = {}
   if validation_accuracy is not None:
     metrics = {_BEST: validation_accuracy}
   saved = {"state": state, "since_log": since_log}
-  manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
+  saved["checksum"] = _checksum(saved)
+  with _explained(manager):
+    manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
 
-def restore(
-  manager: ocp.CheckpointManager, step: int, state: TrainState
-) -> tuple[TrainState, Metrics]:
-  """Restores the state and the sums since the last log to the device.
-
-  Args:
-    manager: from `open_manager`.
-    step: one of its steps.
-    state: arrays, or their shapes and dtypes alone.
-  """
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    {"state": state, "since_log": Metrics.zero()},
-  )
-  saved = manager.restore(step, args=ocp.args.StandardRestore(abstract))
-  return saved["state"], saved["since_log"]
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Waits until all is saved; app.UsageError says why something is not."""
+  with _explained(manager):
+    manager.wait_until_finished()
 
 
-def best_step(manager: ocp.CheckpointManager) -> int | None:
-  """The step of the best validation accuracy, if one was validated."""
-  step = manager.best_step()
-  if step is None or _BEST not in (manager.metrics(step) or {}):
-    return None
-  return step
+@contextlib.contextmanager
+def _explained(manager: ocp.CheckpointManager) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Orbax and TensorStore raise anything.
+    workdir = pathlib.Path(manager.directory).parent
+    kept = ", ".join(map(str, all_steps(workdir))) or "none"
+    raise app.UsageError(
+      f"{workdir}: a checkpoint cannot be saved, training stops; those of the"
+      f" steps {kept} are kept: {_reason(error)}"
+    ) from error
+
+
+def _folder(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir.absolute() / "checkpoints"
+
+
+def _goodness(metrics: dict[str, float]) -> float:
+  return metrics.get(_BEST, -1.0)  # Saved between two validations: not best.
+
+
+def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
+  """The validation accuracy that a checkpoint was saved with, if any."""
+  try:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler("metrics")) as checkpointer:
+      metrics = checkpointer.restore(_folder(workdir) / str(step) / "metrics")
+    return None if metrics == {} else float(metrics[_BEST])
+  except Exception as error:  # Orbax and the parser raise anything.
+    raise DamagedError(f"its metrics: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+  """Drops the tracebacks of reads that Orbax leaves behind when one fails."""
+  hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+  try:
+    yield
+  except Exception:
+    gc.collect()
+    raise
+  finally:
+    sys.unraisablehook = hook
+
+
+def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
+  """The CRC-32 of all values."""
+  checksum = 0
+  for leaf in jax.tree.leaves(jax.device_get(tree)):
+    checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+  return np.uint32(checksum)
+
+
+def _set_aside(workdir: pathlib.Path, step: int) -> None:
+  """Moves a checkpoint to where training does not write."""
+  folder = workdir / "damaged_checkpoints"
+  folder.mkdir(exist_ok=True)
+  path = folder / str(step)
+  while path.exists():
+    path = path.with_name(f"{path.name}_")
+  os.rename(_folder(workdir) / str(step), path)
+  logging.warning("The damaged checkpoint of step %d is now %s", step, path)
+
+
+def _reason(error: Exception) -> str:
+  """The beginning and the end of what may be pages of nested messages."""
+  line = (str(error).strip() or type(error).__name__).splitlines()[0]
+  return line if len(line) < 200 else f"{line[:100]} ... {line[-100:]}"

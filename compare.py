@@ -20,7 +20,7 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
   """All run directories at or below the folders.
 
   Raises:
-    app.UsageError: names a folder without any.
+    app.UsageError: names a folder without any, or a link out of one.
   """
   runs = []
   for folder in folders:
@@ -28,6 +28,8 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
     if not found:
       raise app.UsageError(f"{folder}: there is no run directory in it")
     runs += [path for path in found if path not in runs]
+  for run in runs:
+    workdir_lib.check_contained(run)
   return runs
 
 
@@ -102,27 +104,22 @@ def main() -> None:
   parser.add_argument("--csv", action="store_true", help="print CSV")
   parser.add_argument("--plot", help="a picture file for the learning curves")
   args = parser.parse_args()
-  try:
+  with logger.one_line_errors():
     rows = compare(find_runs(args.folders))
-  except app.UsageError as error:
-    logger.exit_with(str(error))
-  if args.csv:
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-  else:
-    print_table(rows)
-  if args.plot:
-    import pictures
+    if args.csv:
+      writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+      writer.writeheader()
+      writer.writerows(rows)
+    else:
+      print_table(rows)
+    if args.plot:
+      import pictures
 
-    curves = {
-      row["run"]: workdir_lib.read_metrics(pathlib.Path(row["run"]))
-      for row in rows
-    }
-    try:
+      curves = {
+        row["run"]: workdir_lib.read_metrics(pathlib.Path(row["run"]))
+        for row in rows
+      }
       pictures.save(pictures.compare_curves(curves), args.plot)
-    except app.UsageError as error:
-      logger.exit_with(str(error))
 
 
 if __name__ == "__main__":

@@ -186,14 +186,12 @@ def main() -> None:
   args = parser.parse_args()
   logger.setup_console()
   ops.cache_compilations()
-  try:
+  with logger.one_line_errors():
     result, report = evaluate(
       args.workdir.expanduser(), args.split, args.dataset, args.checkpoint
     )
-  except (app.UsageError, OSError) as error:
-    logger.exit_with(str(error))
-  print(report)
-  print(json.dumps(result, sort_keys=True))
+    print(report)
+    print(json.dumps(result, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
+import contextlib
 import json
 import logging as python_logging
+import os
 import pathlib
+import signal
 import sys
 import time
 from typing import Any
 from typing import NoReturn
 
+from absl import app
 from absl import flags
 from absl import logging
 import ml_collections
 import numpy as np
 import tensorboardX
+from tensorboardX import record_writer
 from tensorboardX import summary
 import tqdm
 
@@ -38,15 +44,79 @@ def setup_console() -> None:
   )
   handler.addFilter(
     lambda record: (
-      record.levelno > python_logging.INFO
-      or pathlib.Path(record.pathname).resolve().parent == _PROJECT
+      pathlib.Path(record.pathname).resolve().parent == _PROJECT
+      # What libraries log with a traceback they raise too.
+      or (record.levelno > python_logging.INFO and not record.exc_info)
     )
   )
 
 
-def exit_with(message: str) -> NoReturn:
-  """Ends the program over a user's mistake: one line on stderr, status 1."""
-  sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {message}")
+def exit_with(message: str, status: int = 1) -> NoReturn:
+  """Ends the program with one line on stderr."""
+  print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+  sys.exit(status)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+  """Ends the program with one line over a mistake of the user or a fault."""
+  try:
+    yield
+    sys.stdout.flush()
+  except BrokenPipeError:  # `| head` has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+  except (app.UsageError, OSError) as error:
+    exit_with(" ".join(str(error).split()))
+  except KeyboardInterrupt:
+    exit_with("interrupted", 128 + signal.SIGINT)
+
+
+class _LossyFile:
+  """A file that warns once when it cannot be written, and then drops the rest.
+
+  Metrics are worth less than the run. TensorBoardX takes it for a file too; its
+  own thread would end, and the training wait for it.
+  """
+
+  def __init__(self, path: str | os.PathLike, mode: str):
+    self._file = open(path, mode)
+    self._is_lost = False
+
+  def write(self, data: str | bytes) -> None:
+    self._try(self._file.write, data)
+
+  def flush(self) -> None:
+    self._try(self._file.flush)
+
+  def close(self) -> None:
+    self._try(self._file.close)
+
+  def _try(self, operation, *args) -> None:
+    if self._is_lost:
+      return
+    try:
+      operation(*args)
+    except OSError as error:
+      self._is_lost = True
+      logging.warning(
+        "%s cannot be written (%s): training goes on without it",
+        self._file.name,
+        error.strerror,
+      )
+
+
+class _LossyFiles:
+  """TensorBoardX's way of opening files, of paths that begin with `lossy:`."""
+
+  def open(self, path: str) -> _LossyFile:
+    return _LossyFile(path.removeprefix("lossy:"), "wb")
+
+  def directory_check(self, path: str) -> None:
+    """The run directory exists."""
+
+
+record_writer.register_writer_factory("lossy", _LossyFiles())
 
 
 class Logger:
@@ -67,9 +137,9 @@ class Logger:
     path = workdir / "metrics.jsonl"
     if path.exists():
       _truncate(path, start_step)
-    self._jsonl = path.open("a")
+    self._jsonl = _LossyFile(path, "a")
     self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir), purge_step=start_step + 1
+      f"lossy:{workdir}", purge_step=start_step + 1
     )
     # Not add_hparams: it writes to a subdirectory, a run of its own.
     for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):

@@ -201,7 +201,7 @@ def main() -> None:
   args = parser.parse_args()
   logger.setup_console()
   ops.cache_compilations()
-  try:
+  with logger.one_line_errors():
     run = workdir_lib.open_run(args.workdir, args.checkpoint)
     if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(
@@ -211,8 +211,6 @@ def main() -> None:
     images, all_good = load(args, run.image_shape)
     if images:
       _report(args, run, images)
-  except app.UsageError as error:
-    logger.exit_with(str(error))
   sys.exit(0 if all_good else 1)
 
 

@@ -74,11 +74,7 @@ def train_and_evaluate(
     )
   image_shape = data.train.images.shape[1:]
   workdir_lib.create(workdir, config, image_shape, data.class_names)
-  with (
-    workdir_lib.lock(workdir),
-    _noted_signals() as signals,
-    checkpoints.open_manager(workdir) as manager,
-  ):
+  with workdir_lib.lock(workdir), _noted_signals() as signals:
     logging.info("Run directory %s", workdir)
     init_rng, _, _ = _rngs(config)
     state = workdir_lib.create_state(
@@ -91,13 +87,17 @@ def train_and_evaluate(
       jax.devices()[0].device_kind,
       jax.__version__,
     )
-    start_step, since_log = manager.latest_step() or 0, steps.Metrics.zero()
-    if start_step:
-      state, since_log = checkpoints.restore(manager, start_step, state)
+    start_step, since_log = 0, steps.Metrics.zero()
+    if checkpoints.all_steps(workdir):
+      state, since_log = checkpoints.restore_newest(workdir, state)
+      start_step = int(state.step)
       is_complete = start_step == config.num_steps
       done = "Complete at" if is_complete else "Resuming after"
       logging.info("%s step %d", done, start_step)
-    with logger_lib.Logger(workdir, config, start_step) as logger:
+    with (
+      checkpoints.open_manager(workdir, start_step) as manager,
+      logger_lib.Logger(workdir, config, start_step) as logger,
+    ):
       state = _train(config, data, state, since_log, manager, logger, signals)
       test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
       _stop_if_signalled(signals, config.num_steps)
@@ -188,17 +188,18 @@ def _train(
         manager, step, training.state, training.metrics, accuracy
       )
     if is_stopped:
-      manager.wait_until_finished()
+      checkpoints.wait(manager)
       _stop_if_signalled(signals, step)
     if validation:
       logger.restart_clock(step)  # All that was no training time.
-  manager.wait_until_finished()
+  checkpoints.wait(manager)
   return training.state
 
 
 def _not_finite(
   config: ml_collections.ConfigDict, manager: ocp.CheckpointManager, step: int
 ) -> app.UsageError:
+  checkpoints.wait(manager)
   last = manager.latest_step()
   kept = f"the checkpoint of step {last} is kept" if last else "none was saved"
   return app.UsageError(
@@ -293,17 +294,12 @@ def main(argv: list[str]) -> None:
   ops.cache_compilations()
   config = _CONFIG.value
   path = config_flags.get_config_filename(flags.FLAGS["config"])
-  try:
+  with logger_lib.one_line_errors():
     workdir = _WORKDIR.value or pathlib.Path("runs") / workdir_lib.name(
       config, _load_config(path), pathlib.Path(path).stem
     )
     result = train_and_evaluate(config, workdir)
-  except app.UsageError as error:
-    logger_lib.exit_with(str(error))
-  except KeyboardInterrupt:  # Before there was anything to save.
-    print("train.py: interrupted", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
-  print(json.dumps(result, sort_keys=True))
+    print(json.dumps(result, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import stat
 from typing import Any
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ import model as model_lib
 import steps
 
 _MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
+_MAX_JSON_SIZE = 2**20  # In bytes; ours have about a thousand.
 
 
 def _at_least(minimum):
@@ -30,7 +32,11 @@ def _at_least(minimum):
 
 
 _ACCEPTED = {
-  "dataset": (bool, "the name of a data set, such as mnist"),
+  # Without TFDS's namespaces, which would run code from elsewhere.
+  "dataset": (
+    re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII).fullmatch,
+    "the name of a data set, such as mnist",
+  ),
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
@@ -105,6 +111,7 @@ def create(
   dataset = {"image_shape": [*image_shape], "class_names": [*class_names]}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    check_contained(workdir)
     if (workdir / "config.json").exists():
       _check_same(workdir / "config.json", config)
     elif any(workdir.iterdir()):
@@ -134,6 +141,25 @@ def _check_same(path: pathlib.Path, ours: dict[str, Any]) -> None:
       f"{path.parent} holds a run of another {path.stem}:"
       f" {', '.join(differing)}; name another --workdir"
     )
+
+
+def check_contained(workdir: pathlib.Path) -> None:
+  """Checks that a run directory, maybe a stranger's, is files and no more.
+
+  Raises:
+    app.UsageError: names a link that leads out of it, a pipe or a device.
+  """
+  root = workdir.resolve()
+  for folder, folders, files in os.walk(workdir):
+    for path in (pathlib.Path(folder, name) for name in (*folders, *files)):
+      try:
+        mode = path.lstat().st_mode
+      except FileNotFoundError:
+        continue  # A running train.py replaced it.
+      if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(root):
+        raise app.UsageError(f"{path}: is a link out of the run directory")
+      if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise app.UsageError(f"{path}: is neither a file nor a directory")
 
 
 @contextlib.contextmanager
@@ -188,23 +214,14 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     app.UsageError: names what is missing or wrong there.
   """
   workdir = pathlib.Path(workdir).expanduser()
+  check_contained(workdir)
   config = _read_config(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
-  if not (workdir / "checkpoints").is_dir():
-    raise app.UsageError(f"{workdir}: has no checkpoints; train.py saves them")
-  try:
-    state = jax.eval_shape(
-      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
-    )
-    with checkpoints.open_manager(workdir, read_only=True) as manager:
-      step = _choose_step(manager, checkpoint, workdir)
-      state, _ = checkpoints.restore(manager, step, state)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    reason = str(error).strip().splitlines()[0][:200]
-    raise app.UsageError(
-      f"{workdir}: its checkpoints hold no such network: {reason}"
-    ) from error
-  return Run(config, image_shape, class_names, state, step)
+  state = jax.eval_shape(
+    lambda: create_state(jax.random.key(0), config, image_shape, class_names)
+  )
+  state = _restore(workdir, checkpoint, state)
+  return Run(config, image_shape, class_names, state, int(state.step))
 
 
 def create_state(
@@ -259,35 +276,47 @@ def _read_dataset(
       )
 
 
-def _choose_step(manager, checkpoint: str, workdir: pathlib.Path) -> int:
-  """The step of "last", "best" or a number, if it is there."""
-  there = manager.all_steps()
+def _restore(
+  workdir: pathlib.Path, checkpoint: str, state: steps.TrainState
+) -> steps.TrainState:
+  """Restores "last", "best" or a step, if it is there."""
+  there = checkpoints.all_steps(workdir)
   if not there:
-    raise app.UsageError(f"{workdir}: has no complete checkpoint")
+    raise app.UsageError(
+      f"{workdir}: has no complete checkpoint; train.py saves them"
+    )
   if checkpoint == "last":
-    return max(there)
+    return checkpoints.restore_newest(workdir, state)[0]
   if checkpoint == "best":
-    if (best := checkpoints.best_step(manager)) is None:
+    if (step := checkpoints.best_step(workdir)) is None:
       raise app.UsageError(f"{workdir}: no checkpoint was validated yet")
-    return best
-  if checkpoint.isdecimal() and int(checkpoint) in there:
-    return int(checkpoint)
-  raise app.UsageError(
-    f"--checkpoint={checkpoint}: accepted are last, best and the steps"
-    f" {', '.join(map(str, there))}"
-  )
+  elif checkpoint in map(str, there):
+    step = int(checkpoint)
+  else:
+    raise app.UsageError(
+      f"--checkpoint={checkpoint}: accepted are last, best and the steps"
+      f" {', '.join(map(str, there))}"
+    )
+  try:
+    return checkpoints.restore(workdir, step, state)[0]
+  except checkpoints.DamagedError as error:
+    raise app.UsageError(
+      f"{workdir}: the checkpoint of step {step} is damaged: {error}"
+    ) from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object; app.UsageError names a file that is none."""
   try:
+    if path.stat().st_size > _MAX_JSON_SIZE:
+      raise app.UsageError(f"{path}: has more than {_MAX_JSON_SIZE} bytes")
     found = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise app.UsageError(
       f"{path}: there is none; accepted is a run directory, such as train.py"
       " makes in runs/"
     ) from error
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise app.UsageError(f"{path}: is not JSON: {error}") from error
   if not isinstance(found, dict):
     raise app.UsageError(f"{path}: holds {found!r}, not a JSON object")

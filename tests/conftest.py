@@ -1,8 +1,10 @@
 """What the tests share: real MNIST, prepared once, and one short run."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import struct
 import subprocess
 import sys
@@ -128,6 +130,17 @@ def run_program(program, *args, cwd, stdin=b"", **environment):
 
 def run_train(*args, cwd, **environment):
   return run_program("train.py", *args, cwd=cwd, **environment)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+  """Lets no file grow beyond a size in bytes, as a full disk would."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def assert_not_blank(path):

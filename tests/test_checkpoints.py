@@ -1,7 +1,14 @@
+import os
+import shutil
+
+from absl import app
 from conftest import assert_same_state
+from conftest import files_of_at_most
+from flax.training import train_state
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import checkpoints
 from model import CNN
@@ -16,58 +23,175 @@ def state_at(step):
   return state.replace(step=jnp.int32(step))
 
 
+def save_all(workdir, steps_and_accuracies, start_step=0):
+  """Saves small states, and returns the steps that are kept."""
+  with checkpoints.open_manager(workdir, start_step) as manager:
+    for step, accuracy in steps_and_accuracies:
+      state = small_state(step)
+      checkpoints.save(manager, step, state, ZERO, accuracy)
+  return checkpoints.all_steps(workdir)
+
+
+def small_state(step):
+  return train_state.TrainState(
+    step=jnp.int32(step),
+    apply_fn=None,
+    params={"small": step + jnp.arange(1000.0)},
+    tx=None,
+    opt_state=(),
+  )
+
+
 def test_restores_to_the_bit(tmp_path):
   state = state_at(3)
-  with checkpoints.open_manager(tmp_path) as manager:
+  with checkpoints.open_manager(tmp_path, 0) as manager:
     since_log = steps.Metrics(np.float32(1.5), np.int32(4), np.int32(20))
     checkpoints.save(manager, 3, state, since_log, None)
-  with checkpoints.open_manager(tmp_path) as manager:
-    restored, since_log = checkpoints.restore(manager, 3, state_at(0))
+  restored, since_log = checkpoints.restore(tmp_path, 3, state_at(0))
   assert_same_state(restored, state)
   assert (since_log.loss, since_log.num_examples) == (1.5, 20)
 
 
 def test_keeps_the_newest_three_and_the_best(tmp_path):
   accuracies = [0.5, 0.9, 0.8, None, 0.7, 0.6, None]
-  state = {"small": jnp.zeros(3)}
-  with checkpoints.open_manager(tmp_path) as manager:
-    for step, accuracy in enumerate(accuracies, 1):
-      checkpoints.save(manager, step, state, ZERO, accuracy)
-    manager.wait_until_finished()
-    assert manager.all_steps() == [2, 5, 6, 7]
-  with checkpoints.open_manager(tmp_path) as manager:  # In a later process.
-    checkpoints.save(manager, 8, state, ZERO, 0.1)
-    manager.wait_until_finished()
-    assert manager.all_steps() == [2, 6, 7, 8]
-    assert checkpoints.best_step(manager) == 2
-    checkpoints.save(manager, 9, state, ZERO, 0.95)
-    for step in (10, 11, 12):
-      checkpoints.save(manager, step, state, ZERO, 0.1)
-    manager.wait_until_finished()
-    assert manager.all_steps() == [9, 10, 11, 12]
-  with checkpoints.open_manager(tmp_path, read_only=True) as manager:
-    assert (checkpoints.best_step(manager), manager.latest_step()) == (9, 12)
+  assert save_all(tmp_path, enumerate(accuracies, 1)) == [2, 5, 6, 7]
+  later = save_all(tmp_path, [(8, 0.1)], start_step=7)
+  assert later == [2, 6, 7, 8]
+  assert checkpoints.best_step(tmp_path) == 2
+  rest = [(9, 0.95), (10, 0.1), (11, 0.1), (12, 0.1)]
+  assert save_all(tmp_path, rest, start_step=8) == [9, 10, 11, 12]
+  assert checkpoints.best_step(tmp_path) == 9
 
 
 def test_the_best_is_one_that_was_validated(tmp_path):
-  with checkpoints.open_manager(tmp_path) as manager:
-    for step, accuracy, best in ((1, None, None), (2, 0.1, 2), (3, None, 2)):
-      checkpoints.save(manager, step, {"small": jnp.zeros(3)}, ZERO, accuracy)
-      manager.wait_until_finished()
-      assert checkpoints.best_step(manager) == best
+  assert checkpoints.best_step(tmp_path) is None
+  for step, accuracy, best in ((1, None, None), (2, 0.1, 2), (3, None, 2)):
+    save_all(tmp_path, [(step, accuracy)], start_step=step - 1)
+    assert checkpoints.best_step(tmp_path) == best
 
 
 def test_a_state_may_change_while_it_is_saved(tmp_path):
   """Saving is asynchronous, and training does not wait for it."""
-  state = {"params": jnp.arange(1_000_000, dtype=jnp.float32)}
-  expected = np.arange(1_000_000)
+  state = small_state(1).replace(
+    params=jnp.arange(1_000_000, dtype=jnp.float32)
+  )
   overwrite = jax.jit(
     lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0
   )
-  with checkpoints.open_manager(tmp_path) as manager:
+  with checkpoints.open_manager(tmp_path, 0) as manager:
     checkpoints.save(manager, 1, state, ZERO, None)
     state = overwrite(state)
     jax.block_until_ready(state)
-    manager.wait_until_finished()
-    restored, _ = checkpoints.restore(manager, 1, state)
-  np.testing.assert_array_equal(restored["params"], expected)
+  restored, _ = checkpoints.restore(tmp_path, 1, state)
+  np.testing.assert_array_equal(restored.params, np.arange(1_000_000))
+
+
+def data_file(step):
+  """The file of a checkpoint that holds most of its arrays."""
+  files = [file for file in step.rglob("*") if file.is_file()]
+  return max(files, key=lambda file: file.stat().st_size)
+
+
+def flip_a_byte(step):
+  content = bytearray(data_file(step).read_bytes())
+  content[len(content) // 2] ^= 1
+  data_file(step).write_bytes(content)
+
+
+def delete_half(step):
+  files = sorted(file for file in step.rglob("*") if file.is_file())
+  for file in files[::2]:
+    file.unlink()
+
+
+DAMAGES = {
+  "a byte changed": flip_a_byte,
+  "truncated": lambda step: os.truncate(data_file(step), 100),
+  "array emptied": lambda step: os.truncate(data_file(step), 0),
+  "half deleted": delete_half,
+  "without arrays": lambda step: shutil.rmtree(step / "default"),
+  "without metrics": lambda step: shutil.rmtree(step / "metrics"),
+  "metrics emptied": lambda step: os.truncate(step / "metrics/metrics", 0),
+  "metrics of another kind": lambda step: (step / "metrics/metrics").write_text(
+    '{"validation_accuracy": "x"}'
+  ),
+  "index emptied": lambda step: os.truncate(step / "default/manifest.ocdbt", 0),
+  "metadata emptied": lambda step: os.truncate(step / "default/_METADATA", 0),
+  "nothing left": lambda step: (shutil.rmtree(step), step.mkdir()),
+  "of another step": lambda step: (
+    shutil.rmtree(step),
+    shutil.copytree(step.with_name("2"), step),
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory):
+  """A run directory with the checkpoints 1, 2, 3 and 4; 1 is the best."""
+  workdir = tmp_path_factory.mktemp("four_steps")
+  accuracies = [(1, 0.9), (2, 0.1), (3, None), (4, 0.2)]
+  assert save_all(workdir, accuracies) == [1, 2, 3, 4]
+  return workdir
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_checkpoint_is_passed_over_and_kept(
+  damage, four_steps, tmp_path, caplog
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(four_steps, workdir)
+  damage(workdir / "checkpoints/4")
+
+  def content(folder):
+    return {
+      path.relative_to(folder): path.read_bytes()
+      for path in folder.rglob("*")
+      if path.is_file()
+    }
+
+  damaged = content(workdir / "checkpoints/4")
+  restored, _ = checkpoints.restore_newest(workdir, small_state(0))
+  assert_same_state(restored, small_state(3))
+  (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
+  assert f"{workdir}/checkpoints/4 is damaged" in warning.getMessage()
+  assert content(workdir / "checkpoints/4") == damaged  # Reading moves nothing.
+
+  # Training goes on from there, and saves this step again.
+  assert save_all(workdir, [(4, 0.3), (5, None)], start_step=3) == [1, 3, 4, 5]
+  restored, _ = checkpoints.restore_newest(workdir, small_state(0))
+  assert_same_state(restored, small_state(5))
+  assert content(workdir / "damaged_checkpoints/4") == damaged
+
+
+def test_a_damaged_older_checkpoint_does_not_stop_training(
+  four_steps, tmp_path
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(four_steps, workdir)
+  os.truncate(workdir / "checkpoints/1/metrics/metrics", 0)
+  assert checkpoints.best_step(workdir) == 4
+  assert save_all(workdir, [(5, 0.1)], start_step=4) == [3, 4, 5]
+  assert (workdir / "damaged_checkpoints/1/default").is_dir()
+
+
+def test_where_all_are_damaged_nothing_is_touched(four_steps, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(four_steps, workdir)
+  for step in checkpoints.all_steps(workdir):
+    flip_a_byte(workdir / f"checkpoints/{step}")
+  with pytest.raises(app.UsageError, match="no checkpoint there can be rest"):
+    checkpoints.restore_newest(workdir, small_state(0))
+  assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
+
+
+def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
+  large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
+  save_all(tmp_path, [(1, None)])
+  with pytest.raises(app.UsageError, match=r"steps 1 are kept: .*too large"):
+    with checkpoints.open_manager(tmp_path, 1) as manager:
+      with files_of_at_most(1000):
+        checkpoints.save(manager, 2, large, ZERO, None)
+        checkpoints.wait(manager)
+  restored, _ = checkpoints.restore_newest(tmp_path, small_state(0))
+  assert_same_state(restored, small_state(1))
+  assert save_all(tmp_path, [(2, None)], start_step=1) == [1, 2]

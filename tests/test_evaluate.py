@@ -165,14 +165,14 @@ def edit(name, **values):
         {"class_names": []},
       )
     ),
-    (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoints"),
+    (lambda run: shutil.rmtree(run / "checkpoints"), "has no complete check"),
     (
       lambda run: [shutil.rmtree(p) for p in (run / "checkpoints").iterdir()],
       "has no complete checkpoint",
     ),
     (
       edit("dataset.json", image_shape=[32, 32, 1]),
-      "its checkpoints hold no such network: .*4096",
+      "no checkpoint there can be restored; .*4096",
     ),
   ],
 )

@@ -1,3 +1,4 @@
+from conftest import files_of_at_most
 from conftest import read_events
 from conftest import read_jsonl
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from configs import default
 import logger as logger_lib
+import workdir as workdir_lib
 
 
 def scalars(workdir, tag):
@@ -67,6 +69,26 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
   with logger_lib.Logger(tmp_path, config, 20):
     pass
   assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
+
+
+def test_metrics_that_cannot_be_written_do_not_stop_the_run(
+  tmp_path, config, caplog
+):
+  with logger_lib.Logger(tmp_path, config, 0) as logger:
+    logger.train(1, {"loss": 1.0, "accuracy": 0.5}, 0.001)
+    logger._tensorboard.flush()
+    with files_of_at_most(1000):
+      # TensorBoardX's queue holds 10: more would wait for a thread that died.
+      for step in range(2, 60):
+        logger.train(step, {"loss": 1.0, "accuracy": 0.5}, 0.001)
+  lost = [r.getMessage() for r in caplog.records if "cannot be written" in r.msg]
+  assert len(lost) == 2  # Each file once.
+  assert any(f"{tmp_path}/metrics.jsonl cannot be written" in x for x in lost)
+  steps = [record["step"] for record in workdir_lib.read_metrics(tmp_path)]
+  assert steps == [*range(1, len(steps) + 1)]  # But for the one cut off.
+  with logger_lib.Logger(tmp_path, config, 1):
+    pass
+  assert [record["step"] for record in read_jsonl(tmp_path)] == [1]
 
 
 def test_a_complete_run_keeps_its_lines_but_the_test_sets(tmp_path, config):

@@ -45,9 +45,8 @@ def no_pictures(monkeypatch):
 
 def restore(workdir, step=None):
   state = steps.create_train_state(jax.random.key(0), CNN(), 0.05)
-  with checkpoints.open_manager(workdir) as manager:
-    step = step or manager.latest_step()
-    return checkpoints.restore(manager, step, state)[0]
+  step = step or checkpoints.all_steps(workdir)[-1]
+  return checkpoints.restore(workdir, step, state)[0]
 
 
 def without_speed(records):
@@ -231,13 +230,13 @@ def test_a_run_on_an_accelerator_is_the_same(
 
   # First the images for the pictures. Then whether all is finite is one fetch,
   # a log each 5 steps too, and probabilities each 10; a validation each 4 is
-  # two, one of them for the pictures; and the test.
+  # two, one of them for the pictures, and the checkpoint one; and the test.
   def gets(count):
     return ["get"] * count
 
   assert events == [
-    *("get", 4, *gets(3), 1, *gets(2), 3, *gets(3), 2, *gets(3)),
-    *(2, *gets(3), 3, *gets(2), 1, *gets(3), 4, *gets(6)),
+    *("get", 4, *gets(4), 1, *gets(2), 3, *gets(4), 2, *gets(3)),
+    *(2, *gets(4), 3, *gets(2), 1, *gets(4), 4, *gets(7)),
   ]
   runs = (read_jsonl(tmp_path / "cpu"), read_jsonl(tmp_path / "accelerator"))
   for a, b in zip(*runs, strict=True):
