@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 import contextlib
-import gc
 import os
 import pathlib
-import sys
 import zlib
 
 from absl import app
@@ -69,7 +67,7 @@ def restore(
   if declared > _MAX_COMPRESSION * found:
     raise DamagedError(f"its files have {found} bytes for {declared} of arrays")
   try:
-    with _quietly(), ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer() as checkpointer:
       saved = checkpointer.restore(path / "default", abstract)
   except Exception as error:  # Orbax and TensorStore raise anything.
     raise DamagedError(_reason(error)) from error
@@ -137,6 +135,8 @@ def open_manager(
     best_fn=_goodness,  # Without it, no metrics are saved for the policy.
     create=True,
     cleanup_tmp_directories=True,
+    # Else, where that fails, Orbax's threads hold the process for minutes.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   manager = ocp.CheckpointManager(_folder(workdir), options=options)
   try:
@@ -210,19 +210,6 @@ def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
     return None if metrics == {} else float(metrics[_BEST])
   except Exception as error:  # Orbax and the parser raise anything.
     raise DamagedError(f"its metrics: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-  """Drops the tracebacks of reads that Orbax leaves behind when one fails."""
-  hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
-  try:
-    yield
-  except Exception:
-    gc.collect()
-    raise
-  finally:
-    sys.unraisablehook = hook
 
 
 def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:

@@ -81,7 +81,8 @@ def _format(value: Any) -> str:
     return "-"
   if isinstance(value, float):
     return f"{value:.4g}" if abs(value) < 1e-2 or value > 10 else f"{value:.4f}"
-  return str(value)
+  text = str(value)
+  return text if text.isprintable() else ascii(text)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

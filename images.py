@@ -95,13 +95,16 @@ def _read_image(file) -> np.ndarray:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
       with Image.open(file, formats=_FORMATS) as image:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):  # 16 bit and more.
+          image = image.convert("F" if image.mode == "F" else "I")
+          image.thumbnail((_MAX_GIVEN, _MAX_GIVEN), Image.Resampling.BOX)
           return _to_uint8(np.asarray(image))
         mode = "L" if image.mode in ("1", "L") else "RGB"
         if image.has_transparency_data:
           mode = "RGBA"
-        image = image.convert(mode)
+        if image.mode != mode:
+          image = image.convert(mode)
         image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Smaller ones stay.
         if mode == "RGBA":
           return _flatten(np.asarray(image, np.float32))

@@ -107,11 +107,11 @@ def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     return _prepared_idx_builder(config, data_dir)
   try:
     builder = tfds.builder(config.dataset, data_dir=data_dir)
-  except (ValueError, AssertionError, ImportError) as error:
+  except Exception as error:  # TFDS raises anything.
     raise app.UsageError(
       f"config.dataset={config.dataset}: neither one of"
       f" {', '.join(idx_dataset.NAMES)} nor a data set that TFDS can build:"
-      f" {str(error).splitlines()[0]}"
+      f" {error}"
     ) from error
   formats = builder.info.available_file_formats()
   if not formats & tfds.core.FileFormat.with_random_access():
@@ -150,9 +150,15 @@ def _prepared_idx_builder(
     )
 
   def make_builder():
-    return idx_dataset.IdxDataset(
-      config=config.dataset, data_dir=data_dir, manual_dir=manual_dir
-    )
+    try:
+      return idx_dataset.IdxDataset(
+        config=config.dataset, data_dir=data_dir, manual_dir=manual_dir
+      )
+    except Exception as error:  # TFDS raises anything.
+      raise app.UsageError(
+        f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
+        f" it is damaged: {error}; remove that and run again"
+      ) from error
 
   builder = make_builder()
   if builder.data_path.exists():
@@ -172,7 +178,7 @@ def _prepared_idx_builder(
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   try:
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result.
+    with contextlib.redirect_stdout(None):  # It says more than we did.
       builder.download_and_prepare(file_format="array_record")
   except FileExistsError:
     return make_builder()  # Another process was faster.
@@ -218,13 +224,21 @@ def _read_records(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
   size = builder.info.splits[split].num_examples
   images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(size, np.int32)
-  records = builder.as_data_source(split)
-  with tqdm.tqdm(desc=f"Reading {split}", total=size, disable=None) as progress:
+  progress = tqdm.tqdm(desc=f"Reading {split}", total=size, disable=None)
+  try:
+    records = builder.as_data_source(split)
     for start in range(0, size, 1000):  # Twice as fast as one by one.
       chunk = records.__getitems__(range(start, min(start + 1000, size)))
       for index, example in enumerate(chunk, start):
         images[index], labels[index] = example["image"], example["label"]
       progress.update(len(chunk))
+  except Exception as error:  # TFDS and array_record raise anything.
+    raise app.UsageError(
+      f"{builder.data_dir}: the records of {split} are damaged: {error};"
+      " remove it and run again"
+    ) from error
+  finally:
+    progress.close()
   return Examples(images, labels)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 from typing import NoReturn
+import warnings
 
 from absl import app
 from absl import flags
@@ -37,6 +38,7 @@ def setup_console() -> None:
     flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
+  sys.unraisablehook = _log_unraisable
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   handler = logging.get_absl_handler()
   handler.setFormatter(
@@ -51,9 +53,18 @@ def setup_console() -> None:
   )
 
 
+def _log_unraisable(unraisable) -> None:
+  """Of threads and coroutines that Orbax leaves behind where a read fails."""
+  logging.debug("Ignored: %s", unraisable.exc_value)
+
+
 def exit_with(message: str, status: int = 1) -> NoReturn:
   """Ends the program with one line on stderr."""
-  print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+  line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
+  # A stranger's file is no reason to send a terminal its escape sequences.
+  printable = (c if c.isprintable() else ascii(c)[1:-1] for c in line)
+  print("".join(printable), file=sys.stderr)
+  warnings.simplefilter("ignore")  # What libraries say while they are ended.
   sys.exit(status)
 
 
@@ -67,7 +78,7 @@ def one_line_errors() -> Iterator[None]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
   except (app.UsageError, OSError) as error:
-    exit_with(" ".join(str(error).split()))
+    exit_with(str(error))
   except KeyboardInterrupt:
     exit_with("interrupted", 128 + signal.SIGINT)
 

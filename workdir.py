@@ -37,6 +37,8 @@ _ACCEPTED = {
     re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII).fullmatch,
     "the name of a data set, such as mnist",
   ),
+  "data_dir": (str.isprintable, "a path"),
+  "manual_dir": (str.isprintable, "a path"),
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
@@ -267,8 +269,10 @@ def _read_dataset(
     case {
       "image_shape": [int(height), int(width), int(channels)],
       "class_names": [_, *_] as names,
-    } if min(height // 4, width // 4, channels) > 0:
-      return (height, width, channels), tuple(map(str, names))
+    } if min(height // 4, width // 4, channels) > 0 and all(
+      isinstance(name, str) and name.isprintable() for name in names
+    ):
+      return (height, width, channels), tuple(names)
     case found:
       raise app.UsageError(
         f"{path}: holds {found}; accepted are image_shape, three numbers, and"

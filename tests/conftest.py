@@ -1,6 +1,8 @@
 """What the tests share: real MNIST, prepared once, and one short run."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -8,8 +10,10 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 
 from flax import serialization
+from hypothesis import strategies as st
 import jax
 from matplotlib import image
 import numpy as np
@@ -114,22 +118,47 @@ def read_jsonl(workdir):
   return [json.loads(line) for line in lines]
 
 
-def run_program(program, *args, cwd, stdin=b"", **environment):
-  """Runs one of the programs as a user would."""
-  completed = subprocess.run(
-    [sys.executable, str(PROJECT / program), *map(str, args)],
-    capture_output=True,
-    input=stdin,
-    cwd=cwd,
-    env={**os.environ, **environment},
+@functools.cache
+def _warm_python():
+  process = subprocess.Popen(
+    [sys.executable, str(PROJECT / "tests/warm_python.py")],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
   )
-  completed.stdout = completed.stdout.decode()
-  completed.stderr = completed.stderr.decode()
-  return completed
+  atexit.register(process.kill)
+  return process
+
+
+def run_program(program, *args, cwd, stdin=b""):
+  """Runs one of the programs, as a user would but for the time of imports."""
+  with tempfile.TemporaryDirectory() as folder:
+    pipes = {
+      name: pathlib.Path(folder, name) for name in ("stdin", "stdout", "stderr")
+    }
+    for path in pipes.values():
+      path.touch()
+    pipes["stdin"].write_bytes(stdin)
+    argv = [program, *map(str, args)]
+    command = {"argv": argv, "cwd": str(cwd)} | {
+      name: str(path) for name, path in pipes.items()
+    }
+    print(json.dumps(command), file=_warm_python().stdin, flush=True)
+    returncode = int(_warm_python().stdout.readline())
+    return subprocess.CompletedProcess(
+      argv, returncode, pipes["stdout"].read_text(), pipes["stderr"].read_text()
+    )
 
 
 def run_train(*args, cwd, **environment):
-  return run_program("train.py", *args, cwd=cwd, **environment)
+  """Runs train.py as a user would."""
+  return subprocess.run(
+    [sys.executable, str(PROJECT / "train.py"), *map(str, args)],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    env={**os.environ, **environment},
+  )
 
 
 @contextlib.contextmanager
@@ -141,6 +170,15 @@ def files_of_at_most(size):
     yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@st.composite
+def damaged(draw, contents):
+  """One of the contents with some of its bytes replaced by any bytes."""
+  content = draw(st.sampled_from(contents))
+  begin = draw(st.integers(0, len(content)))
+  end = draw(st.integers(begin, len(content)))
+  return content[:begin] + draw(st.binary(max_size=30)) + content[end:]
 
 
 def assert_not_blank(path):

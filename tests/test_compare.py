@@ -3,7 +3,6 @@
 import csv
 import json
 
-from absl import app
 from conftest import assert_not_blank
 from conftest import run_program
 import pytest
@@ -71,13 +70,3 @@ def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
   rows = list(csv.DictReader(completed.stdout.splitlines()))
   assert [row["run"][-1] for row in rows] == ["b", "a", "c"]
   assert rows[2]["test_accuracy"] == ""
-
-
-def test_a_folder_without_runs_is_named(tmp_path):
-  with pytest.raises(app.UsageError, match="there is no run directory in it"):
-    compare.find_runs([tmp_path])
-  completed = run_program("compare.py", "none", cwd=tmp_path)
-  assert completed.returncode == 1
-  assert (
-    completed.stderr == "compare.py: none: there is no run directory in it\n"
-  )

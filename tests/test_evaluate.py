@@ -123,65 +123,6 @@ def test_the_command_prints_the_report_and_the_result(run):
   assert "Warning" not in completed.stderr
 
 
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    ({"checkpoint": "7"}, "--checkpoint=7: accepted are last, best and .* 20$"),
-    ({"checkpoint": "-1"}, "--checkpoint=-1: accepted are last"),
-    ({"split": "nosuch"}, "config.test_split=nosuch: not a split of mnist"),
-    ({"dataset": "nosuch"}, "config.dataset=nosuch: neither one of"),
-  ],
-)
-def test_a_mistake_is_named(run, arguments, message):
-  with pytest.raises(app.UsageError, match=message):
-    evaluate.evaluate(run, **arguments)
-  assert not (run / "evaluation").exists()
-
-
-def edit(name, **values):
-  def damage(run):
-    content = json.loads((run / name).read_text())
-    (run / name).write_text(json.dumps({**content, **values}))
-
-  return damage
-
-
-@pytest.mark.parametrize(
-  ("damage", "message"),
-  [
-    (lambda run: shutil.rmtree(run), "config.json: there is none"),
-    (lambda run: (run / "config.json").write_text("{"), "is not JSON"),
-    (lambda run: (run / "config.json").write_text("[]"), "not a JSON object"),
-    (edit("config.json", extra=1), "config.json: extra is too much or miss"),
-    (edit("config.json", batch_size="many"), "config.json: .*many"),
-    (edit("config.json", dropout_rate=1.5), "config.dropout_rate=1.5: acc"),
-    (edit("config.json", batch_size=None), "config.json: batch_size is null"),
-    *(
-      (edit("dataset.json", **values), "dataset.json: .*accepted are image_sh")
-      for values in (
-        {"image_shape": 7},
-        {"image_shape": [28, 28]},
-        {"image_shape": [0, 28, 1]},
-        {"class_names": []},
-      )
-    ),
-    (lambda run: shutil.rmtree(run / "checkpoints"), "has no complete check"),
-    (
-      lambda run: [shutil.rmtree(p) for p in (run / "checkpoints").iterdir()],
-      "has no complete checkpoint",
-    ),
-    (
-      edit("dataset.json", image_shape=[32, 32, 1]),
-      "no checkpoint there can be restored; .*4096",
-    ),
-  ],
-)
-def test_a_damaged_run_directory_is_named(run, damage, message):
-  damage(run)
-  with pytest.raises(app.UsageError, match=message):
-    evaluate.evaluate(run)
-
-
 def test_another_shape_is_refused(run, monkeypatch):
   load = input_pipeline.load
 

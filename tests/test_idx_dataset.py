@@ -1,11 +1,18 @@
+import contextlib
 import gzip
 import http.server
 import pathlib
 import shutil
+import tempfile
 import threading
+import tracemalloc
+import zlib
 
 from absl import app
 from conftest import PROJECT
+from conftest import damaged
+import hypothesis
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -74,6 +81,46 @@ def test_read_idx_names_a_bad_file(tmp_path, content, message):
   with pytest.raises(app.UsageError, match=message) as error:
     idx_dataset.read_idx(path, (2, 3))
   assert str(path) in str(error.value)
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(
+  st.binary(max_size=100) | damaged([GOOD, gzip.compress(GOOD, mtime=0)])
+)
+def test_any_bytes_are_the_right_array_or_a_clean_error(content):
+  with contextlib.suppress(OSError, EOFError, zlib.error):
+    is_gzip = content[:2] == b"\x1f\x8b"
+    plain = gzip.decompress(content) if is_gzip else content
+  with tempfile.NamedTemporaryFile() as file:
+    file.write(content)
+    file.flush()
+    try:
+      array = idx_dataset.read_idx(file.name, (2, 3))
+    except app.UsageError as error:
+      assert str(error).startswith(f"{file.name}: ")
+    else:
+      assert idx_bytes(array) == plain
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    GOOD[:4] + b"\x80\0\0\0" * 2 + GOOD[12:],  # 2^62 values.
+    GOOD + bytes(10**7),
+    gzip.compress(GOOD + bytes(10**8), compresslevel=1),
+    gzip.compress(gzip.compress(bytes(10**8), compresslevel=1)),
+  ],
+)
+def test_memory_is_bounded_by_the_shape_that_is_expected(tmp_path, content):
+  (tmp_path / "file").write_bytes(content)
+  tracemalloc.start()
+  try:
+    with pytest.raises(app.UsageError):
+      idx_dataset.read_idx(tmp_path / "file", (2, 3))
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 10**6
 
 
 def test_a_changed_mnist_file_is_refused(tmp_path):

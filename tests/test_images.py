@@ -1,8 +1,17 @@
 """Files of every kind, good and bad, and MNIST's form."""
 
 import io
+import os
 import pickle
+import struct
+import subprocess
+import sys
+import zlib
 
+from conftest import PROJECT
+from conftest import damaged
+import hypothesis
+from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
@@ -162,6 +171,73 @@ def test_a_bad_file_is_refused_with_the_reason(name, tmp_path):
   for source in (content, tmp_path / "file"):
     with pytest.raises(ValueError, match=f"^{message}"):
       list(images.read(source))
+
+
+WHOLE = [
+  *(
+    encode(GREY, name) for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM")
+  ),
+  encode(GREY.convert("RGBA"), "WEBP"),
+  npy(drawing()),
+]
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(st.binary(max_size=200) | damaged(WHOLE))
+def test_any_bytes_are_images_or_a_clean_error(content):
+  try:
+    read = list(images.read(content))
+  except ValueError as error:
+    assert "\n" not in str(error)
+  else:
+    for image in read:
+      assert image.dtype == np.uint8
+      assert image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+
+
+@pytest.mark.skipif(
+  not os.path.exists("/proc/self/status"), reason="it reads /proc"
+)
+def test_memory_is_bounded(tmp_path):
+  """By 1 GiB: the largest image that is read, and larger ones that are not."""
+  side = int(Image.MAX_IMAGE_PIXELS**0.5)
+  whole = encode(
+    Image.new("RGBA", (side, side), "#000f"), "PNG", compress_level=1
+  )
+  size = struct.pack(">II", side, side)
+  larger = whole.replace(size, struct.pack(">II", 2**31 - 1, 2**31 - 1), 1)
+  crc = struct.pack(">I", zlib.crc32(larger[12:29]))
+  header = npy(drawing()).replace(b"(60, 90), }    ", b"(2147483648, 9)}")
+  for name, content in (
+    ("whole.png", whole),
+    ("larger.png", larger[:29] + crc + larger[33:]),
+    ("larger.pgm", b"P5 2147483647 2147483647 255\n"),
+    ("larger.npy", header),
+  ):
+    (tmp_path / name).write_bytes(content)
+  script = """if True:
+    import pathlib, sys
+    import images
+    for path in map(pathlib.Path, sys.argv[1:]):
+      for source in (path, path.read_bytes()):
+        try:
+          print(*(image.shape for image in images.read(source)))
+        except ValueError as error:
+          print(error)
+    print(*[line for line in open("/proc/self/status") if "VmHWM" in line])
+  """
+  output = subprocess.check_output(
+    [sys.executable, "-c", script, *sorted(tmp_path.iterdir())],
+    cwd=PROJECT,
+    text=True,
+  )
+  *lines, peak = output.strip().splitlines()
+  assert [line.partition(":")[0] for line in lines] == [
+    *2 * ["is not an array that can be read"],
+    *4 * ["is larger than 89,478,485 pixels"],
+    *2 * ["(1200, 1200, 3)"],
+  ]
+  assert int(peak.split()[1]) < 2**20  # KiB.
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch):

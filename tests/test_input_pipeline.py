@@ -94,54 +94,6 @@ def test_splits_are_tfdss(mnist, default_config):
   assert mnist.class_names == tuple("0123456789")
 
 
-@pytest.mark.parametrize(
-  "split",
-  [
-    "",
-    "train[",
-    "trian",
-    "train[70000:]",
-    "train[60000:]",
-    "test[5:5]",
-    "train[a:b]",
-    "train[:101%]",
-    "train,test",
-    "all[:10]",
-  ],
-)
-def test_impossible_splits_are_named(default_config, split):
-  config = default_config.copy_and_resolve_references()
-  config.validation_split = split
-  with pytest.raises(app.UsageError) as error:
-    input_pipeline.load(config)
-  message = str(error.value)
-  assert message.startswith(f"config.validation_split={split}: ")
-  assert "\n" not in message
-
-
-def test_a_missing_manual_dir_is_named(default_config):
-  config = default_config.copy_and_resolve_references()
-  config.manual_dir = "/no/such/folder"
-  with pytest.raises(app.UsageError, match="config.manual_dir=/no/such/folder"):
-    input_pipeline.load(config)
-
-
-def test_an_impossible_data_dir_is_named(default_config, tmp_path):
-  (tmp_path / "file").touch()
-  config = default_config.copy_and_resolve_references()
-  config.data_dir = str(tmp_path / "file" / "data")
-  with pytest.raises(app.UsageError, match="config.data_dir=.*Not a directory"):
-    input_pipeline.load(config)
-
-
-@pytest.mark.parametrize("name", ["no_such_set", "", "../mnist", "mnist:9.9.9"])
-def test_an_unknown_data_set_is_named(default_config, name):
-  config = default_config.copy_and_resolve_references()
-  config.dataset = name
-  with pytest.raises(app.UsageError, match=f"config.dataset={name}: neither"):
-    input_pipeline.load(config)
-
-
 @pytest.fixture
 def tiny_builder(tmp_path):
   """Some data set of TFDS's kind, prepared."""
@@ -216,6 +168,11 @@ def test_a_data_set_of_tfds_that_is_not_prepared_is_named(tiny_set_config):
   assert "\n" not in str(error.value)
 
 
+class Trap:
+  def __reduce__(self):
+    return pytest.fail, ("it was unpickled",)
+
+
 def arrays_file(config):
   (path,) = pathlib.Path(config.data_dir).rglob("test.arrays.npz")
   return path
@@ -252,6 +209,7 @@ def test_arrays_are_kept(prepared_set):
       path.read_bytes().replace(bytes([7] * 144), bytes([8] * 144))
     ),
     lambda path: np.savez(path, images=np.zeros(3)),
+    lambda path: np.savez(path, source=np.array([Trap()])),
     lambda path: path.write_bytes(b"no zip file"),
   ],
 )
@@ -264,6 +222,24 @@ def test_damaged_arrays_are_made_anew(prepared_set, damage):
   assert reads == ["test"]
   input_pipeline.load(config)
   assert reads == ["test"]
+
+
+def remove(path):
+  path.unlink()
+
+
+def truncate(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [remove, truncate])
+def test_damaged_records_are_named(tiny_builder, tiny_set_config, damage):
+  (records,) = tiny_builder.info.splits["test"].filepaths
+  damage(pathlib.Path(records))
+  with pytest.raises(app.UsageError, match="tiny_set/2.0.0") as error:
+    input_pipeline.load(tiny_set_config)
+  assert not list(pathlib.Path(tiny_set_config.data_dir).rglob("test.*.npz"))
+  assert "test" in str(error.value)
 
 
 def test_outdated_arrays_are_made_anew(prepared_set):

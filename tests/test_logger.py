@@ -81,9 +81,13 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(
       # TensorBoardX's queue holds 10: more would wait for a thread that died.
       for step in range(2, 60):
         logger.train(step, {"loss": 1.0, "accuracy": 0.5}, 0.001)
-  lost = [r.getMessage() for r in caplog.records if "cannot be written" in r.msg]
+  lost = [
+    r.getMessage() for r in caplog.records if "cannot be written" in r.msg
+  ]
   assert len(lost) == 2  # Each file once.
-  assert any(f"{tmp_path}/metrics.jsonl cannot be written" in x for x in lost)
+  assert any(
+    f"{tmp_path}/metrics.jsonl cannot be written" in text for text in lost
+  )
   steps = [record["step"] for record in workdir_lib.read_metrics(tmp_path)]
   assert steps == [*range(1, len(steps) + 1)]  # But for the one cut off.
   with logger_lib.Logger(tmp_path, config, 1):

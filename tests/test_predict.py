@@ -106,23 +106,6 @@ def test_ink_may_be_dark_or_light(tiny_run, digits, tmp_path):
   assert dark["probabilities"] == light["probabilities"]
 
 
-@pytest.mark.parametrize(
-  ("args", "message"),
-  [
-    (["a.png"], "the following arguments are required: --workdir"),
-    (["--workdir=none", "a.png"], "none/config.json: there is none"),
-    (["--workdir=none", "--invert=maybe", "a.png"], "invalid choice: 'maybe'"),
-  ],
-)
-def test_a_mistake_is_one_line(args, message, tmp_path):
-  completed = run_program("predict.py", *args, cwd=tmp_path)
-  assert completed.returncode == 1
-  (line,) = completed.stderr.splitlines()
-  assert line.startswith("predict.py: ")
-  assert message in line
-  assert not completed.stdout
-
-
 def test_another_size_needs_raw(tiny_run, digits, tmp_path):
   large = Image.open(digits / "good/0.png").resize((56, 56))
   large.save(tmp_path / "large.png")

@@ -1,6 +1,5 @@
 """Whole runs: what they write, how they resume, what the command line says."""
 
-from concurrent import futures
 import contextlib
 import json
 import os
@@ -289,35 +288,12 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
   assert "Traceback" not in first.stderr + again.stderr
 
 
-MISTAKES = {
-  "--config.batchsize=7": "unknown key config.batchsize; the keys are ",
-  "--config.batch_size=1.5": "config.batch_size=1.5: accepted is an integer",
-  "--config.learning_rate=x": "config.learning_rate=x: accepted is a number",
-  "--config.batch_size=0": "config.batch_size=0: accepted is an integer of",
-  "--config.test_split=tset": "config.test_split=tset: not a split of mnist",
-  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
-  "--config=configs/no.py": "No such file or directory: 'configs/no.py'",
-  "--workdir=/dev/null": "--workdir=/dev/null",
-  "--wordkir=x": "wordkir",
-  "batch_size=7": "unexpected argument batch_size=7",
-}
-
-
-def test_mistakes_on_the_command_line_are_one_line(mnist, data_dir, tmp_path):
-  del mnist
-
-  def check(argument):
-    args = [*TINY, f"--config.data_dir={data_dir}"]
-    args.insert(0 if argument.startswith("--config=") else len(args), argument)
-    return argument, run_train(*args, cwd=tmp_path)
-
-  with futures.ThreadPoolExecutor(2) as executor:
-    for argument, done in executor.map(check, MISTAKES):
-      assert done.returncode not in (0, None), argument
-      assert done.stdout == "", argument
-      (line,) = done.stderr.splitlines()
-      assert line.startswith("train.py: "), argument
-      assert MISTAKES[argument] in line
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
+  done = run_train("--config.batch_size=0", cwd=tmp_path)
+  assert done.returncode == 1
+  assert done.stdout == ""
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("train.py: config.batch_size=0: accepted is an int")
   assert not (tmp_path / "runs").exists()
 
 

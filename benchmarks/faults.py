@@ -1,0 +1,175 @@
+"""Kills a run again and again, and compares it with one that was left alone.
+
+    python benchmarks/faults.py --rounds=50 --json=docs/faults.json
+
+Each round starts `train.py` on the same run directory and ends it at a random
+moment by SIGKILL or SIGTERM. In the end its parameters, optimiser state,
+metrics.jsonl and result.json must be, to the bit, those of an uninterrupted run
+of the same config. Exits with 1 if they are not. Prints, and writes as JSON,
+what the process was doing when the signals came and how long SIGTERM took.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import checkpoints  # noqa: E402
+import workdir as workdir_lib  # noqa: E402
+
+_STEPS_PER_ROUND = 60
+_CONFIG = {
+  "train_split": "train[5000:6000]",
+  "validation_split": "train[:1000]",
+  "test_split": "test[:1000]",
+  "batch_size": 16,
+  "learning_rate": 0.05,
+  "log_every_steps": 5,
+  "eval_every_steps": 15,
+  "checkpoint_every_steps": 10,
+}
+_MEAN_LIFE = 2.0  # Seconds from where the run directory is open.
+
+
+def start(folder: pathlib.Path, num_steps: int) -> subprocess.Popen:
+  flags = {**_CONFIG, "num_steps": num_steps}
+  return subprocess.Popen(
+    [
+      *(sys.executable, str(PROJECT / "train.py"), f"--workdir={folder}"),
+      *(f"--config.{key}={value}" for key, value in flags.items()),
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def phase(folder: pathlib.Path, records_before: int) -> str:
+  """What the process in a run directory is doing, judged from its files."""
+  if list(folder.glob("checkpoints/*tmp*")):
+    return "saving"
+  records = workdir_lib.read_metrics(folder)
+  if len(records) <= records_before:
+    return "starting"
+  last = records[-1]
+  is_validated = last["step"] % _CONFIG["eval_every_steps"] == 0
+  if is_validated and "train_loss" in last:
+    return "evaluating"
+  return "training"
+
+
+def interrupt(
+  folder: pathlib.Path, num_steps: int, rng: random.Random
+) -> dict[str, str | float] | None:
+  """Starts the run and ends it; None if it was complete before."""
+  process = start(folder, num_steps)
+  for line in process.stderr:
+    if "Run directory" in line:
+      break
+  records = len(workdir_lib.read_metrics(folder))
+  try:
+    process.wait(rng.expovariate(1 / _MEAN_LIFE))
+    return None
+  except subprocess.TimeoutExpired:
+    pass
+  number = rng.choice([signal.SIGKILL, signal.SIGTERM])
+  what = phase(folder, records)
+  sent = time.monotonic()
+  process.send_signal(number)
+  stderr = process.stderr.read()
+  process.wait()
+  accepted = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, 0)}[number]
+  if process.returncode not in accepted or "Traceback" in stderr:
+    sys.exit(f"status {process.returncode} after {number.name}:\n{stderr}")
+  seconds = time.monotonic() - sent
+  return {"signal": number.name, "phase": what, "seconds": round(seconds, 2)}
+
+
+def complete(folder: pathlib.Path, num_steps: int) -> None:
+  process = start(folder, num_steps)
+  _, stderr = process.communicate()
+  if process.returncode:
+    sys.exit(stderr)
+
+
+def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
+  """What is not the same to the bit in two run directories."""
+  found = []
+  if (a / "result.json").read_text() != (b / "result.json").read_text():
+    found.append("result.json")
+  speed = {"steps_per_second", "images_per_second"}
+  records = [
+    [{k: r[k] for k in r if k not in speed} for r in read]
+    for read in map(workdir_lib.read_metrics, (a, b))
+  ]
+  if records[0] != records[1]:
+    found.append("metrics.jsonl")
+  states = [workdir_lib.open_run(folder).state for folder in (a, b)]
+  for (path, x), y in zip(
+    jax.tree.leaves_with_path(states[0]),
+    jax.tree.leaves(states[1]),
+    strict=True,
+  ):
+    if not np.array_equal(x, y):
+      found.append(jax.tree_util.keystr(path))
+  return found
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--rounds", type=int, default=50)
+  parser.add_argument("--seed", type=int, default=0, help="of the moments")
+  parser.add_argument("--json", type=pathlib.Path, help="a JSON file")
+  args = parser.parse_args()
+  rng = random.Random(args.seed)
+  num_steps = args.rounds * _STEPS_PER_ROUND
+  with tempfile.TemporaryDirectory() as scratch:
+    whole, broken = pathlib.Path(scratch, "whole"), pathlib.Path(scratch, "0")
+    complete(whole, num_steps)
+    rounds, found, runs = [], [], 1
+    while len(rounds) < args.rounds:
+      done = interrupt(broken, num_steps, rng)
+      if done:
+        rounds.append(done)
+        step = checkpoints.all_steps(broken)[-1:]
+        print(f"{len(rounds):3}/{args.rounds}", *done.values(), *step)
+      else:  # It was faster than the signals: compare, and kill another.
+        found += differences(whole, broken)
+        broken, runs = pathlib.Path(scratch, str(runs)), runs + 1
+    complete(broken, num_steps)
+    found += differences(whole, broken)
+  counts = collections.Counter(f"{r['signal']} {r['phase']}" for r in rounds)
+  seconds = [r["seconds"] for r in rounds if r["signal"] == "SIGTERM"]
+  result = {
+    "rounds": args.rounds,
+    "steps": num_steps,
+    "runs": runs,
+    "signals": dict(sorted(counts.items())),
+    "seconds_from_sigterm_to_exit": {
+      "median": float(np.median(seconds)),
+      "max": max(seconds),
+    },
+    "differences": found,
+  }
+  print(json.dumps(result, indent=2))
+  if args.json:
+    workdir_lib.write_json(args.json, result)
+  sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,496 @@
+"""Bad input of every kind: one line that names it, and nothing is touched."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+
+from conftest import PROJECT
+from conftest import run_program
+import numpy as np
+from PIL import Image
+import pytest
+
+SHIPPED = PROJECT / "data/mnist"
+TINY = "--config.num_steps=1 --config.train_split=train[:200]"
+
+
+def write(path, content):
+  """Returns a function that puts a file into the scratch folder."""
+
+  def damage(scratch):
+    (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+      (scratch / path).write_bytes(content)
+    else:
+      (scratch / path).write_text(content)
+
+  return damage
+
+
+def edit(name, **values):
+  """Changes keys of a JSON file by hand; None takes them out."""
+
+  def damage(scratch):
+    content = json.loads((scratch / name).read_text()) | values
+    content = {key: x for key, x in content.items() if x is not None}
+    (scratch / name).write_text(json.dumps(content))
+
+  return damage
+
+
+# What comes after `python train.py`, and what the line must name.
+FLAGS = {
+  "--config.batch_size=0": "config.batch_size=0: accepted is an integer of at",
+  "--config.batch_size=-3": "config.batch_size=-3: accepted is an integer",
+  "--config.batch_size=1.5": "config.batch_size=1.5: accepted is an integer",
+  "--config.batch_size=x": "config.batch_size=x: accepted is an integer",
+  "--config.batch_size=": "config.batch_size=: accepted is an integer",
+  "--config.batch_size=201": "config.batch_size=201: accepted is at most 200",
+  "--config.eval_batch_size=0": "config.eval_batch_size=0: accepted is an",
+  "--config.num_steps=0": "config.num_steps=0: accepted is an integer of 1",
+  "--config.num_steps=2147483648": "config.num_steps=2147483648: accepted is",
+  "--config.num_steps=1e3": "config.num_steps=1e3: accepted is an integer",
+  "--config.learning_rate=0": "config.learning_rate=0.0: accepted is a number",
+  "--config.learning_rate=-1": "config.learning_rate=-1.0: accepted is a numb",
+  "--config.learning_rate=nan": "config.learning_rate=nan: accepted is a num",
+  "--config.learning_rate=inf": "config.learning_rate=inf: accepted is a num",
+  "--config.learning_rate=0,1": "config.learning_rate=0,1: accepted is a num",
+  "--config.dropout_rate=1": "config.dropout_rate=1.0: accepted is a number",
+  "--config.dropout_rate=-0.1": "config.dropout_rate=-0.1: accepted is a num",
+  "--config.dropout_rate=x": "config.dropout_rate=x: accepted is a number",
+  "--config.dtype=float16": "config.dtype=float16: accepted is float32 or bf",
+  "--config.dtype=": "config.dtype=: accepted is float32 or bfloat16",
+  "--config.seed=-1": "config.seed=-1: accepted is an integer of 0 to",
+  "--config.seed=4294967296": "config.seed=4294967296: accepted is an integer",
+  "--config.seed=0.5": "config.seed=0.5: accepted is an integer",
+  "--config.log_every_steps=0": "config.log_every_steps=0: accepted is an int",
+  "--config.log_probabilities_every_steps=-1": "log_probabilities_every_steps",
+  "--config.eval_every_steps=0": "config.eval_every_steps=0: accepted is an",
+  "--config.checkpoint_every_steps=0": "config.checkpoint_every_steps=0: acc",
+  "--config.dataset=": "config.dataset=: accepted is the name of a data set",
+  "--config.dataset=../mnist": "config.dataset=../mnist: accepted is the name",
+  "--config.dataset=huggingface:mnist": "config.dataset=huggingface:mnist: acc",
+  "--config.dataset=no_such_set": "config.dataset=no_such_set: neither one of",
+  "--config.dataset=mnist:9.9.9": "config.dataset=mnist:9.9.9: neither one of",
+  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
+  "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
+  "--config.batchsize=7": "unknown key config.batchsize; the keys are batch_s",
+  "--config=configs/no.py": "No such file or directory: 'configs/no.py'",
+  "--workdir=/dev/null": "--workdir=/dev/null: ",
+  "--workdir=a[1]": "--workdir=a[1]: [ ] cannot be in its path",
+  "--wordkir=x": "wordkir",
+  "batch_size=7": "unexpected argument batch_size=7",
+}
+SPLITS = {
+  "": "",
+  "train[": "",
+  "trian": "Unknown split",
+  "train[70000:]": "incompatible with 60000 examples",
+  "train[60000:]": "the split is empty",
+  "train[5:5]": "the split is empty",
+  "train[a:b]": "",
+  "train[:101%]": "",
+  "train,test": "",
+  "train+": "",
+  "train[::2]": "",
+  "test[0:10]:": "",
+}
+
+
+def idx(*shape, header=None, extra=b""):
+  """An IDX file of zeros, whose header may say something else."""
+  if header is None:
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+  return header + bytes(int(np.prod(shape))) + extra
+
+
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES = (
+  "train-images-idx3-ubyte",
+  "train-labels-idx1-ubyte",
+  "t10k-images-idx3-ubyte",
+  "t10k-labels-idx1-ubyte",
+)
+HEADER = idx(60000, 28, 28)[:16]
+LABELS = idx(60000)
+
+
+def images_header(position, value):
+  """A training file with a byte of its header changed."""
+  header = bytearray(HEADER)
+  header[position] = value
+  return idx(60000, 28, 28, header=bytes(header))
+
+
+# What is wrong with a file of kmnist, whose others are right.
+IDX_FILES = {
+  "first byte": (TRAIN_IMAGES, images_header(0, 1), "starts with 01 00 08 03"),
+  "second byte": (TRAIN_IMAGES, images_header(1, 7), "starts with 00 07 08 03"),
+  "type": (TRAIN_IMAGES, images_header(2, 13), "starts with 00 00 0d 03"),
+  "dimensions": (TRAIN_IMAGES, images_header(3, 1), "starts with 00 00 08 01"),
+  "count": (TRAIN_IMAGES, images_header(7, 95), "announces 59999x28x28"),
+  "2^31 images": (TRAIN_IMAGES, images_header(4, 128), "announces 21475436"),
+  "height": (TRAIN_IMAGES, images_header(11, 29), "announces 60000x29x28"),
+  "width": (TRAIN_IMAGES, images_header(15, 0), "announces 60000x28x0"),
+  "empty": (TRAIN_IMAGES, b"", "starts with nothing"),
+  "one byte": (TRAIN_IMAGES, HEADER[:1], "starts with 00;"),
+  "magic number": (TRAIN_IMAGES, HEADER[:4], "has 4 bytes; expected 47040016"),
+  "magic and count": (TRAIN_IMAGES, HEADER[:8], "has 8 bytes; expected"),
+  "header": (TRAIN_IMAGES, HEADER, "has 16 bytes; expected 47040016"),
+  "one image": (TRAIN_IMAGES, HEADER + bytes(784), "has 800 bytes; expected"),
+  "one less": (TRAIN_LABELS, LABELS[:-1], "has 60007 bytes; expected 60008"),
+  "one more": (TRAIN_LABELS, LABELS + b"\0", "has more bytes; expected 60008"),
+  "no labels": (TRAIN_LABELS, LABELS[:8], "has 8 bytes; expected 60008"),
+  "label 10": (TRAIN_LABELS, LABELS[:-1] + b"\x0a", "label 10 at index 59999"),
+  "label 255": (TRAIN_LABELS, LABELS[:8] + b"\xff" * 60000, "label 255 at ind"),
+  "other split": (TRAIN_LABELS, idx(10000), "announces 10000 values; expected"),
+  "images": (TRAIN_LABELS, idx(10000, 28, 28), "starts with 00 00 08 03"),
+  "page": (TRAIN_LABELS, b"<html>404</html>", "starts with 3c 68 74 6d"),
+  "gzip cut": (TRAIN_LABELS, gzip.compress(LABELS)[:-9], "cannot be read: "),
+  "gzip header": (TRAIN_LABELS, gzip.compress(LABELS)[:10], "cannot be read: "),
+  "gzip sum": (
+    TRAIN_LABELS,
+    gzip.compress(LABELS)[:-8] + bytes(8),
+    "cannot be read: CRC check failed",
+  ),
+  "gzip body": (
+    TRAIN_LABELS,
+    gzip.compress(LABELS)[:10] + b"\xff" * 50,
+    "cannot be read: ",
+  ),
+  "gzip bomb": (
+    TRAIN_LABELS,
+    gzip.compress(LABELS + bytes(10**8), compresslevel=1),
+    "has more bytes; expected 60008",
+  ),
+  "mnist's": (
+    TEST_LABELS,
+    gzip.decompress((SHIPPED / f"{TEST_LABELS}.gz").read_bytes()),
+    "is a file of MNIST, not of this data set",
+  ),
+}
+
+
+def remove(path):
+  def damage(scratch):
+    if (scratch / path).is_dir():
+      shutil.rmtree(scratch / path)
+    else:
+      (scratch / path).unlink()
+
+  return damage
+
+
+def truncate(path, size=0):
+  return lambda scratch: os.truncate(scratch / path, size)
+
+
+def link(path, target):
+  def damage(scratch):
+    remove(path)(scratch)
+    (scratch / path).symlink_to(target)
+
+  return damage
+
+
+def pipe(scratch):
+  (scratch / "run/config.json").unlink()
+  os.mkfifo(scratch / "run/config.json")
+
+
+# What is done to a run directory, and what evaluate.py says of it.
+RUNS = {
+  "none": (remove("run"), "config.json: there is none"),
+  "no config": (remove("run/config.json"), "run/config.json: there is none"),
+  "no dataset.json": (
+    remove("run/dataset.json"),
+    "dataset.json: there is none",
+  ),
+  "empty config": (truncate("run/config.json"), "run/config.json: is not JSON"),
+  "half a config": (
+    truncate("run/config.json", 40),
+    "config.json: is not JSON",
+  ),
+  "a list": (write("run/config.json", "[]"), "config.json: holds [], not a"),
+  "latin-1": (write("run/config.json", b'{"\xe9": 1}'), "json: is not JSON"),
+  "deep": (write("run/config.json", "[" * 10**5), "config.json: is not JSON"),
+  "large": (
+    write("run/config.json", " " * 2**21),
+    "config.json: has more than 1048576 bytes",
+  ),
+  "key too much": (edit("run/config.json", extra=1), "extra is too much or"),
+  "key missing": (edit("run/config.json", seed=None), "seed is too much or"),
+  "text for int": (edit("run/config.json", batch_size="7"), "config.json: "),
+  "float for int": (edit("run/config.json", batch_size=7.5), "config.json: "),
+  "list for int": (edit("run/config.json", batch_size=[7]), "config.json: "),
+  "int for text": (edit("run/config.json", dataset=7), "config.json: "),
+  "out of range": (
+    edit("run/config.json", dropout_rate=1.5),
+    "dropout_rate=1.5",
+  ),
+  "community": (edit("run/config.json", dataset="a:b"), "config.dataset=a:b"),
+  "other split": (edit("run/config.json", test_split="x"), "test_split=x: not"),
+  "other data": (edit("run/config.json", dataset="x"), "config.dataset=x: nei"),
+  "null byte": (edit("run/config.json", data_dir="\0"), "config.data_dir="),
+  "shape": (edit("run/dataset.json", image_shape=7), "dataset.json: holds"),
+  "flat": (edit("run/dataset.json", image_shape=[28, 28]), "dataset.json: hol"),
+  "tiny": (edit("run/dataset.json", image_shape=[1, 1, 1]), "dataset.json: ho"),
+  "huge": (
+    edit("run/dataset.json", image_shape=[10**6, 10**6, 3]),
+    "bytes for",
+  ),
+  "beyond counting": (
+    edit("run/dataset.json", image_shape=[10**12, 10**12, 3]),
+    "bytes for",
+  ),
+  "other model": (
+    edit("run/dataset.json", image_shape=[32, 32, 1]),
+    "Requested shape: (4096, 1024) is not compatible",
+  ),
+  "fewer classes": (
+    edit("run/dataset.json", class_names=["a", "b"]),
+    "Requested shape",
+  ),
+  "no classes": (edit("run/dataset.json", class_names=[]), "dataset.json: hol"),
+  "no checkpoints": (remove("run/checkpoints"), "has no complete checkpoint"),
+  "empty checkpoint": (
+    lambda scratch: (
+      remove("run/checkpoints/20")(scratch),
+      (scratch / "run/checkpoints/20").mkdir(),
+    ),
+    "no checkpoint there can be restored",
+  ),
+  "only checkpoint damaged": (
+    truncate("run/checkpoints/20/default/manifest.ocdbt"),
+    "no checkpoint there can be restored",
+  ),
+  "link to a file": (
+    link("run/dataset.json", "/etc/passwd"),
+    "run/dataset.json: is a link out of the run directory",
+  ),
+  "link to a folder": (
+    link("run/checkpoints", "/tmp"),
+    "run/checkpoints: is a link out of the run directory",
+  ),
+  "link up": (link("run/metrics.jsonl", "../.."), "is a link out of the run"),
+  "pipe": (pipe, "run/config.json: is neither a file nor a directory"),
+}
+
+
+def encode(file_format, **options):
+  image = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, file_format, **options)
+  return buffer.getvalue()
+
+
+def npy(array):
+  buffer = io.BytesIO()
+  np.save(buffer, array, allow_pickle=True)
+  return buffer.getvalue()
+
+
+class Trap:
+  def __reduce__(self):
+    return os._exit, (99,)
+
+
+IMAGES = {
+  "empty.png": (b"", "is empty"),
+  "text.png": (b"a digit", "is none of PNG, JPEG"),
+  "page.jpg": (b"<html></html>", "is none of PNG, JPEG"),
+  "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is none of PNG"),
+  "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is none of PNG, JPEG"),
+  "cut.png": (encode("PNG")[:100], "cannot be decoded"),
+  "cut.jpg": (encode("JPEG")[:-300], "cannot be decoded"),
+  "cut.webp": (encode("WEBP")[:-100], "cannot be decoded"),
+  "cut.gif": (encode("GIF")[:-100], "cannot be decoded"),
+  "cut.bmp": (encode("BMP")[:-100], "cannot be decoded"),
+  "cut.tif": (encode("TIFF")[:-100], "cannot be decoded"),
+  "cut.pgm": (encode("PPM")[:-100], "cannot be decoded"),
+  "large.pgm": (b"P5 2147483647 2147483647 255\n", "is larger than 89,478,485"),
+  "blank.pgm": (b"P5 20 20 255\n" + bytes(400), "has no ink"),
+  "pickle.png": (pickle.dumps(Trap()), "is none of PNG, JPEG"),
+  "pickle.npy": (pickle.dumps(Trap()), "is none of PNG, JPEG"),
+  "objects.npy": (npy(np.array([Trap()])), "is not an array that can be read"),
+  "cut.npy": (npy(np.eye(28))[:-1], "is not an array that can be read"),
+  "text.npy": (npy(np.array(["a"])), "is an array of <U1 [1]"),
+  "nan.npy": (npy(np.full((28, 28), np.nan)), "has values other than 0 to 1"),
+  "negative.npy": (npy(-np.eye(28)), "has values other than 0 to 1"),
+  "none.npy": (npy(np.zeros((0, 28, 28))), "is an array of float64 [0, 28, 2"),
+}
+# Other arguments of the programs; `run` is a good run directory.
+COMMANDS = {
+  "evaluate.py": "the following arguments are required: --workdir",
+  "evaluate.py --workdir=run --checkpoint=7": "--checkpoint=7: accepted are la",
+  "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: accepted are",
+  "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: accepted are las",
+  "evaluate.py --workdir=run --split=x": "config.test_split=x: not a split of",
+  "evaluate.py --workdir=run --dataset=x": "config.dataset=x: neither one of",
+  "evaluate.py --workdir=run --nosuch": "unrecognized arguments: --nosuch",
+  "predict.py x.png": "the following arguments are required: --workdir",
+  "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",
+  "predict.py --workdir=run": "are required: IMAGE_OR_FOLDER",
+  "predict.py --workdir=run none.png": "none.png: No such file or directory",
+  "predict.py --workdir=run run/checkpoints": "is a folder without images",
+  "predict.py --workdir=none none.png": "none/config.json: there is none",
+  "compare.py none": "none: there is no run directory in it",
+  "compare.py run --plot=none/x.png": "none/x.png: No such file or directory",
+  "compare.py run --plot=x.nosuch": "x.nosuch: Format 'nosuch' is not support",
+  "train.py --workdir=.": "--workdir=.: has files but no config.json",
+  "train.py --workdir=run": "holds a run of another config: batch_size (16 th",
+}
+
+
+def content(folder):
+  return {
+    path.relative_to(folder): path.is_file() and path.read_bytes()
+    for path in folder.rglob("*")
+    if path.name != ".lock_holder"
+  }
+
+
+def check(scratch, program, *args, culprit):
+  """Runs a program that must refuse its input."""
+  before = content(scratch)
+  done = run_program(program, *args, cwd=scratch)
+  assert done.returncode in (1, 2), done
+  *log, line = done.stderr.splitlines()
+  assert line.startswith(f"{program}: "), done.stderr
+  assert culprit in line, line
+  # Only the log, with its times, may come before.
+  assert not [other for other in log if not other[:2].isdigit()], done.stderr
+  if "--plot" not in "".join(args):
+    assert done.stdout == ""
+  after = content(scratch)
+  assert {path: after.get(path) for path in before} == before
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+  """A copy of the tiny run with one checkpoint."""
+  shutil.copytree(
+    tiny_run,
+    tmp_path / "run",
+    ignore=shutil.ignore_patterns("4", "8", "12", "16"),
+  )
+
+
+@pytest.fixture(scope="module")
+def data_flag(mnist, data_dir):
+  del mnist  # It is prepared.
+  return f"--config.data_dir={data_dir}"
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flags(flag, data_flag, tmp_path):
+  flags = [data_flag, *TINY.split(), flag]
+  if flag.startswith("--config="):
+    flags = flags[::-1]
+  check(tmp_path, "train.py", *flags, culprit=FLAGS[flag])
+  assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits(split, data_flag, tmp_path):
+  flags = [data_flag, f"--config.validation_split={split}"]
+  culprit = f"config.validation_split={split}: "
+  check(tmp_path, "train.py", *flags, culprit=culprit)
+  culprit = SPLITS[split]
+  check(tmp_path, "train.py", *flags, culprit=culprit)
+
+
+@pytest.fixture(scope="module")
+def kmnist(tmp_path_factory):
+  """Its four files, all of zeros."""
+  folder = tmp_path_factory.mktemp("kmnist")
+  for name, size in zip(NAMES, (60000, 60000, 10000, 10000), strict=True):
+    shape = (size, 28, 28) if "images" in name else (size,)
+    (folder / name).write_bytes(idx(*shape))
+  return folder
+
+
+@pytest.mark.parametrize("case", IDX_FILES)
+def test_idx_files(case, kmnist, tmp_path):
+  damaged, content, culprit = IDX_FILES[case]
+  for name in NAMES:
+    if name == damaged:
+      (tmp_path / name).write_bytes(content)
+    else:
+      (tmp_path / name).symlink_to(kmnist / name)
+  check(
+    *(tmp_path, "train.py", "--config.dataset=kmnist"),
+    *("--config.manual_dir=.", "--config.data_dir=data"),
+    culprit=f"{damaged}: {culprit}",
+  )
+  assert not list((tmp_path / "data").rglob("dataset_info.json"))
+
+
+@pytest.mark.parametrize("info", ["", "{", "[1]", "{}"])
+def test_prepared_data(info, tmp_path):
+  write("data/idx_dataset/mnist/1.0.0/dataset_info.json", info)(tmp_path)
+  check(
+    *(tmp_path, "train.py", "--config.data_dir=data"),
+    culprit="config.data_dir=data: the prepared mnist in it is damaged: ",
+  )
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("case", RUNS)
+def test_run_directories(case, tmp_path):
+  damage, culprit = RUNS[case]
+  damage(tmp_path)
+  check(tmp_path, "evaluate.py", "--workdir=run", culprit=culprit)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name, tiny_run, tmp_path):
+  content, culprit = IMAGES[name]
+  (tmp_path / name).write_bytes(content)
+  check(
+    *(tmp_path, "predict.py", f"--workdir={tiny_run}", name),
+    culprit=f"{name}: {culprit}",
+  )
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command, tmp_path):
+  check(tmp_path, *command.split(), culprit=COMMANDS[command])
+
+
+class Canary:
+  """Makes a file when it is unpickled."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return open, (str(self._path), "w")
+
+
+@pytest.mark.usefixtures("run", "data_flag")
+@pytest.mark.parametrize("readable", [(), ("config.json", "dataset.json")])
+def test_a_hostile_run_directory_executes_nothing(
+  readable, tiny_config, tmp_path
+):
+  canary = tmp_path / "canary"
+  content = pickle.dumps(Canary(canary))
+  for path in (tmp_path / "run").rglob("*"):
+    if path.is_file() and path.name not in readable:
+      path.write_bytes(content)
+  flags = [f"--config.{key}={value}" for key, value in tiny_config.items()]
+  for command in (
+    ("evaluate.py", "--workdir=run"),
+    ("evaluate.py", "--workdir=run", "--checkpoint=20"),
+    ("evaluate.py", "--workdir=run", "--checkpoint=best"),
+    ("predict.py", "--workdir=run", "x.png"),
+    ("train.py", "--workdir=run", *flags),
+  ):
+    check(tmp_path, *command, culprit="run")
+  run_program("compare.py", "run", cwd=tmp_path)
+  assert not canary.exists()
+  pickle.loads(content)
+  assert canary.exists()
