@@ -1,0 +1,167 @@
+"""Whether a long run stays as it began: memory, time per step, file sizes.
+
+    python benchmarks/long_runs.py --json=docs/long_runs.json
+
+Trains 100,000 tiny steps at the default cadence of logs, validations, pictures
+and checkpoints, and compares the first tenth with the last. Then measures on
+steps of the default size what a checkpoint costs the training loop.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import checkpoints  # noqa: E402
+from configs import default  # noqa: E402
+import input_pipeline  # noqa: E402
+import ops  # noqa: E402
+import steps  # noqa: E402
+import workdir as workdir_lib  # noqa: E402
+
+_TINY = {
+  "train_split": "train[5000:6000]",
+  "validation_split": "train[:100]",
+  "test_split": "test[:100]",
+  "batch_size": 4,
+}
+
+
+def resident_mebibytes(pid: int) -> float:
+  status = pathlib.Path(f"/proc/{pid}/status").read_text()
+  return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
+  """Compares the first tenth of a run of tiny steps with the last."""
+  flags = {**_TINY, "num_steps": num_steps}
+  process = subprocess.Popen(
+    [
+      *(sys.executable, str(PROJECT / "train.py"), f"--workdir={folder}"),
+      *(f"--config.{key}={value}" for key, value in flags.items()),
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  memory = {}
+  for line in process.stderr:
+    if match := re.search(r"step +(\d+)/\d+ +loss", line):
+      memory[int(match[1])] = resident_mebibytes(process.pid)
+  if process.wait():
+    raise RuntimeError("train.py failed")
+  records = workdir_lib.read_metrics(folder)
+  ms = {
+    record["step"]: 1000 / record["steps_per_second"]
+    for record in records
+    if "steps_per_second" in record
+  }
+  tenth = num_steps // 10
+
+  def compared(values):  # What is compiled at a first validation is in both.
+    first = [x for step, x in values.items() if tenth // 2 < step <= tenth]
+    last = [x for step, x in values.items() if step > num_steps - tenth // 2]
+    first, last = statistics.median(first), statistics.median(last)
+    return {"first": first, "last": last, "ratio": last / first}
+
+  events = sum(p.stat().st_size for p in folder.glob("events.out.tfevents.*"))
+  return {
+    "steps": num_steps,
+    "resident_mebibytes": compared(memory),
+    "ms_per_step": compared(ms),
+    "metrics_jsonl_megabytes": (folder / "metrics.jsonl").stat().st_size / 1e6,
+    "tensorboard_megabytes": events / 1e6,
+    "checkpoints_megabytes": sum(
+      p.stat().st_size for p in folder.glob("checkpoints/**/*") if p.is_file()
+    )
+    / 1e6,
+  }
+
+
+def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
+  """How long steps of the default size take with and without a checkpoint."""
+  config = default.get_config()
+  data = input_pipeline.load(config)
+  image_shape = data.train.images.shape[1:]
+  init_rng, order_rng, dropout_rng = jax.random.split(jax.random.key(0), 3)
+  state = workdir_lib.create_state(
+    init_rng, config, image_shape, data.class_names
+  )
+  order = input_pipeline.order_at(
+    order_rng, 0, config.batch_size, data.train.labels.size
+  )
+  training = steps.start_training(
+    state, steps.Metrics.zero(), order, config.batch_size, len(data.class_names)
+  )
+  train_steps = ops.repeated(
+    functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
+  )
+
+  num_steps = 20  # Longer than a checkpoint takes in the background.
+  seconds = {False: [], True: []}
+  blocked = []
+  with checkpoints.open_manager(folder, 0) as manager:
+    for index in range(2 * rounds + 1):
+      saves = index % 2 == 0
+      start = time.perf_counter()
+      if saves:
+        checkpoints.save(
+          manager,
+          int(training.state.step) + 1,
+          training.state.replace(step=training.state.step + 1),
+          training.metrics,
+          None,
+        )
+        blocked.append(time.perf_counter() - start)
+      for _ in range(num_steps):
+        training = train_steps(training, 1, data.train, order_rng, dropout_rng)
+      jax.block_until_ready(training)
+      if index:  # The first compiles.
+        seconds[saves].append(time.perf_counter() - start)
+      checkpoints.wait(manager)
+  step = statistics.median(seconds[False]) / num_steps
+  extra = statistics.median(
+    with_save - without
+    for without, with_save in zip(seconds[False], seconds[True], strict=True)
+  )
+  every = config.checkpoint_every_steps
+  return {
+    "rounds": rounds,
+    "seconds_per_step": step,
+    "seconds_blocked_by_a_checkpoint": statistics.median(blocked[1:]),
+    "extra_seconds_of_a_checkpoint": extra,
+    "share_of_the_loop": extra / (every * step),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--steps", type=int, default=100_000)
+  parser.add_argument("--rounds", type=int, default=15)
+  parser.add_argument("--json", type=pathlib.Path, help="a JSON file")
+  args = parser.parse_args()
+  with tempfile.TemporaryDirectory() as scratch:
+    result = {
+      "cost_of_saving": cost_of_saving(pathlib.Path(scratch, "a"), args.rounds),
+      "long_run": long_run(pathlib.Path(scratch, "b"), args.steps),
+    }
+  print(json.dumps(result, indent=2))
+  if args.json:
+    workdir_lib.write_json(args.json, result)
+
+
+if __name__ == "__main__":
+  main()
