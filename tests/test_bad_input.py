@@ -348,7 +348,7 @@ def content(folder):
   return {
     path.relative_to(folder): path.is_file() and path.read_bytes()
     for path in folder.rglob("*")
-    if path.name != ".lock_holder"
+    if not path.name.startswith(".lock")
   }
 
 
