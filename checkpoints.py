@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+import sharding
 from steps import Metrics
 from steps import TrainState
 
@@ -56,9 +57,9 @@ def restore(
     DamagedError: what is there is not what was saved.
   """
   path = _folder(workdir) / str(step)
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  replicated = sharding.replicated()
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     {"state": state, "since_log": Metrics.zero(), "checksum": np.uint32(0)},
   )
   _read_accuracy(workdir, step)

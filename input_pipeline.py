@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 import idx_dataset
+import sharding
 
 _PROJECT_DATA = pathlib.Path(__file__).parent / "data"
 
@@ -92,7 +93,7 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     examples = Examples(*map(np.concatenate, zip(*parts, strict=True)))
     if not examples.labels.size:
       raise app.UsageError(f"config.{key}={spec}: the split is empty")
-    return jax.device_put(examples, jax.devices()[0])
+    return sharding.replicate(examples)
 
   return Data(
     class_names=tuple(builder.info.features["label"].names),

@@ -16,6 +16,7 @@ import optax
 import input_pipeline
 import model as model_lib
 import ops
+import sharding
 
 TrainState = train_state.TrainState
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
@@ -110,7 +111,9 @@ def train_step(
     [min(B, NUM_PROBABILITIES), classes].
   """
   grads, (metrics, logits) = _grads(state, images, labels, rng)
-  probabilities = jax.nn.softmax(logits[:NUM_PROBABILITIES])
+  # On every device, as all else that is returned; a few bytes.
+  logits = sharding.replicate(logits)[:NUM_PROBABILITIES]
+  probabilities = jax.nn.softmax(logits)
   return state.apply_gradients(grads=grads), metrics, probabilities
 
 
@@ -199,9 +202,9 @@ def start_training(
     labels=jnp.zeros(kept, jnp.int32),
     probabilities=jnp.zeros((kept, classes)),
   )
-  # Committed to the device, as a restored state is: else JAX compiles anew for
+  # Committed to the devices, as a restored state is: else JAX compiles anew for
   # every mixture of arrays that are and that are not.
-  return jax.device_put(training, jax.devices()[0])
+  return sharding.replicate(training)
 
 
 @jax.jit
@@ -213,9 +216,7 @@ def is_finite(training: Training) -> jax.Array:
 
 def reset_metrics(training: Training) -> Training:
   """Begins new sums, after a log."""
-  return training.replace(
-    metrics=jax.device_put(Metrics.zero(), jax.devices()[0])
-  )
+  return training.replace(metrics=sharding.replicate(Metrics.zero()))
 
 
 def train_on_next_batch(
@@ -230,18 +231,21 @@ def train_on_next_batch(
   indices, order = input_pipeline.next_indices(
     training.order, order_rng, batch_size
   )
-  images = input_pipeline.to_float(examples.images[indices])
+  images = sharding.split(
+    input_pipeline.to_float(examples.images[sharding.split(indices)])
+  )
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(
     training.state, images, labels, dropout_rng
   )
-  return Training(
+  training = Training(
     state=state,
     order=order,
     metrics=training.metrics + metrics,
     labels=labels[:NUM_PROBABILITIES],
     probabilities=probabilities,
   )
+  return sharding.replicate(training)
 
 
 def eval_on_next_batch(
@@ -264,11 +268,11 @@ def eval_on_next_batch(
   """
   start, logits = carry
   begin = jnp.minimum(start, len(images) - batch_size)
-  batch = lax.dynamic_slice_in_dim(images, begin, batch_size)
+  batch = sharding.split(lax.dynamic_slice_in_dim(images, begin, batch_size))
   logits = lax.dynamic_update_slice_in_dim(
     logits, eval_step(state, input_pipeline.to_float(batch)), begin, axis=0
   )
-  return start + batch_size, logits
+  return sharding.replicate((start + batch_size, logits))
 
 
 def evaluator(
@@ -297,7 +301,7 @@ def evaluator(
   def evaluate(state):
     shape = jax.eval_shape(eval_step, state, images).shape
     logits = np.zeros(shape, np.float32)
-    carry = jax.device_put((np.int32(0), logits), jax.devices()[0])
+    carry = sharding.replicate((np.int32(0), logits))
     _, logits = run(carry, math.ceil(len(labels) / batch_size), state, images)
     metrics, probabilities = score(logits)
     return metrics.means(), probabilities

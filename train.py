@@ -30,6 +30,7 @@ import checkpoints
 import input_pipeline
 import logger as logger_lib
 import ops
+import sharding
 import steps
 import workdir as workdir_lib
 
@@ -72,6 +73,14 @@ def train_and_evaluate(
       f"config.batch_size={config.batch_size}: accepted is at most"
       f" {train_size}, the size of config.train_split={config.train_split}"
     )
+  num_devices = sharding.mesh().size
+  if config.batch_size % num_devices:
+    lower = config.batch_size // num_devices * num_devices
+    nearest = {max(lower, num_devices), lower + num_devices}
+    raise app.UsageError(
+      f"config.batch_size={config.batch_size}: {num_devices} devices do not"
+      f" divide it; the nearest that work are {sorted(nearest)}"
+    )
   image_shape = data.train.images.shape[1:]
   workdir_lib.create(workdir, config, image_shape, data.class_names)
   with workdir_lib.lock(workdir), _noted_signals() as signals:
@@ -81,9 +90,10 @@ def train_and_evaluate(
       init_rng, config, image_shape, data.class_names
     )
     logging.info(
-      "%s parameters, %s training images, on %s with jax %s",
+      "%s parameters, %s training images, on %d x %s with jax %s",
       f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
       f"{train_size:,}",
+      num_devices,
       jax.devices()[0].device_kind,
       jax.__version__,
     )

@@ -1,0 +1,133 @@
+"""Trains on 1, 2, 4 and 8 virtual devices, in a process that has 8.
+
+Writes to standard output, as JSON, what the tests compare.
+"""
+
+import functools
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+
+PROJECT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import checkpoints  # noqa: E402
+import input_pipeline  # noqa: E402
+import model  # noqa: E402
+import ops  # noqa: E402
+import sharding  # noqa: E402
+import steps  # noqa: E402
+
+BATCH_SIZE, NUM_STEPS = 16, 50
+INIT_RNG, ORDER_RNG, DROPOUT_RNG = jax.random.split(jax.random.key(0), 3)
+
+
+def examples(size, seed):
+  """Images of which some pixels tell the label."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, 10, size).astype(np.int32)
+  images = rng.integers(0, 100, (size, 28, 28, 1)).astype(np.uint8)
+  images[np.arange(size), labels] = 255
+  return input_pipeline.Examples(images, labels)
+
+
+@functools.cache
+def train_steps(num_devices):
+  del num_devices  # For each number another program.
+  return jax.jit(
+    functools.partial(steps.train_on_next_batch, batch_size=BATCH_SIZE),
+    compiler_options=ops.compiler_options(),
+  )
+
+
+def use(num_devices):
+  mesh = jax.make_mesh(
+    (num_devices,),
+    ("data",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:num_devices],
+  )
+  sharding.mesh = lambda: mesh
+
+
+def train(num_devices, state, until):
+  """Takes the steps that are left; the state after, and their losses."""
+  use(num_devices)
+  data = sharding.replicate(examples(100, seed=0))
+  step = int(state.step)
+  order = input_pipeline.order_at(ORDER_RNG, step, BATCH_SIZE, 100)
+  training = steps.start_training(
+    jax.device_get(state),
+    steps.Metrics.zero(),
+    jax.device_get(order),
+    BATCH_SIZE,
+    10,
+  )
+  losses = []
+  for _ in range(step, until):
+    training = train_steps(num_devices)(training, data, ORDER_RNG, DROPOUT_RNG)
+    losses.append(training.metrics.means()["loss"])
+    training = steps.reset_metrics(training)
+  return training, losses
+
+
+def all_reduces(num_devices, training):
+  """The shapes that the step adds up over the devices."""
+  use(num_devices)
+  data = sharding.replicate(examples(100, seed=0))
+  step = train_steps(num_devices)
+  compiled = step.lower(training, data, ORDER_RNG, DROPOUT_RNG).compile()
+  return re.findall(r"= (.*) all-reduce\(", compiled.as_text())
+
+
+def difference(a, b):
+  """The largest one of two trees of parameters."""
+  differences = jax.tree.map(
+    lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).max(), a, b
+  )
+  return float(max(jax.tree.leaves(differences)))
+
+
+def main() -> None:
+  scratch = pathlib.Path(sys.argv[1])
+  use(1)
+  state = steps.create_train_state(INIT_RNG, model.CNN(), 0.001)
+  result = {}
+  for num_devices in (1, 2, 4, 8):
+    training, losses = train(num_devices, state, NUM_STEPS)
+    if num_devices == 1:
+      expected = training.state.params
+    # 30 and 70 are divided by none of the numbers but 1 and 2.
+    scored = steps.evaluator(sharding.replicate(examples(70, seed=1)), 30)
+    means, probabilities = scored(training.state)
+    result[str(num_devices)] = {
+      "losses": losses,
+      "test_loss": means["loss"],
+      "probabilities": list(probabilities.shape),
+      "difference": difference(expected, training.state.params),
+      "devices": len(training.state.params["dense"]["kernel"].devices()),
+    }
+  result["all_reduces"] = all_reduces(8, training)
+  for before, after in ((8, 1), (1, 8)):
+    workdir = scratch / str(before)
+    training, _ = train(before, state, NUM_STEPS // 2)
+    with checkpoints.open_manager(workdir, 0) as manager:
+      checkpoints.save(
+        manager, NUM_STEPS // 2, training.state, training.metrics, None
+      )
+    use(after)
+    restored, _ = checkpoints.restore_newest(workdir, state)
+    training, losses = train(after, restored, NUM_STEPS)
+    result[f"{before} to {after}"] = {
+      "losses": losses,
+      "difference": difference(expected, training.state.params),
+    }
+  print(json.dumps(result))
+
+
+if __name__ == "__main__":
+  main()

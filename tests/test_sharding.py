@@ -1,0 +1,82 @@
+"""Data parallelism, on virtual devices of the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+from absl import app
+from conftest import PROJECT
+import numpy as np
+import pytest
+
+import input_pipeline
+import sharding
+import train
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+  """What tests/eight_devices.py found."""
+  done = subprocess.run(
+    [
+      *(sys.executable, str(PROJECT / "tests/eight_devices.py")),
+      str(tmp_path_factory.mktemp("eight_devices")),
+    ],
+    env={
+      **os.environ,
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
+  """After 50 steps too: dropout and the order are the same."""
+  one, many = result["1"], result[str(devices)]
+  assert many["devices"] == devices
+  np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-6)
+  assert len(many["losses"]) == 50
+  assert many["difference"] < 1e-7
+  assert many["probabilities"] == [70, 10]
+  np.testing.assert_allclose(many["test_loss"], one["test_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["8 to 1", "1 to 8"])
+def test_a_checkpoint_resumes_on_another_number_of_devices(result, change):
+  losses = result["1"]["losses"][25:]
+  np.testing.assert_allclose(result[change]["losses"], losses, rtol=1e-6)
+  assert result[change]["difference"] < 1e-7
+
+
+def test_the_gradients_are_added_up_in_one_operation(result):
+  with_gradients = [x for x in result["all_reduces"] if "f32[5,5,32,64]" in x]
+  assert len(with_gradients) == 1
+  (together,) = with_gradients
+  for shape in ("f32[5,5,1,32]", "f32[1024]", "f32[10]"):
+    assert shape in together
+  # What else is added up is the count of right answers.
+  others = [x for x in result["all_reduces"] if x != together]
+  assert all(x.startswith(("s32[]", "f32[]")) for x in others), others
+
+
+@pytest.mark.parametrize(
+  ("batch_size", "nearest"), [(30, r"\[24, 32\]"), (3, r"\[8\]")]
+)
+def test_a_batch_that_the_devices_do_not_divide_is_refused(
+  tiny_config, tmp_path, monkeypatch, batch_size, nearest
+):
+  class EightDevices:
+    size = 8
+
+  tiny_config.batch_size = batch_size
+  data = input_pipeline.load(tiny_config)
+  monkeypatch.setattr(input_pipeline, "load", lambda config: data)
+  monkeypatch.setattr(sharding, "mesh", EightDevices)
+  with pytest.raises(app.UsageError, match=f"nearest that work are {nearest}"):
+    train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
