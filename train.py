@@ -43,6 +43,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run directory; by default named after the experiment."
 )
+_PLATFORM = flags.DEFINE_enum(
+  "platform",
+  None,
+  ["cpu", "gpu", "tpu"],
+  "Where to train; by default on the best that JAX finds.",
+)
 
 
 def train_and_evaluate(
@@ -264,6 +270,21 @@ def _steps_to_dispatch(config: ml_collections.ConfigDict, step: int) -> int:
   return min(boundaries) - step
 
 
+def _use_platform(platform: str | None) -> None:
+  """Trains there, or says what there is: never silently somewhere else."""
+  if platform == "cpu":
+    jax.config.update("jax_platforms", "cpu")
+  try:
+    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+  except RuntimeError as error:  # Of JAX_PLATFORMS.
+    raise app.UsageError(f"JAX finds no device: {error}") from error
+  if platform and jax.default_backend() != platform:
+    raise app.UsageError(
+      f"--platform={platform}: JAX finds {jax.device_count()} x {found}, of"
+      f" the platform {jax.default_backend()}"
+    )
+
+
 def _load_config(path: str) -> ml_collections.ConfigDict:
   """The config as its file has it, without overrides."""
   return runpy.run_path(path)["get_config"]()
@@ -305,6 +326,7 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   with logger_lib.one_line_errors():
+    _use_platform(_PLATFORM.value)
     workdir = _WORKDIR.value or pathlib.Path("runs") / workdir_lib.name(
       config, _load_config(path), pathlib.Path(path).stem
     )

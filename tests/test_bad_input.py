@@ -82,6 +82,9 @@ FLAGS = {
   "--workdir=/dev/null": "--workdir=/dev/null: ",
   "--workdir=a[1]": "--workdir=a[1]: [ ] cannot be in its path",
   "--wordkir=x": "wordkir",
+  "--platform=tpu": "--platform=tpu: JAX finds 1 x cpu, of the platform cpu",
+  "--platform=gpu": "--platform=gpu: JAX finds 1 x cpu, of the platform cpu",
+  "--platform=npu": "--platform=npu: value should be one of <cpu|gpu|tpu>",
   "batch_size=7": "unexpected argument batch_size=7",
 }
 SPLITS = {
