@@ -219,11 +219,10 @@ def test_memory_is_bounded(tmp_path):
     import pathlib, sys
     import images
     for path in map(pathlib.Path, sys.argv[1:]):
-      for source in (path, path.read_bytes()):
-        try:
-          print(*(image.shape for image in images.read(source)))
-        except ValueError as error:
-          print(error)
+      try:
+        print(*(image.shape for image in images.read(path)))
+      except ValueError as error:
+        print(error)
     print(*[line for line in open("/proc/self/status") if "VmHWM" in line])
   """
   output = subprocess.check_output(
@@ -233,9 +232,9 @@ def test_memory_is_bounded(tmp_path):
   )
   *lines, peak = output.strip().splitlines()
   assert [line.partition(":")[0] for line in lines] == [
-    *2 * ["is not an array that can be read"],
-    *4 * ["is larger than 89,478,485 pixels"],
-    *2 * ["(1200, 1200, 3)"],
+    "is not an array that can be read",
+    *2 * ["is larger than 89,478,485 pixels"],
+    "(1200, 1200, 3)",
   ]
   assert int(peak.split()[1]) < 2**20  # KiB.
 

@@ -42,8 +42,14 @@ def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
   np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-6)
   assert len(many["losses"]) == 50
   assert many["difference"] < 1e-7
-  assert many["probabilities"] == [70, 10]
-  np.testing.assert_allclose(many["test_loss"], one["test_loss"], rtol=1e-6)
+
+
+def test_eight_devices_evaluate_every_image_once(result):
+  """Whether they divide the batch or not."""
+  expected = result["1"]["tests"][0]
+  for means in result["1"]["tests"] + result["8"]["tests"]:
+    assert means["accuracy"] == expected["accuracy"]
+    np.testing.assert_allclose(means["loss"], expected["loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["8 to 1", "1 to 8"])
