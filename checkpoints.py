@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import math
 import os
 import pathlib
 import zlib
@@ -208,7 +209,10 @@ def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
   try:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler("metrics")) as checkpointer:
       metrics = checkpointer.restore(_folder(workdir) / str(step) / "metrics")
-    return None if metrics == {} else float(metrics[_BEST])
+    accuracy = metrics.get(_BEST)
+    if accuracy is not None and not math.isfinite(accuracy):
+      raise ValueError(f"{_BEST} is {accuracy}")
+    return accuracy
   except Exception as error:  # Orbax and the parser raise anything.
     raise DamagedError(f"its metrics: {_reason(error)}") from error
 

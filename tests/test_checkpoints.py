@@ -113,7 +113,7 @@ DAMAGES = {
   "without metrics": lambda step: shutil.rmtree(step / "metrics"),
   "metrics emptied": lambda step: os.truncate(step / "metrics/metrics", 0),
   "metrics of another kind": lambda step: (step / "metrics/metrics").write_text(
-    '{"validation_accuracy": "x"}'
+    '{"validation_accuracy": "0.5"}'
   ),
   "index emptied": lambda step: os.truncate(step / "default/manifest.ocdbt", 0),
   "metadata emptied": lambda step: os.truncate(step / "default/_METADATA", 0),
