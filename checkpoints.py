@@ -188,11 +188,10 @@ def _explained(manager: ocp.CheckpointManager) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise anything.
-    workdir = pathlib.Path(manager.directory).parent
-    kept = ", ".join(map(str, all_steps(workdir))) or "none"
+    kept = ", ".join(map(str, manager.all_steps())) or "none"
     raise app.UsageError(
-      f"{workdir}: a checkpoint cannot be saved, training stops; those of the"
-      f" steps {kept} are kept: {_reason(error)}"
+      f"{manager.directory.parent}: a checkpoint cannot be saved, training"
+      f" stops; those of the steps {kept} are kept: {_reason(error)}"
     ) from error
 
 

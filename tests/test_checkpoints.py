@@ -1,5 +1,6 @@
 import os
 import shutil
+import threading
 
 from absl import app
 from conftest import assert_same_state
@@ -195,3 +196,17 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   restored, _ = checkpoints.restore_newest(tmp_path, small_state(0))
   assert_same_state(restored, small_state(1))
   assert save_all(tmp_path, [(2, None)], start_step=1) == [1, 2]
+
+
+def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
+  save_all(tmp_path, [(1, None)])
+  threads = set(threading.enumerate())
+  with pytest.raises(app.UsageError, match="cannot be saved.*Not a directory"):
+    with checkpoints.open_manager(tmp_path, 1) as manager:
+      (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+      (tmp_path / "checkpoints").touch()
+      checkpoints.save(manager, 2, small_state(2), ZERO, None)
+      checkpoints.wait(manager)
+  left = set(threading.enumerate()) - threads
+  # Python waits for those at its exit, as these wait for a folder, for minutes.
+  assert not [x for x in left if type(x).__name__ == "_SignalingThread"]
