@@ -111,9 +111,7 @@ def train_step(
     [min(B, NUM_PROBABILITIES), classes].
   """
   grads, (metrics, logits) = _grads(state, images, labels, rng)
-  # On every device, as all else that is returned; a few bytes.
-  logits = sharding.replicate(logits)[:NUM_PROBABILITIES]
-  probabilities = jax.nn.softmax(logits)
+  probabilities = jax.nn.softmax(logits[:NUM_PROBABILITIES])
   return state.apply_gradients(grads=grads), metrics, probabilities
 
 
