@@ -97,6 +97,7 @@ SPLITS = {
   "train[a:b]": "",
   "train[:101%]": "",
   "train,test": "",
+  "all[:10]": "",
   "train+": "",
   "train[::2]": "",
   "test[0:10]:": "",
