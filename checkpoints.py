@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+import processes
 import sharding
 from steps import Metrics
 from steps import TrainState
@@ -118,14 +119,19 @@ def open_manager(
   Raises:
     app.UsageError: a checkpoint could not be saved.
   """
+  damaged = []
   for step in all_steps(workdir):
     try:
       _read_accuracy(workdir, step)
-      is_damaged = step > start_step  # For it was passed over.
+      if step > start_step:  # For it was passed over.
+        damaged.append(step)
     except DamagedError:
-      is_damaged = True
-    if is_damaged:
-      _set_aside(workdir, step)
+      damaged.append(step)
+  processes.sync("know the damaged checkpoints")
+  with processes.first_goes_first("set the damaged checkpoints aside"):
+    if processes.is_first():
+      for step in damaged:
+        _set_aside(workdir, step)
   policy = preservation_policy.AnyPreservationPolicy(
     [
       preservation_policy.LatestN(_NUM_NEWEST),

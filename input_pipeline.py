@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 import idx_dataset
+import processes
 import sharding
 
 _PROJECT_DATA = pathlib.Path(__file__).parent / "data"
@@ -61,14 +62,26 @@ def load(
     app.UsageError: names the key or the file that is wrong.
   """
   try:
-    return _load(config, splits)
+    with processes.first_goes_first("load the data"):  # From one disk, maybe.
+      data = _load(config, splits)
   except OSError as error:
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
+  try:
+    arrays = {
+      split: sharding.replicate(getattr(data, split)) for split in splits
+    }
+  except AssertionError as error:  # JAX compares what the processes have.
+    raise app.UsageError(
+      f"config.data_dir={config.data_dir}: not all processes have the same"
+      f" {config.dataset} there"
+    ) from error
+  return data._replace(**arrays)
 
 
 def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
+  """The splits as numpy arrays."""
   builder = _builder(config)
   whole = {}
 
@@ -93,7 +106,7 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     examples = Examples(*map(np.concatenate, zip(*parts, strict=True)))
     if not examples.labels.size:
       raise app.UsageError(f"config.{key}={spec}: the split is empty")
-    return sharding.replicate(examples)
+    return examples
 
   return Data(
     class_names=tuple(builder.info.features["label"].names),

@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 from typing import Any
 from typing import NoReturn
@@ -18,6 +19,7 @@ import warnings
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 import ml_collections
 import numpy as np
 import tensorboardX
@@ -26,10 +28,12 @@ from tensorboardX import summary
 import tqdm
 
 import input_pipeline
+import processes
 import steps
 import workdir as workdir_lib
 
 _PROJECT = pathlib.Path(__file__).resolve().parent
+_PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
 
 
 def setup_console() -> None:
@@ -65,6 +69,11 @@ def exit_with(message: str, status: int = 1) -> NoReturn:
   printable = (c if c.isprintable() else ascii(c)[1:-1] for c in line)
   print("".join(printable), file=sys.stderr)
   warnings.simplefilter("ignore")  # What libraries say while they are ended.
+  if jax.distributed.is_initialized():
+    # At its exit JAX waits minutes for the others, who may wait for this one.
+    end = threading.Timer(_PATIENCE, os._exit, [status])
+    end.daemon = True
+    end.start()
   sys.exit(status)
 
 
@@ -81,6 +90,13 @@ def one_line_errors() -> Iterator[None]:
     exit_with(str(error))
   except KeyboardInterrupt:
     exit_with("interrupted", 128 + signal.SIGINT)
+  except jax.errors.JaxRuntimeError as error:
+    if not jax.distributed.is_initialized():
+      raise
+    exit_with(
+      "a device or another process has failed; the checkpoints are kept, and"
+      f" the same command resumes: {error}"
+    )
 
 
 class _LossyFile:
@@ -133,7 +149,8 @@ record_writer.register_writer_factory("lossy", _LossyFiles())
 class Logger:
   """Writes the metrics of one run; a context manager.
 
-  On a terminal there is a progress bar; elsewhere there are plain lines.
+  On a terminal there is a progress bar; elsewhere there are plain lines. Of
+  several processes, the first one alone writes.
   """
 
   def __init__(
@@ -145,12 +162,15 @@ class Logger:
     """Opens the files, and drops what they say of steps after `start_step`."""
     self._num_steps = config.num_steps
     self._batch_size = config.batch_size
+    self._writes = processes.is_first()
     path = workdir / "metrics.jsonl"
-    if path.exists():
+    if self._writes and path.exists():
       _truncate(path, start_step)
-    self._jsonl = _LossyFile(path, "a")
+    self._jsonl = _LossyFile(path if self._writes else os.devnull, "a")
     self._tensorboard = tensorboardX.SummaryWriter(
-      f"lossy:{workdir}", purge_step=start_step + 1
+      f"lossy:{workdir}",
+      purge_step=start_step + 1,
+      write_to_disk=self._writes,
     )
     # Not add_hparams: it writes to a subdirectory, a run of its own.
     for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):
@@ -161,7 +181,7 @@ class Logger:
       initial=start_step,
       total=config.num_steps,
       unit=" steps",
-      disable=None,
+      disable=None if self._writes else True,
       dynamic_ncols=True,
     )
     self.restart_clock(start_step)
@@ -242,6 +262,8 @@ class Logger:
       inspection: of the network.
       class_names: of the labels.
     """
+    if not self._writes:
+      return
     if self._drawing:
       self._drawing.result()  # One at a time.
     self._drawing = self._artist.submit(

@@ -6,8 +6,7 @@ The same command again resumes the run, and evaluates it once it is complete.
 The last line on stdout is the result, as JSON.
 """
 
-from collections.abc import Iterator
-import contextlib
+from collections.abc import Callable
 import functools
 import json
 import pathlib
@@ -15,8 +14,8 @@ import re
 import runpy
 import signal
 import sys
-import threading
 from typing import Any
+from typing import NoReturn
 
 from absl import app
 from absl import flags
@@ -30,6 +29,7 @@ import checkpoints
 import input_pipeline
 import logger as logger_lib
 import ops
+import processes
 import sharding
 import steps
 import workdir as workdir_lib
@@ -48,6 +48,17 @@ _PLATFORM = flags.DEFINE_enum(
   None,
   ["cpu", "gpu", "tpu"],
   "Where to train; by default on the best that JAX finds.",
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  "coordinator_address",
+  None,
+  "HOST:PORT where process 0 of several listens; see docs/scaling.md.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes train together.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this one is, from 0.", lower_bound=0
 )
 
 
@@ -88,8 +99,9 @@ def train_and_evaluate(
       f" divide it; the nearest that work are {sorted(nearest)}"
     )
   image_shape = data.train.images.shape[1:]
-  workdir_lib.create(workdir, config, image_shape, data.class_names)
-  with workdir_lib.lock(workdir), _noted_signals() as signals:
+  with processes.first_goes_first("create the run directory"):
+    workdir_lib.create(workdir, config, image_shape, data.class_names)
+  with workdir_lib.lock(workdir), processes.noted_signals() as noted_signal:
     logging.info("Run directory %s", workdir)
     init_rng, _, _ = _rngs(config)
     state = workdir_lib.create_state(
@@ -114,18 +126,27 @@ def train_and_evaluate(
       checkpoints.open_manager(workdir, start_step) as manager,
       logger_lib.Logger(workdir, config, start_step) as logger,
     ):
-      state = _train(config, data, state, since_log, manager, logger, signals)
+      state = _train(
+        config, data, state, since_log, manager, logger, noted_signal
+      )
       test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
-      _stop_if_signalled(signals, config.num_steps)
+      if signal_ := noted_signal():
+        _stop(signal_, config.num_steps)
       logger.evaluation(config.num_steps, "test", test)
   result = {**test, "global_step": config.num_steps}
+  if processes.is_first():
+    _write_result(workdir, result)
+  return result
+
+
+def _write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+  """Writes the result and a picture of how it came about."""
   workdir_lib.write_json(workdir / "result.json", result)
 
   import pictures  # matplotlib takes half a second: not at the start.
 
   picture = pictures.learning_curves(workdir_lib.read_metrics(workdir))
   pictures.save(picture, workdir / "learning_curve.png")
-  return result
 
 
 def _rngs(config: ml_collections.ConfigDict) -> jax.Array:
@@ -140,7 +161,7 @@ def _train(
   since_log: steps.Metrics,
   manager: ocp.CheckpointManager,
   logger: logger_lib.Logger,
-  signals: list[signal.Signals],
+  noted_signal: Callable[[], signal.Signals | None],
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
   _, order_rng, dropout_rng = _rngs(config)
@@ -171,13 +192,11 @@ def _train(
     step += num_steps
     logger.progress(step)
     is_last = step == config.num_steps
-    is_stopped = bool(signals)  # Read once: a signal may come at any moment.
+    signal_ = noted_signal()  # Asked once: one may come at any moment.
     shows = _is_due(config.log_probabilities_every_steps, step)
     logs = is_last or _is_due(config.log_every_steps, step)
     evaluates = is_last or _is_due(config.eval_every_steps, step)
-    saves = (
-      is_last or is_stopped or _is_due(config.checkpoint_every_steps, step)
-    )
+    saves = is_last or signal_ or _is_due(config.checkpoint_every_steps, step)
     if shows or logs or evaluates or saves:
       if not jax.device_get(steps.is_finite(training)):
         raise _not_finite(config, manager, step)
@@ -203,9 +222,9 @@ def _train(
       checkpoints.save(
         manager, step, training.state, training.metrics, accuracy
       )
-    if is_stopped:
+    if signal_:
       checkpoints.wait(manager)
-      _stop_if_signalled(signals, step)
+      _stop(signal_, step)
     if validation:
       logger.restart_clock(step)  # All that was no training time.
   checkpoints.wait(manager)
@@ -224,35 +243,13 @@ def _not_finite(
   )
 
 
-@contextlib.contextmanager
-def _noted_signals() -> Iterator[list[signal.Signals]]:
-  """Notes the first SIGINT or SIGTERM in a list; a second one ends at once."""
-  noted = []
-
-  def note(number, _):
-    noted.append(signal.Signals(number))
-    for each in previous:
-      signal.signal(each, signal.SIG_DFL)
-
-  previous = {}
-  if threading.current_thread() is threading.main_thread():
-    for each in (signal.SIGINT, signal.SIGTERM):
-      previous[each] = signal.signal(each, note)
-  try:
-    yield noted
-  finally:
-    for each, handler in previous.items():
-      signal.signal(each, handler)
-
-
-def _stop_if_signalled(signals: list[signal.Signals], step: int) -> None:
-  if signals:
-    logging.info(
-      "%s: stopped after step %d, which is saved; the same command resumes",
-      signals[0].name,
-      step,
-    )
-    sys.exit(128 + signals[0])
+def _stop(signal_: signal.Signals, step: int) -> NoReturn:
+  logging.info(
+    "%s: stopped after step %d, which is saved; the same command resumes",
+    signal_.name,
+    step,
+  )
+  sys.exit(128 + signal_)
 
 
 def _is_due(every_steps: int, step: int) -> bool:
@@ -326,12 +323,18 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   with logger_lib.one_line_errors():
+    processes.join(
+      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
     _use_platform(_PLATFORM.value)
+    if not processes.is_first():
+      logging.set_verbosity(logging.WARNING)
     workdir = _WORKDIR.value or pathlib.Path("runs") / workdir_lib.name(
       config, _load_config(path), pathlib.Path(path).stem
     )
     result = train_and_evaluate(config, workdir)
-    print(json.dumps(result, sort_keys=True))
+    if processes.is_first():
+      print(json.dumps(result, sort_keys=True))
 
 
 if __name__ == "__main__":

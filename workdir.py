@@ -21,6 +21,7 @@ import ml_collections
 import checkpoints
 from configs import default
 import model as model_lib
+import processes
 import steps
 
 _MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
@@ -116,6 +117,11 @@ def create(
     check_contained(workdir)
     if (workdir / "config.json").exists():
       _check_same(workdir / "config.json", config)
+    elif not processes.is_first():
+      raise app.UsageError(
+        f"--workdir={workdir}: process {jax.process_index()} does not see what"
+        " process 0 has written there; accepted is a directory that all share"
+      )
     elif any(workdir.iterdir()):
       raise app.UsageError(
         f"--workdir={workdir}: has files but no config.json; accepted is a new"
@@ -168,11 +174,15 @@ def check_contained(workdir: pathlib.Path) -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in this run directory.
 
-  The operating system lets go of the lock when its holder ends, however.
+  The operating system lets go of the lock when its holder ends, however. Of
+  several processes that train together, the first one holds it.
 
   Raises:
     app.UsageError: names the process that holds it.
   """
+  if not processes.is_first():
+    yield
+    return
   holder = workdir / ".lock_holder"
   lock_file = filelock.FileLock(workdir / ".lock", timeout=0)
   try:

@@ -1,7 +1,9 @@
 """Data parallelism, on virtual devices of the CPU."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
@@ -70,9 +72,17 @@ def test_the_gradients_are_added_up_in_one_operation(result):
   (together,) = with_gradients
   for shape in ("f32[5,5,1,32]", "f32[1024]", "f32[10]"):
     assert shape in together
+  # The parameters' and the loss, as docs/scaling.md counts them.
+  assert _num_bytes(together) == 4 * (3_274_634 + 1)
   # What else is added up is the count of right answers.
   others = [x for x in result["all_reduces"] if x != together]
   assert all(x.startswith(("s32[]", "f32[]")) for x in others), others
+
+
+def _num_bytes(shapes):
+  """Of all float32 arrays in a result's type, such as (f32[10]{0}, f32[])."""
+  sizes = re.findall(r"f32\[([\d,]*)\]", shapes)
+  return 4 * sum(math.prod(map(int, filter(None, s.split(",")))) for s in sizes)
 
 
 @pytest.mark.parametrize(

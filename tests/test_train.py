@@ -336,16 +336,6 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
   assert results[0] == results[1]
 
 
-def test_a_second_signal_is_not_caught():
-  before = signal.getsignal(signal.SIGINT)
-  with train._noted_signals() as noted:
-    signal.raise_signal(signal.SIGTERM)
-    assert noted == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-  assert signal.getsignal(signal.SIGINT) == before
-
-
 def test_a_loss_that_is_no_number_stops_the_run(tiny_config, tmp_path):
   tiny_config.learning_rate = 1e30
   with pytest.raises(app.UsageError) as error:

@@ -1,0 +1,125 @@
+"""The processes that train together: joining, taking turns, stopping."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import itertools
+import os
+import signal
+import threading
+
+from absl import app
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+
+_HEARTBEAT_TIMEOUT = 60  # Seconds after which a lost process ends the others.
+
+
+def join(
+  coordinator_address: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
+  """Joins the processes that were started together, if they were.
+
+  That is where an argument is given, and in Slurm, Open MPI and Cloud TPU pods.
+  JAX finds out there what is not given. Must come before any computation.
+
+  Args:
+    coordinator_address: host:port, where the process 0 listens.
+    num_processes: how many there are.
+    process_id: of this one, counted from 0.
+
+  Raises:
+    app.UsageError: something is not given that JAX cannot find out.
+  """
+  is_given = (coordinator_address, num_processes, process_id) != (None,) * 3
+  if not (is_given or _are_several_started()):
+    return
+  logging.info("Joining the other processes")
+  try:
+    jax.distributed.initialize(
+      coordinator_address,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+    )
+  except (ValueError, IndexError) as error:
+    raise app.UsageError(
+      f"cannot join other processes: {error}; accepted are"
+      " --coordinator_address=HOST:PORT, --num_processes and --process_id of 0"
+      " to one less, or a launcher that JAX knows"
+    ) from error
+
+
+def _are_several_started() -> bool:
+  """Whether the launcher's variables say so; JAX would ask the network too."""
+  counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+  counts += ("MEGASCALE_NUM_SLICES",)
+  return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or any(
+    os.environ.get(name, "1") != "1" for name in counts
+  )
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes."""
+  return jax.process_index() == 0
+
+
+def sync(name: str) -> None:
+  """Waits until all processes are here."""
+  multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def first_goes_first(name: str) -> Iterator[None]:
+  """Lets the other processes in when the first one has come through."""
+  if not is_first():
+    sync(name)
+  yield
+  if is_first():
+    sync(name)
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[Callable[[], signal.Signals | None]]:
+  """Notes SIGINT and SIGTERM; a second one ends the process at once.
+
+  Yields:
+    A function that says which signal tells the training to stop now, if one
+    does. All processes must call it at the same steps, and get the same answer.
+  """
+  noted = []
+  previous = {}
+  count = itertools.count(1)
+
+  def note(number, _):
+    noted.append(signal.Signals(number))
+    for each in previous:
+      signal.signal(each, signal.SIG_DFL)
+
+  def pass_on(number, _):
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTERM)
+
+  handlers = {signal.SIGINT: note, signal.SIGTERM: note}
+  if jax.process_count() > 1:
+    # SIGTERM is taken by JAX, which has the processes agree on a step.
+    handlers = {signal.SIGINT: pass_on}
+
+  def noted_now():
+    # JAX lets them stop at the number that follows the largest that it was
+    # given: not steps, which begin anywhere and of which some are passed over.
+    if multihost_utils.reached_preemption_sync_point(next(count)):
+      return signal.SIGTERM
+    return noted[0] if noted else None
+
+  if threading.current_thread() is threading.main_thread():
+    for each, handler in handlers.items():
+      previous[each] = signal.signal(each, handler)
+  try:
+    yield noted_now
+  finally:
+    for each, handler in previous.items():
+      signal.signal(each, handler)

@@ -1,0 +1,196 @@
+"""Two processes that train together, on virtual devices of the CPU."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+from absl import app
+from conftest import PROJECT
+from conftest import read_jsonl
+from conftest import run_program
+import jax
+import numpy as np
+import pytest
+
+import checkpoints
+from configs import default
+import input_pipeline
+from model import CNN
+import processes
+import sharding
+import steps
+import train
+import workdir
+
+NUM_STEPS = 40
+MAX_DIFFERENCE = 1e-5  # Of rounding, as in test_sharding.py.
+
+
+def start(workdir, config, num_processes, devices):
+  """Starts train.py as a launcher on several hosts would."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  overrides = [
+    f"--config.{key}={value}"
+    for key, value in config.items()
+    if isinstance(value, (int, float)) or key.endswith(("_split", "_dir"))
+  ]
+  return [
+    subprocess.Popen(
+      [
+        *(sys.executable, str(PROJECT / "train.py"), f"--workdir={workdir}"),
+        *overrides,
+        f"--coordinator_address=localhost:{port}",
+        f"--num_processes={num_processes}",
+        f"--process_id={process_id}",
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      },
+    )
+    for process_id in range(num_processes)
+  ]
+
+
+def wait_for(text, process):
+  lines = []
+  for line in process.stderr:
+    lines.append(line)
+    if text in line:
+      return
+  pytest.fail(f"{text!r} is not in: {''.join(lines)}")
+
+
+def finish(running):
+  """The exit statuses, standard outputs and standard errors."""
+  ended = [process.communicate(timeout=100) for process in running]
+  return [process.returncode for process in running], *zip(*ended, strict=True)
+
+
+def restore(workdir):
+  state = steps.create_train_state(jax.random.key(0), CNN(), 0.1)
+  return checkpoints.restore(workdir, NUM_STEPS, state)[0]
+
+
+@pytest.fixture
+def config(tiny_config):
+  tiny_config.update(num_steps=NUM_STEPS, eval_every_steps=NUM_STEPS)
+  tiny_config.log_probabilities_every_steps = 0
+  # At a higher one, the side of a ReLU that a rounding decides would matter.
+  tiny_config.learning_rate = 0.001
+  return tiny_config
+
+
+def test_two_processes_stop_and_resume_as_one(config, tmp_path):
+  """After one was killed, and after SIGTERM to one."""
+  run, alone = tmp_path / "run", tmp_path / "alone"
+
+  running = start(run, config, num_processes=2, devices=2)
+  wait_for(f"step 10/{NUM_STEPS}  loss", running[0])  # 4 is saved, 8 maybe.
+  running[0].kill()
+  statuses, _, errors = finish(running)
+  assert statuses[0] == -signal.SIGKILL
+  assert statuses[1] != 0
+  # Whichever of JAX's own check and the failed operation is first.
+  assert re.search("another task died|another process has failed", errors[1])
+
+  running = start(run, config, num_processes=2, devices=2)
+  wait_for("Resuming after step", running[0])
+  running[1].terminate()
+  statuses, _, errors = finish(running)
+  assert statuses == [128 + signal.SIGTERM] * 2, errors
+  stopped = checkpoints.all_steps(run)[-1]
+  assert stopped < NUM_STEPS
+  assert f"SIGTERM: stopped after step {stopped}, which is saved" in errors[0]
+
+  running = start(run, config, num_processes=2, devices=2)
+  statuses, outputs, errors = finish(running)
+  assert statuses == [0, 0], errors
+  assert f"Resuming after step {stopped}" in errors[0]
+  result = json.loads((run / "result.json").read_text())
+  assert json.loads(outputs[0].splitlines()[-1]) == result
+  assert "accuracy" not in outputs[1]
+  assert "loss" not in errors[1]
+
+  train.train_and_evaluate(config, alone)  # On one device.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=MAX_DIFFERENCE),
+    restore(run).params,
+    restore(alone).params,
+  )
+  losses, expected = (
+    [r["train_loss"] for r in read_jsonl(each) if "train_loss" in r]
+    for each in (run, alone)
+  )
+  np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("environment", "expected"),
+  [
+    ({}, False),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),  # sbatch, no srun.
+    ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),  # Colab and Kaggle.
+    ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+    ({"MEGASCALE_NUM_SLICES": "2"}, True),
+  ],
+)
+def test_jax_is_asked_to_join_where_several_were_started(
+  monkeypatch, environment, expected
+):
+  joined = []
+  monkeypatch.setattr(
+    jax.distributed, "initialize", lambda *args, **kwargs: joined.append(args)
+  )
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  processes.join(None, None, None)
+  assert joined == [(None, None, None)] * expected
+
+
+def test_what_cannot_be_found_out_is_asked_for(tmp_path):
+  done = run_program("train.py", "--process_id=1", cwd=tmp_path)
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()[1:]  # After "Joining".
+  assert "coordinator_address should be defined" in line
+  assert "--num_processes" in line
+
+
+def test_a_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  with pytest.raises(app.UsageError, match="a directory that all share"):
+    workdir.create(tmp_path / "run", default.get_config(), (28, 28, 1), "01")
+
+
+def test_processes_with_different_data_are_refused(config, monkeypatch):
+  """JAX compares what they have when it makes one array of it."""
+
+  def compare(tree):
+    raise AssertionError
+
+  monkeypatch.setattr(sharding, "replicate", compare)
+  with pytest.raises(app.UsageError, match="the same mnist"):
+    input_pipeline.load(config)
+
+
+def test_a_second_signal_is_not_caught():
+  before = signal.getsignal(signal.SIGINT)
+  with processes.noted_signals() as noted_signal:
+    assert noted_signal() is None
+    signal.raise_signal(signal.SIGTERM)
+    assert noted_signal() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGINT) == before
