@@ -1,0 +1,115 @@
+"""A model of where data parallelism of this network stops paying.
+
+    python benchmarks/scaling.py --picture=docs/scaling.png
+
+A step on n devices computes its part of the batch, and then adds up the
+gradients in a ring: each device sends and receives 2 (n - 1) / n times their
+bytes. Nothing is measured here; the bytes are those that tests/test_sharding.py
+finds in the compiled program.
+"""
+
+import argparse
+from typing import NamedTuple
+
+from matplotlib import figure
+from matplotlib import ticker
+
+# Two for each multiplication, forward and for both gradients; conv1 needs none
+# for its input. README.md has the same, of a batch of 100.
+_FLOP_PER_IMAGE = 2 * (2 * 627_200 + 3 * (10_035_200 + 3_211_264 + 10_240))
+_GRADIENT_BYTES = 4 * 3_274_634
+_BATCHES = (100, 1_000, 10_000)
+
+
+class Devices(NamedTuple):
+  """One kind of device, and what connects them.
+
+  Attributes:
+    name: of both.
+    flops: operations a second that a device does.
+    bandwidth: bytes a second that a device sends, while it receives as many.
+  """
+
+  name: str
+  flops: float
+  bandwidth: float
+
+
+_DEVICES = (
+  # At 0.4 of the peak, a guess: small convolutions do not fill such devices.
+  # https://cloud.google.com/tpu/docs/v5e
+  Devices("TPU v5e (bfloat16), ICI", 0.4 * 197e12, 200e9),
+  # https://glennklockwood.com/garden/processors/h100
+  Devices("H100 (TF32), NVLink", 0.4 * 495e12, 450e9),
+  Devices("H100 (TF32), 400 Gb/s InfiniBand", 0.4 * 495e12, 50e9),
+  # As docs/throughput.json has it.
+  Devices("two CPU cores, 10 Gb/s Ethernet", 115e9, 1.25e9),
+)
+
+
+def compute_seconds(devices: Devices, batch: int, count: int) -> float:
+  return batch / count * _FLOP_PER_IMAGE / devices.flops
+
+
+def communication_seconds(devices: Devices, count: int) -> float:
+  return 2 * (count - 1) / count * _GRADIENT_BYTES / devices.bandwidth
+
+
+def speedup(devices: Devices, batch: int, count: int) -> float:
+  """How many times faster a step of this batch is than on one device."""
+  step = compute_seconds(devices, batch, count)
+  step += communication_seconds(devices, count)
+  return compute_seconds(devices, batch, 1) / step
+
+
+def break_even(devices: Devices) -> float:
+  """The images a device at which it computes as long as it communicates."""
+  seconds = 2 * _GRADIENT_BYTES / devices.bandwidth  # Of many devices.
+  return seconds / compute_seconds(devices, 1, 1)
+
+
+def draw(counts: list[int]) -> figure.Figure:
+  picture = figure.Figure(figsize=(12, 3.4), layout="constrained")
+  for axes, devices in zip(
+    picture.subplots(1, len(_DEVICES), sharey=True), _DEVICES, strict=True
+  ):
+    axes.plot(counts, counts, ":", color="gray", label="perfect")
+    for batch in _BATCHES:
+      values = [speedup(devices, batch, count) for count in counts]
+      axes.plot(counts, values, marker="o", ms=3, label=f"batch {batch:,}")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+      axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.set_title(devices.name, fontsize=9)
+    axes.set_xlabel("devices")
+    axes.grid(alpha=0.3)
+  picture.axes[0].set_ylabel("speed-up of a step")
+  picture.axes[0].legend(fontsize=8)
+  return picture
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--picture", help="where to draw the speed-ups")
+  args = parser.parse_args()
+  batches = " | ".join(f"batch {batch:,}" for batch in _BATCHES)
+  print(f"| | compute, µs an image | gradients, µs | images | {batches} |")
+  print("|---" * (4 + len(_BATCHES)) + "|")
+  for devices in _DEVICES:
+    values = " | ".join(
+      f"{speedup(devices, batch, 8):.2f}" for batch in _BATCHES
+    )
+    print(
+      f"| {devices.name} | {compute_seconds(devices, 1, 1) * 1e6:.3g}"
+      f" | {communication_seconds(devices, 8) * 1e6:,.0f}"
+      f" | {break_even(devices):,.0f} | {values} |"
+    )
+  if args.picture:
+    counts = [2**i for i in range(8)]
+    draw(counts).savefig(args.picture, dpi=120)
+
+
+if __name__ == "__main__":
+  main()
