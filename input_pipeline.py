@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import contextlib
 import functools
 import json
+import math
 import os
 import pathlib
 import sys
@@ -22,6 +23,7 @@ from jax import lax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from scipy import ndimage
 import tensorflow_datasets as tfds
 import tqdm
 
@@ -29,6 +31,7 @@ import idx_dataset
 import processes
 import sharding
 
+_ELASTIC_SIGMA = 4.0  # Pixels, of the Gaussian that smooths displacements.
 _PROJECT_DATA = pathlib.Path(__file__).parent / "data"
 
 
@@ -259,6 +262,91 @@ def _read_records(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
 def to_float(images: jax.Array) -> jax.Array:
   """Scales uint8 images to float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
+
+
+class Augmentation(NamedTuple):
+  """The largest random deformations of an image.
+
+  Attributes:
+    rotation: in degrees, to either side.
+    scale: 0.1 makes it up to 1.1 times as large or as small, in each direction.
+    shear: how much a row moves sideways for each row from the centre.
+    shift: in pixels, in each direction.
+    elastic: in pixels, before the field of random displacements is smoothed.
+  """
+
+  rotation: float
+  scale: float
+  shear: float
+  shift: float
+  elastic: float
+
+
+def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
+  """What the config's `augment_*` keys say; None where all are 0."""
+  result = Augmentation(
+    rotation=config.augment_rotation,
+    scale=config.augment_scale,
+    shear=config.augment_shear,
+    shift=config.augment_shift,
+    elastic=config.augment_elastic,
+  )
+  return result if any(result) else None
+
+
+def augment(
+  rng: jax.Array, images: jax.Array, limits: Augmentation
+) -> jax.Array:
+  """Deforms each image at random, differently.
+
+  The elastic deformation is that of Simard, Steinkraus and Platt, "Best
+  Practices for Convolutional Neural Networks Applied to Visual Document
+  Analysis", 2003.
+
+  Args:
+    rng: of this batch.
+    images: float32 [B, height, width, channels].
+    limits: of the deformations.
+
+  Returns:
+    Images of the same shape, interpolated linearly; 0 where there was nothing.
+  """
+  batch, height, width, _ = images.shape
+  rngs = jax.random.split(rng, 5)
+
+  def uniform(rng, shape, limit):
+    return jax.random.uniform(rng, (batch, *shape), minval=-limit, maxval=limit)
+
+  angle = uniform(rngs[0], (), math.radians(limits.rotation))
+  scale = jnp.exp(uniform(rngs[1], (2,), math.log1p(limits.scale)))
+  shear = uniform(rngs[2], (), limits.shear)
+  shift = uniform(rngs[3], (2,), limits.shift)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  # Of each pixel, (row, column) from the centre: where its value comes from.
+  matrix = scale[:, :, None] * jnp.stack(
+    [
+      jnp.stack([cos - sin * shear, -sin], axis=-1),
+      jnp.stack([sin + cos * shear, cos], axis=-1),
+    ],
+    axis=1,
+  )
+  center = np.array([height - 1, width - 1], np.float32)[:, None, None] / 2
+  grid = np.indices((height, width), np.float32) - center
+  sources = center + shift[:, :, None, None]
+  sources += jnp.einsum("bij,jhw->bihw", matrix, grid, precision="highest")
+  if limits.elastic:
+    field = uniform(rngs[4], (2, height, width), limits.elastic)
+    rows, columns = (
+      ndimage.gaussian_filter1d(np.eye(size), _ELASTIC_SIGMA, mode="constant")
+      for size in (height, width)
+    )
+    sources += jnp.einsum("ij,bcjw,vw->bciv", rows, field, columns)
+
+  def resample(channel, sources):
+    return jax.scipy.ndimage.map_coordinates(channel, [*sources], order=1)
+
+  over_channels = jax.vmap(resample, in_axes=(-1, None), out_axes=-1)
+  return jax.vmap(over_channels)(images, sources)
 
 
 class Order(struct.PyTreeNode):

@@ -10,6 +10,7 @@ from flax.training import train_state
 import jax
 from jax import lax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
@@ -18,8 +19,32 @@ import model as model_lib
 import ops
 import sharding
 
-TrainState = train_state.TrainState
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
+
+
+class TrainState(train_state.TrainState):
+  """Flax's, and the moving average of the parameters where that is on.
+
+  Attributes:
+    ema_params: the average, or None. Evaluation takes it for the parameters.
+    ema_decay: how much of it a step keeps.
+  """
+
+  ema_params: dict[str, dict[str, jax.Array]] | None = None
+  ema_decay: float = struct.field(pytree_node=False, default=0.0)
+
+  def apply_gradients(self, *, grads):
+    state = super().apply_gradients(grads=grads)
+    if self.ema_params is None:
+      return state
+    # Shorter at the beginning, as TensorFlow's ExponentialMovingAverage has it:
+    # the initial parameters are soon forgotten.
+    decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
+    return state.replace(
+      ema_params=optax.incremental_update(
+        state.params, self.ema_params, 1 - decay
+      )
+    )
 
 
 class Metrics(struct.PyTreeNode):
@@ -64,18 +89,63 @@ class Metrics(struct.PyTreeNode):
     }
 
 
+def learning_rate(config: ml_collections.ConfigDict) -> optax.ScalarOrSchedule:
+  """The learning rate, or a function of the steps taken that returns it."""
+  peak, num_steps = config.learning_rate, config.num_steps
+  if config.schedule == "one_cycle":
+    # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
+    return optax.linear_onecycle_schedule(
+      num_steps, peak, pct_start=config.warmup_steps / num_steps
+    )
+  if config.schedule == "cosine":
+    # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warm-up.
+    return optax.warmup_cosine_decay_schedule(
+      0.0, peak, config.warmup_steps, num_steps
+    )
+  return peak
+
+
+def optimizer(
+  config: ml_collections.ConfigDict,
+) -> optax.GradientTransformation:
+  """What `config.optimizer` and the keys that belong to it say."""
+  rate = learning_rate(config)
+  if config.optimizer == "adamw":
+    return optax.adamw(
+      rate, weight_decay=config.weight_decay, mask=_are_kernels
+    )
+  return optax.sgd(rate, config.momentum or None, nesterov=True)
+
+
+def _are_kernels(params):
+  return jax.tree.map(lambda param: param.ndim > 1, params)
+
+
 def create_train_state(
-  rng: jax.Array, model: model_lib.CNN, learning_rate: float
+  rng: jax.Array,
+  model: model_lib.CNN,
+  tx: optax.GradientTransformation,
+  ema_decay: float = 0.0,
 ) -> TrainState:
-  """Initialises the parameters and the optimiser, plain SGD."""
+  """Initialises the parameters, the optimiser, and their average if it is on.
+
+  Args:
+    rng: of the parameters.
+    model: the network.
+    tx: the optimiser.
+    ema_decay: how much of the average a step keeps; 0 is off.
+  """
 
   @jax.jit
   def create():
     images = jnp.zeros((1, *model.image_shape))
+    params = model.init(rng, images)["params"]
     state = TrainState.create(
       apply_fn=model.apply,
-      params=model.init(rng, images)["params"],
-      tx=optax.sgd(learning_rate),
+      params=params,
+      tx=tx,
+      ema_params=params if ema_decay else None,
+      ema_decay=ema_decay,
     )
     return state.replace(step=jnp.zeros((), jnp.int32))
 
@@ -117,7 +187,8 @@ def train_step(
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
   """The logits, float32 [B, classes], of float32 images in [0, 1]."""
-  return state.apply_fn({"params": state.params}, images)
+  params = state.params if state.ema_params is None else state.ema_params
+  return state.apply_fn({"params": params}, images)
 
 
 class Inspection(struct.PyTreeNode):
@@ -224,6 +295,7 @@ def train_on_next_batch(
   dropout_rng: jax.Array,
   *,
   batch_size: int,
+  augmentation: input_pipeline.Augmentation | None = None,
 ) -> Training:
   """Gathers the next batch in the order, and takes a step on it."""
   indices, order = input_pipeline.next_indices(
@@ -232,6 +304,10 @@ def train_on_next_batch(
   images = sharding.split(
     input_pipeline.to_float(examples.images[sharding.split(indices)])
   )
+  if augmentation:
+    rng = jax.random.fold_in(dropout_rng, training.state.step)
+    rng = jax.random.fold_in(rng, 1)  # Flax folds other numbers into that key.
+    images = sharding.split(input_pipeline.augment(rng, images, augmentation))
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(
     training.state, images, labels, dropout_rng

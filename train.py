@@ -166,8 +166,13 @@ def _train(
   """Takes the steps that are left; logs, evaluates and saves on the way."""
   _, order_rng, dropout_rng = _rngs(config)
   train_steps = ops.repeated(
-    functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
+    functools.partial(
+      steps.train_on_next_batch,
+      batch_size=config.batch_size,
+      augmentation=input_pipeline.augmentation(config),
+    )
   )
+  learning_rate = steps.learning_rate(config)
   evaluate = steps.evaluator(data.validation, config.eval_batch_size)
   inspect = jax.jit(
     functools.partial(steps.inspect, batch_size=config.batch_size),
@@ -206,7 +211,10 @@ def _train(
         step, *jax.device_get((training.labels, training.probabilities))
       )
     if logs:
-      logger.train(step, training.metrics.means(), config.learning_rate)
+      rate = learning_rate
+      if callable(rate):  # Of the steps that were taken before this one.
+        rate = float(rate(step - 1))
+      logger.train(step, training.metrics.means(), rate)
       training = steps.reset_metrics(training)
     validation = {}
     if evaluates:

@@ -32,6 +32,12 @@ def _at_least(minimum):
   return lambda value: value >= minimum, f"an integer of at least {minimum}"
 
 
+def _one_of(*names):
+  return names.__contains__, " or ".join(names)
+
+
+_FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
+_AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
 _ACCEPTED = {
   # Without TFDS's namespaces, which would run code from elsewhere.
   "dataset": (
@@ -44,9 +50,20 @@ _ACCEPTED = {
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
   "learning_rate": (lambda x: 0 < x < math.inf, "a number above 0"),
-  "dropout_rate": (lambda x: 0 <= x < 1, "a number from 0 to below 1"),
-  "dtype": (("float32", "bfloat16").__contains__, "float32 or bfloat16"),
+  "schedule": _one_of("constant", "one_cycle", "cosine"),
+  "warmup_steps": _at_least(0),
+  "optimizer": _one_of("sgd", "adamw"),
+  "momentum": _FRACTION,
+  "weight_decay": _AMOUNT,
+  "ema_decay": _FRACTION,
+  "dropout_rate": _FRACTION,
+  "dtype": _one_of("float32", "bfloat16"),
   "seed": (lambda n: 0 <= n < 2**32, "an integer of 0 to 4294967295"),
+  "augment_rotation": _AMOUNT,
+  "augment_scale": _AMOUNT,
+  "augment_shear": _AMOUNT,
+  "augment_shift": _AMOUNT,
+  "augment_elastic": _AMOUNT,
   "log_every_steps": _at_least(1),
   "log_probabilities_every_steps": _at_least(0),
   "eval_every_steps": _at_least(1),
@@ -55,12 +72,28 @@ _ACCEPTED = {
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError where a value is impossible whatever the data."""
+  """Raises app.UsageError where a value is wrong whatever the data."""
   for key, (is_accepted, accepted) in _ACCEPTED.items():
     if not is_accepted(config[key]):
       raise app.UsageError(
         f"config.{key}={config[key]}: accepted is {accepted}"
       )
+  for key, is_read in {
+    "momentum": config.optimizer == "sgd",
+    "weight_decay": config.optimizer == "adamw",
+    "warmup_steps": config.schedule != "constant",
+  }.items():
+    if config[key] and not is_read:
+      raise app.UsageError(
+        f"config.{key}={config[key]}: accepted is 0 with"
+        f" config.optimizer={config.optimizer} and"
+        f" config.schedule={config.schedule}, which have no use for it"
+      )
+  if config.warmup_steps >= config.num_steps:
+    raise app.UsageError(
+      f"config.warmup_steps={config.warmup_steps}: accepted is less than"
+      f" config.num_steps={config.num_steps}"
+    )
 
 
 def name(
@@ -249,7 +282,9 @@ def create_state(
     image_shape=tuple(image_shape),
     dtype=config.dtype,
   )
-  return steps.create_train_state(rng, model, config.learning_rate)
+  return steps.create_train_state(
+    rng, model, steps.optimizer(config), config.ema_decay
+  )
 
 
 def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:

@@ -46,6 +46,7 @@ class This:
   def __init__(self, batch_size: int, num_images: int = NUM_IMAGES):
     import jax
     import jax.numpy as jnp
+    import optax
 
     import input_pipeline
     import model
@@ -55,7 +56,7 @@ class This:
     self._block = jax.block_until_ready
     network = model.CNN(dropout_rate=DROPOUT_RATE)
     state = steps.create_train_state(
-      jax.random.key(0), network, LEARNING_RATE
+      jax.random.key(0), network, optax.sgd(LEARNING_RATE)
     ).replace(params=jax.tree.map(jnp.asarray, make_params()))
     images, labels = make_data()
     repeats = -(-num_images // NUM_IMAGES)

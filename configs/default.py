@@ -23,10 +23,23 @@ def get_config() -> ml_collections.ConfigDict:
   # Training.
   config.batch_size = 100
   config.num_steps = 20000
-  config.learning_rate = 0.001
+  config.learning_rate = 0.001  # Its peak, where the schedule has one.
+  config.schedule = "constant"  # Or one_cycle or cosine, to the last step.
+  config.warmup_steps = 0  # Until the peak.
+  config.optimizer = "sgd"  # Or adamw.
+  config.momentum = 0.0  # Nesterov's, of sgd.
+  config.weight_decay = 0.0  # Of the kernels, by adamw.
+  config.ema_decay = 0.0  # Above 0, an average of the parameters is evaluated.
   config.dropout_rate = 0.4
   config.dtype = "float32"  # Or bfloat16, of the layers; for accelerators.
   config.seed = 0  # Initial parameters, order and dropout all follow from it.
+
+  # Random deformations of the training images; 0 is none.
+  config.augment_rotation = 0.0  # Degrees, at most, to either side.
+  config.augment_scale = 0.0  # 0.1: up to 1.1 times as large or small.
+  config.augment_shear = 0.0  # Pixels sideways a row.
+  config.augment_shift = 0.0  # Pixels.
+  config.augment_elastic = 0.0  # Pixels, before smoothing; 8 is visible.
 
   # Evaluation, logs and checkpoints.
   config.eval_batch_size = 1000

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 
 PROJECT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -54,12 +55,15 @@ def use(num_devices):
   sharding.mesh = lambda: mesh
 
 
-def train(num_devices, state, until):
-  """Takes the steps that are left; the state after, and their losses."""
+def train(num_devices, state, workdir=None):
+  """Takes the steps that are left; the state after, and their losses.
+
+  Halfway it saves a checkpoint, if it is told where.
+  """
   use(num_devices)
   data = sharding.replicate(examples(100, seed=0))
-  step = int(state.step)
-  order = input_pipeline.order_at(ORDER_RNG, step, BATCH_SIZE, 100)
+  start_step = int(state.step)
+  order = input_pipeline.order_at(ORDER_RNG, start_step, BATCH_SIZE, 100)
   training = steps.start_training(
     jax.device_get(state),
     steps.Metrics.zero(),
@@ -68,10 +72,13 @@ def train(num_devices, state, until):
     10,
   )
   losses = []
-  for _ in range(step, until):
+  for step in range(start_step + 1, NUM_STEPS + 1):
     training = train_steps(num_devices)(training, data, ORDER_RNG, DROPOUT_RNG)
     losses.append(training.metrics.means()["loss"])
     training = steps.reset_metrics(training)
+    if workdir and step == NUM_STEPS // 2:
+      with checkpoints.open_manager(workdir, 0) as manager:
+        checkpoints.save(manager, step, training.state, training.metrics, None)
   return training, losses
 
 
@@ -95,10 +102,11 @@ def difference(a, b):
 def main() -> None:
   scratch = pathlib.Path(sys.argv[1])
   use(1)
-  state = steps.create_train_state(INIT_RNG, model.CNN(), 0.001)
+  state = steps.create_train_state(INIT_RNG, model.CNN(), optax.sgd(0.001))
   result = {}
   for num_devices in (1, 2, 4, 8):
-    training, losses = train(num_devices, state, NUM_STEPS)
+    workdir = scratch / str(num_devices) if num_devices in (1, 8) else None
+    training, losses = train(num_devices, state, workdir)
     if num_devices == 1:
       expected = training.state.params
     result[str(num_devices)] = {
@@ -114,15 +122,9 @@ def main() -> None:
       ]
   result["all_reduces"] = all_reduces(8, training)
   for before, after in ((8, 1), (1, 8)):
-    workdir = scratch / str(before)
-    training, _ = train(before, state, NUM_STEPS // 2)
-    with checkpoints.open_manager(workdir, 0) as manager:
-      checkpoints.save(
-        manager, NUM_STEPS // 2, training.state, training.metrics, None
-      )
     use(after)
-    restored, _ = checkpoints.restore_newest(workdir, state)
-    training, losses = train(after, restored, NUM_STEPS)
+    restored, _ = checkpoints.restore_newest(scratch / str(before), state)
+    training, losses = train(after, restored)
     result[f"{before} to {after}"] = {
       "losses": losses,
       "difference": difference(expected, training.state.params),

@@ -9,6 +9,7 @@ from flax.training import train_state
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import checkpoints
@@ -20,7 +21,7 @@ ZERO = steps.Metrics.zero()
 
 def state_at(step):
   """A state whose parameters are random but follow from the step."""
-  state = steps.create_train_state(jax.random.key(step), CNN(), 0.1)
+  state = steps.create_train_state(jax.random.key(step), CNN(), optax.sgd(0.1))
   return state.replace(step=jnp.int32(step))
 
 

@@ -261,3 +261,112 @@ def test_arrays_that_cannot_be_written_are_done_without(
   monkeypatch.setattr(np, "savez", no_space)
   data = input_pipeline.load(tiny_set_config)
   assert data.test.labels.shape == (12,)
+
+
+NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0)
+
+
+def augmented(images, seed=0, **limits):
+  limits = NONE._replace(**limits)
+  return np.asarray(
+    input_pipeline.augment(jax.random.key(seed), images, limits)
+  )
+
+
+def bars(count):
+  """Images of one upright bar, 4 pixels wide and 20 high."""
+  images = np.zeros((count, 28, 28, 1), np.float32)
+  images[:, 4:24, 12:16] = 1
+  return images
+
+
+def moments(images):
+  """The centres (row, column) and the angles of the long axes, in degrees."""
+  rows, columns = np.indices(images.shape[1:3])
+  weights = images[..., 0] / images.sum(axis=(1, 2, 3))[:, None, None]
+
+  def mean(values):
+    return (weights * values).sum(axis=(1, 2))
+
+  row, column = mean(rows), mean(columns)
+  rows = rows - row[:, None, None]
+  columns = columns - column[:, None, None]
+  angle = np.arctan2(2 * mean(rows * columns), mean(rows**2) - mean(columns**2))
+  sizes = np.sqrt([mean(rows**2), mean(columns**2)])
+  return np.stack([row, column]), np.degrees(angle) / 2, sizes
+
+
+def test_no_deformation_changes_nothing(mnist):
+  images = input_pipeline.to_float(mnist.train.images[:5])
+  np.testing.assert_allclose(augmented(images), images, atol=1e-5)
+
+
+def test_images_are_shifted_within_the_limit():
+  centers, angles, sizes = moments(augmented(bars(300), shift=2))
+  offsets = centers - 13.5
+  assert 1.9 < offsets.max() < 2.001
+  assert -2.001 < offsets.min() < -1.9
+  assert abs(np.corrcoef(offsets)[0, 1]) < 0.2
+  np.testing.assert_allclose(angles, 0, atol=0.1)
+
+
+def test_images_are_rotated_within_the_limit():
+  centers, angles, _ = moments(augmented(bars(300), rotation=12))
+  assert 11 < angles.max() < 12.5
+  assert -12.5 < angles.min() < -11
+  np.testing.assert_allclose(centers, 13.5, atol=0.05)
+
+
+def test_images_are_scaled_within_the_limit():
+  square = np.zeros((1, 28, 28, 1), np.float32)
+  square[:, 6:22, 6:22] = 1
+  _, _, before = moments(square)
+  _, _, sizes = moments(augmented(np.tile(square, (300, 1, 1, 1)), scale=0.1))
+  factors = sizes / before  # Interpolation adds half a hundredth.
+  assert ((factors > 1 / 1.11) & (factors < 1.11)).all()
+  assert (factors.max(axis=1) > 1.09).all()
+  assert (factors.min(axis=1) < 0.93).all()
+  assert abs(np.corrcoef(factors)[0, 1]) < 0.2  # Each direction by itself.
+
+
+def test_images_are_sheared_within_the_limit():
+  """Their rows move sideways, by up to the tangent."""
+  result = augmented(bars(300), shear=0.2)[..., 0]
+  columns = (result * np.arange(28)).sum(axis=2) / result.sum(axis=2).clip(1e-9)
+  slopes = (columns[:, 22] - columns[:, 5]) / 17
+  assert 0.18 < abs(slopes).max() < 0.201
+  assert slopes.max() > 0.15 and slopes.min() < -0.15
+
+
+def test_an_elastic_deformation_bends_a_bar():
+  images = bars(50)
+  result = augmented(images, elastic=8)
+  assert result.shape == images.shape
+  assert (abs(result - images).max(axis=(1, 2, 3)) > 0.1).all()
+  # Neighbours move together: what is inside stays one piece.
+  np.testing.assert_array_equal(result[:, 10:18, 13:15] > 0.9, True)
+  centers, _, _ = moments(result)
+  assert abs(centers - 13.5).max() < 2
+
+
+def test_deformations_follow_from_the_key(mnist):
+  images = input_pipeline.to_float(mnist.train.images[:5])
+  limits = dict(rotation=10, scale=0.1, shear=0.1, shift=2, elastic=8)
+  first = augmented(images, **limits)
+  np.testing.assert_array_equal(first, augmented(images, **limits))
+  assert (
+    (first != augmented(images, seed=1, **limits)).any(axis=(1, 2, 3)).all()
+  )
+  assert first.min() >= 0 and first.max() <= 1
+  # Of each channel alike, and of each image differently.
+  same = np.tile(images[:1], (5, 1, 1, 3))
+  result = augmented(same, **limits)
+  np.testing.assert_array_equal(result[..., 0], result[..., 2])
+  assert (result[0] != result[1]).any()
+
+
+def test_augmentation_is_off_where_all_is_0(default_config):
+  config = default_config.copy_and_resolve_references()
+  assert input_pipeline.augmentation(config) is None
+  config.augment_shear = 0.5
+  assert input_pipeline.augmentation(config) == NONE._replace(shear=0.5)

@@ -141,7 +141,9 @@ def test_every_golden_value_is_compared():
 
 
 def initial_params():
-  return steps.create_train_state(jax.random.key(0), CNN(), 0.1).params
+  return steps.create_train_state(
+    jax.random.key(0), CNN(), optax.sgd(0.1)
+  ).params
 
 
 def test_number_of_parameters_is_the_tutorials():

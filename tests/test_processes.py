@@ -14,6 +14,7 @@ from conftest import read_jsonl
 from conftest import run_program
 import jax
 import numpy as np
+import optax
 import pytest
 
 import checkpoints
@@ -77,7 +78,7 @@ def finish(running):
 
 
 def restore(workdir):
-  state = steps.create_train_state(jax.random.key(0), CNN(), 0.1)
+  state = steps.create_train_state(jax.random.key(0), CNN(), optax.sgd(0.1))
   return checkpoints.restore(workdir, NUM_STEPS, state)[0]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import default
 import input_pipeline
 from model import CNN
 import ops
@@ -13,7 +14,9 @@ import steps
 
 
 def create_state(seed=0, learning_rate=0.1):
-  return steps.create_train_state(jax.random.key(seed), CNN(), learning_rate)
+  return steps.create_train_state(
+    jax.random.key(seed), CNN(), optax.sgd(learning_rate)
+  )
 
 
 def test_metrics_are_sums():
@@ -162,4 +165,119 @@ def test_inspection_is_what_numpy_finds(mnist):
     functools.partial(np.testing.assert_allclose, rtol=1e-3),
     inspection.grad_norms,
     moved,
+  )
+
+
+def make_config(**changes):
+  config = default.get_config()
+  config.update(changes)
+  return config
+
+
+def test_the_default_learning_rate_is_one_number():
+  assert steps.learning_rate(make_config()) == 0.001
+
+
+@pytest.mark.parametrize(
+  ("schedule", "expected"),
+  [
+    # Linear up to the peak at step 20, then half a cosine down to step 100.
+    ("cosine", {0: 0, 10: 0.5, 20: 1, 60: 0.5, 100: 0}),
+    # Linear up from 1/25, down to it at step 85, and on to nothing.
+    ("one_cycle", {0: 0.04, 10: 0.52, 20: 1, 85: 0.04, 100: 0}),
+  ],
+)
+def test_schedules(schedule, expected):
+  config = make_config(
+    schedule=schedule, warmup_steps=20, num_steps=100, learning_rate=3.0
+  )
+  rate = steps.learning_rate(config)
+  found = {step: float(rate(step)) / 3 for step in expected}
+  assert found == pytest.approx(expected, abs=1e-5)
+
+
+def updates(config, params, grads):
+  """The parameters after each of the gradients."""
+  optimizer = steps.optimizer(config)
+  state = optimizer.init(params)
+  result = []
+  for grad in grads:
+    update, state = optimizer.update(grad, state, params)
+    params = optax.apply_updates(params, update)
+    result.append(params)
+  return result
+
+
+def test_momentum_is_nesterovs():
+  config = make_config(momentum=0.9, learning_rate=0.1)
+  found = updates(config, jnp.float32(1), [jnp.float32(2), jnp.float32(-1)])
+  velocity, param = 0.0, 1.0
+  for grad, new in zip([2, -1], found, strict=True):
+    velocity = 0.9 * velocity + grad
+    param -= 0.1 * (grad + 0.9 * velocity)
+    np.testing.assert_allclose(new, param, rtol=1e-6)
+
+
+def test_weight_decay_shrinks_kernels_alone():
+  config = make_config(
+    optimizer="adamw", weight_decay=0.5, learning_rate=0.1, ema_decay=0.0
+  )
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  (found,) = updates(config, params, [jax.tree.map(jnp.zeros_like, params)])
+  np.testing.assert_allclose(found["kernel"], 1 - 0.1 * 0.5, rtol=1e-6)
+  np.testing.assert_array_equal(found["bias"], 1)
+
+
+def test_the_average_of_the_parameters_is_evaluated(mnist):
+  images = input_pipeline.to_float(mnist.train.images[:8])
+  step = jax.jit(steps.train_step)
+  state = steps.create_train_state(
+    jax.random.key(0), CNN(), optax.sgd(0.1), ema_decay=0.3
+  )
+  average = state.params["dense"]["kernel"]
+  for count in (1, 2, 3):
+    state, _, _ = step(state, images, mnist.train.labels[:8], jax.random.key(1))
+    decay = min(0.3, (1 + count) / (10 + count))
+    average = decay * average + (1 - decay) * state.params["dense"]["kernel"]
+  np.testing.assert_allclose(
+    state.ema_params["dense"]["kernel"], average, rtol=1e-5, atol=1e-7
+  )
+  logits = steps.eval_step(state, images)
+  np.testing.assert_array_equal(
+    logits, CNN().apply({"params": state.ema_params}, images)
+  )
+  assert (logits != CNN().apply({"params": state.params}, images)).any()
+
+
+def test_training_deforms_the_images_by_seed_and_step(mnist):
+  """And dropout is the same as without."""
+  limits = input_pipeline.Augmentation(10, 0, 0, 2, 0)
+  order_rng, dropout_rng = jax.random.split(jax.random.key(5))
+  examples = jax.tree.map(lambda x: x[:50], mnist.train)
+  training = steps.start_training(
+    create_state(),
+    steps.Metrics.zero(),
+    input_pipeline.order_at(order_rng, 0, 20, 50),
+    20,
+    10,
+  )
+  run = ops.repeated(
+    functools.partial(
+      steps.train_on_next_batch, batch_size=20, augmentation=limits
+    )
+  )
+  training = run(training, 2, examples, order_rng, dropout_rng)
+
+  state = create_state()
+  order = input_pipeline.epoch_indices(order_rng, 0, 50)
+  for step, batch in enumerate((order[:20], order[20:40])):
+    rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
+    images = input_pipeline.augment(
+      rng, input_pipeline.to_float(examples.images[batch]), limits
+    )
+    state, _, probabilities = steps.train_step(
+      state, images, examples.labels[batch], dropout_rng
+    )
+  np.testing.assert_allclose(
+    training.probabilities, probabilities, rtol=1e-4, atol=1e-6
   )

@@ -17,6 +17,7 @@ from conftest import run_train
 import jax
 from matplotlib import image
 import numpy as np
+import optax
 import pytest
 
 import checkpoints
@@ -43,7 +44,7 @@ def no_pictures(monkeypatch):
 
 
 def restore(workdir, step=None):
-  state = steps.create_train_state(jax.random.key(0), CNN(), 0.05)
+  state = steps.create_train_state(jax.random.key(0), CNN(), optax.sgd(0.05))
   step = step or checkpoints.all_steps(workdir)[-1]
   return checkpoints.restore(workdir, step, state)[0]
 
@@ -146,6 +147,34 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
   assert without_speed(read_jsonl(tmp_path)) == without_speed(
     read_jsonl(tiny_run)
   )
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
+  tiny_config.update(
+    optimizer="adamw",
+    weight_decay=0.02,
+    schedule="one_cycle",
+    warmup_steps=5,
+    learning_rate=0.002,
+    ema_decay=0.9,
+    augment_rotation=10.0,
+    augment_elastic=8.0,
+  )
+  stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+  with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 8)):
+    train.train_and_evaluate(tiny_config, stopped)
+  result = train.train_and_evaluate(tiny_config, stopped)
+  assert result == train.train_and_evaluate(tiny_config, whole)
+  states = [workdir_lib.open_run(each).state for each in (stopped, whole)]
+  assert_same_state(*states)
+  average, last = states[0].ema_params, states[0].params
+  assert (average["conv1"]["kernel"] != last["conv1"]["kernel"]).any()
+  records = without_speed(read_jsonl(whole))
+  assert without_speed(read_jsonl(stopped)) == records
+  rates = [r["learning_rate"] for r in records if "learning_rate" in r]
+  schedule = steps.learning_rate(tiny_config)
+  assert rates == [float(schedule(step - 1)) for step in (5, 10, 15, 20)]
 
 
 def test_a_complete_run_evaluates_and_says_so(

@@ -62,6 +62,25 @@ def test_impossible_values_are_named(key, value):
   assert str(error.value).startswith(f"config.{key}={value}: accepted is ")
 
 
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"momentum": 0.9, "optimizer": "adamw"}, "momentum=0.9: accepted is 0"),
+    ({"weight_decay": 0.1}, "weight_decay=0.1: accepted is 0"),
+    ({"warmup_steps": 5}, "warmup_steps=5: accepted is 0"),
+    (
+      {"warmup_steps": 9, "schedule": "cosine", "num_steps": 9},
+      "warmup_steps=9: accepted is less than config.num_steps=9",
+    ),
+  ],
+)
+def test_what_nothing_would_read_is_refused(changes, message):
+  config = default.get_config()
+  config.update(changes)
+  with pytest.raises(app.UsageError, match=message):
+    workdir.validate(config)
+
+
 def test_the_default_config_is_valid():
   workdir.validate(default.get_config())
 
