@@ -3,7 +3,10 @@
     python evaluate.py --workdir=runs/default --split=test
 
 Writes metrics.json, predictions.csv and pictures to `evaluation/` in the run
-directory. The last line on stdout is the result, as JSON.
+directory. The last line on stdout is the result, as JSON. Several runs are
+scored as one, an ensemble: the mean of their probabilities.
+
+    python evaluate.py --workdir=runs/a --workdir=runs/b --output=runs/both
 """
 
 import argparse
@@ -58,27 +61,39 @@ def calibrate(
 
 
 def evaluate(
-  workdir: pathlib.Path,
+  workdirs: Sequence[pathlib.Path],
   split: str | None = None,
   dataset: str | None = None,
   checkpoint: str = "last",
+  output: pathlib.Path | None = None,
 ) -> tuple[dict[str, Any], str]:
-  """Scores a run, and writes `evaluation/` in its directory.
+  """Scores a run, or the mean of the probabilities of several.
 
   Args:
-    workdir: the run directory.
-    split: in TFDS's syntax; by default the config's test split.
-    dataset: by default the config's.
+    workdirs: the run directories.
+    split: in TFDS's syntax; by default the first config's test split.
+    dataset: by default the first config's.
     checkpoint: "last", "best" or a step.
+    output: where to write; by default `evaluation/` in the run directory.
 
   Returns:
-    accuracy, loss, global_step and n; and a report for people.
+    accuracy, loss, global_step and n; and a report for people. Of several runs,
+    global_step is a list.
 
   Raises:
     app.UsageError: names what is wrong with an argument or the directory.
   """
-  run = workdir_lib.open_run(workdir, checkpoint)
-  config = run.config
+  if len(workdirs) > 1 and not output:
+    raise app.UsageError("--output is needed where several runs are scored")
+  runs = [workdir_lib.open_run(each, checkpoint) for each in workdirs]
+  run, config = runs[0], runs[0].config
+  for each, other in zip(workdirs, runs, strict=True):
+    trained_on = (other.config.dataset, other.image_shape, other.class_names)
+    if trained_on != (config.dataset, run.image_shape, run.class_names):
+      raise app.UsageError(
+        f"--workdir={each}: was not trained on the images and classes of"
+        f" {workdirs[0]}"
+      )
   config.dataset = dataset or config.dataset
   config.test_split = split or config.test_split
   data = input_pipeline.load(config, ["test"])
@@ -92,14 +107,20 @@ def evaluate(
       f" images {list(image_shape)}; accepted are {len(run.class_names)} of"
       f" {list(run.image_shape)}, as in training"
     )
-  means, probabilities = steps.evaluator(data.test, config.eval_batch_size)(
-    run.state
-  )
-  (images, labels), probabilities = jax.device_get((data.test, probabilities))
+  evaluator = steps.evaluator(data.test, config.eval_batch_size)
+  scores = [evaluator(each.state) for each in runs]
+  images, labels = jax.device_get(data.test)
+  if len(runs) == 1:
+    means, probabilities = jax.device_get(scores[0])
+    global_step = run.step
+  else:
+    probabilities = np.mean([jax.device_get(p) for _, p in scores], axis=0)
+    means = _score(probabilities, labels)
+    global_step = [each.step for each in runs]
 
-  result = {**means, "global_step": run.step, "n": labels.size}
+  result = {**means, "global_step": global_step, "n": labels.size}
   report = _write(
-    workdir / "evaluation",
+    output or workdirs[0] / "evaluation",
     {**result, "dataset": config.dataset, "split": config.test_split},
     images,
     labels,
@@ -107,6 +128,17 @@ def evaluate(
     data.class_names,
   )
   return result, report
+
+
+def _score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+  return {
+    "loss": float(
+      metrics.log_loss(
+        labels, probabilities, labels=range(probabilities.shape[1])
+      )
+    ),
+    "accuracy": float(metrics.accuracy_score(labels, probabilities.argmax(1))),
+  }
 
 
 def _write(
@@ -134,7 +166,7 @@ def _write(
       **options,
     )
 
-  folder.mkdir(exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   workdir_lib.write_json(
     folder / "metrics.json",
     {
@@ -174,7 +206,11 @@ def main() -> None:
   )
   parser.error = logger.exit_with
   parser.add_argument(
-    "--workdir", required=True, type=pathlib.Path, help="a run directory"
+    "--workdir",
+    required=True,
+    action="append",
+    type=pathlib.Path,
+    help="a run directory; several for an ensemble",
   )
   parser.add_argument(
     "--split", help="in TFDS's syntax; by default the test split"
@@ -183,12 +219,21 @@ def main() -> None:
   parser.add_argument(
     "--checkpoint", default="last", help="last, best or a step"
   )
+  parser.add_argument(
+    "--output",
+    type=pathlib.Path,
+    help="where to write; by default evaluation/ in the run directory",
+  )
   args = parser.parse_args()
   logger.setup_console()
   ops.cache_compilations()
   with logger.one_line_errors():
     result, report = evaluate(
-      args.workdir.expanduser(), args.split, args.dataset, args.checkpoint
+      [workdir.expanduser() for workdir in args.workdir],
+      args.split,
+      args.dataset,
+      args.checkpoint,
+      args.output and args.output.expanduser(),
     )
     print(report)
     print(json.dumps(result, sort_keys=True))

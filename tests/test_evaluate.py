@@ -13,6 +13,7 @@ import pytest
 
 import evaluate
 import input_pipeline
+import steps
 import workdir as workdir_lib
 
 PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
@@ -25,7 +26,7 @@ def run(tiny_run, tmp_path):
 
 
 def test_equals_numpy(run, mnist):
-  result, report = evaluate.evaluate(run)
+  result, report = evaluate.evaluate([run])
 
   state = workdir_lib.open_run(run).state
   images = input_pipeline.to_float(mnist.test.images[:70])
@@ -89,7 +90,7 @@ def test_calibration_of_known_bins():
 
 
 def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
-  result, _ = evaluate.evaluate(run, "train[100:130]", checkpoint="12")
+  result, _ = evaluate.evaluate([run], "train[100:130]", checkpoint="12")
   assert (result["global_step"], result["n"]) == (12, 30)
   state = workdir_lib.open_run(run, "12").state
   images = input_pipeline.to_float(mnist.validation.images[100:130])
@@ -123,6 +124,40 @@ def test_the_command_prints_the_report_and_the_result(run):
   assert "Warning" not in completed.stderr
 
 
+def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
+  run, tiny_run, tmp_path, mnist
+):
+  for step in (16, 20):  # Then its last one is 12.
+    shutil.rmtree(run / "checkpoints" / str(step))
+  result, _ = evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
+  images = input_pipeline.to_float(mnist.test.images[:70])
+  labels = np.asarray(mnist.test.labels[:70])
+  probabilities = np.mean(
+    [
+      jax.nn.softmax(steps.eval_step(workdir_lib.open_run(each).state, images))
+      for each in (tiny_run, run)
+    ],
+    axis=0,
+  )
+  assert result["global_step"] == [20, 12]
+  assert result["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
+  loss = -np.log(probabilities[np.arange(70), labels]).mean()
+  np.testing.assert_allclose(result["loss"], loss, rtol=1e-4)
+  written = json.loads((tmp_path / "both/metrics.json").read_text())
+  assert written.items() >= result.items()
+  assert not (run / "evaluation").exists()
+
+
+def test_an_ensemble_is_of_one_kind_and_has_a_place(run, tiny_run, tmp_path):
+  with pytest.raises(app.UsageError, match="--output is needed"):
+    evaluate.evaluate([tiny_run, run])
+  dataset = json.loads((run / "dataset.json").read_text())
+  dataset["class_names"][0] = "none"
+  (run / "dataset.json").write_text(json.dumps(dataset))
+  with pytest.raises(app.UsageError, match="was not trained on the images and"):
+    evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
+
+
 def test_another_shape_is_refused(run, monkeypatch):
   load = input_pipeline.load
 
@@ -133,4 +168,4 @@ def test_another_shape_is_refused(run, monkeypatch):
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
   with pytest.raises(app.UsageError, match="10 classes of images .32, 32, 3."):
-    evaluate.evaluate(run)
+    evaluate.evaluate([run])
