@@ -312,7 +312,13 @@ def _draw_pictures(examples, probabilities, params, inspection, class_names):
     probabilities.argmax(axis=1),
     labels=range(len(class_names)),
   )
+  deformed = {}
+  if inspection.deformed is not None:
+    deformed["augmentation"] = pictures.deformations(
+      inspection.originals, inspection.deformed
+    )
   return {
+    **deformed,
     "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
     "mistakes": pictures.mistakes(
       *examples, probabilities, class_names, count=10

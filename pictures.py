@@ -218,6 +218,27 @@ def activations(
   return picture
 
 
+def deformations(images: np.ndarray, deformed: np.ndarray) -> figure.Figure:
+  """Draws images, and below each what augmentation made of it.
+
+  Args:
+    images: in [0, 1], [n, height, width, 1 or 3].
+    deformed: of the same shape.
+  """
+  columns = min(len(images), 10)
+  rows = len(images) // columns
+  picture = figure.Figure(figsize=(columns, 2.2 * rows), layout="constrained")
+  grid = picture.subplots(2 * rows, columns, squeeze=False)
+  pairs = np.stack([images, deformed])[:, : rows * columns]
+  pairs = pairs.reshape(2, rows, columns, *images.shape[1:]).swapaxes(0, 1)
+  for axes, image in zip(
+    grid.ravel(), pairs.reshape(-1, *images.shape[1:]), strict=True
+  ):
+    _show(axes, np.uint8(255 * image))
+    axes.axis("off")
+  return picture
+
+
 def predictions(
   given: Sequence[np.ndarray],
   seen: np.ndarray,

@@ -20,6 +20,7 @@ import ops
 import sharding
 
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
+_NUM_DEFORMED = 20  # How many are shown.
 
 
 class TrainState(train_state.TrainState):
@@ -200,12 +201,16 @@ class Inspection(struct.PyTreeNode):
       [features].
     probabilities: of the image, [classes].
     grad_norms: of each parameter, the L2 norm of the loss's gradient.
+    originals: some images, float32 [k, height, width, channels] in [0, 1].
+    deformed: what training makes of them; None where it does not.
   """
 
   image: jax.Array
   layers: dict[str, jax.Array]
   probabilities: jax.Array
   grad_norms: dict[str, dict[str, jax.Array]]
+  originals: jax.Array
+  deformed: jax.Array | None
 
 
 def inspect(
@@ -214,8 +219,9 @@ def inspect(
   dropout_rng: jax.Array,
   *,
   batch_size: int,
+  augmentation: input_pipeline.Augmentation | None = None,
 ) -> Inspection:
-  """Looks at the first example, and at the gradients of the first batch."""
+  """Looks at the first examples, and at the gradients of the first batch."""
   images = input_pipeline.to_float(examples.images[:batch_size])
   labels = examples.labels[:batch_size]
   grads, _ = _grads(state, images, labels, dropout_rng)
@@ -229,11 +235,17 @@ def inspect(
     name: nn.relu(variables["intermediates"][name]["__call__"][0][0])
     for name in ("conv1", "conv2", "dense")
   }
+  originals, deformed = images[:_NUM_DEFORMED], None
+  if augmentation:
+    rng = _augmentation_rng(dropout_rng, state.step)
+    deformed = input_pipeline.augment(rng, originals, augmentation)
   return Inspection(
     image=examples.images[0],
     layers=layers,
     probabilities=jax.nn.softmax(logits[0]),
     grad_norms=jax.tree.map(lambda grad: jnp.sqrt((grad**2).sum()), grads),
+    originals=originals,
+    deformed=deformed,
   )
 
 
@@ -288,6 +300,11 @@ def reset_metrics(training: Training) -> Training:
   return training.replace(metrics=sharding.replicate(Metrics.zero()))
 
 
+def _augmentation_rng(dropout_rng: jax.Array, step: jax.Array) -> jax.Array:
+  """Of the step's own key, into which Flax folds other numbers than this."""
+  return jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
+
+
 def train_on_next_batch(
   training: Training,
   examples: input_pipeline.Examples,
@@ -305,8 +322,7 @@ def train_on_next_batch(
     input_pipeline.to_float(examples.images[sharding.split(indices)])
   )
   if augmentation:
-    rng = jax.random.fold_in(dropout_rng, training.state.step)
-    rng = jax.random.fold_in(rng, 1)  # Flax folds other numbers into that key.
+    rng = _augmentation_rng(dropout_rng, training.state.step)
     images = sharding.split(input_pipeline.augment(rng, images, augmentation))
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(

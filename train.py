@@ -165,17 +165,17 @@ def _train(
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
   _, order_rng, dropout_rng = _rngs(config)
+  static = {
+    "batch_size": config.batch_size,
+    "augmentation": input_pipeline.augmentation(config),
+  }
   train_steps = ops.repeated(
-    functools.partial(
-      steps.train_on_next_batch,
-      batch_size=config.batch_size,
-      augmentation=input_pipeline.augmentation(config),
-    )
+    functools.partial(steps.train_on_next_batch, **static)
   )
   learning_rate = steps.learning_rate(config)
   evaluate = steps.evaluator(data.validation, config.eval_batch_size)
   inspect = jax.jit(
-    functools.partial(steps.inspect, batch_size=config.batch_size),
+    functools.partial(steps.inspect, **static),
     compiler_options=ops.compiler_options(),
   )
   validation_examples = jax.device_get(data.validation)

@@ -70,6 +70,16 @@ def test_mistakes_are_the_surest_ones():
   assert "0 of 4 are wrong" in none.get_suptitle()
 
 
+def test_deformations_stand_below_their_originals():
+  images = np.linspace(0, 1, 23).reshape(23, 1, 1, 1) * np.ones((28, 28, 3))
+  figure = pictures.deformations(images, 1 - images)
+  shown = [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes]
+  expected = np.uint8(255 * images[:20, 0, 0, 0]).astype(int)
+  below = np.uint8(255 * (1 - images[:20, 0, 0, 0])).astype(int)
+  assert shown == [*expected[:10], *below[:10], *expected[10:], *below[10:]]
+  assert len(pictures.deformations(images[:3], images[:3]).axes) == 6
+
+
 def test_calibration_draws_the_accuracy_of_each_bin():
   figure = pictures.calibration(np.array([0, 2, 6]), np.array([0, 0.5, 1]), 0.1)
   upper, lower = figure.axes

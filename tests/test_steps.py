@@ -142,6 +142,7 @@ def test_inspection_is_what_numpy_finds(mnist):
   inspect = jax.jit(functools.partial(steps.inspect, batch_size=20))
   inspection = inspect(state, examples, rng)
   np.testing.assert_array_equal(inspection.image, examples.images[0])
+  assert inspection.deformed is None
   shapes = {name: x.shape for name, x in inspection.layers.items()}
   assert shapes == {
     "conv1": (14, 14, 32),
@@ -280,4 +281,14 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
     )
   np.testing.assert_allclose(
     training.probabilities, probabilities, rtol=1e-4, atol=1e-6
+  )
+  # What is shown are the first images, with the key of the step.
+  inspection = steps.inspect(
+    state, examples, dropout_rng, batch_size=20, augmentation=limits
+  )
+  rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, 2), 1)
+  images = input_pipeline.to_float(examples.images[:20])
+  np.testing.assert_array_equal(inspection.originals, images)
+  np.testing.assert_array_equal(
+    inspection.deformed, input_pipeline.augment(rng, images, limits)
   )
