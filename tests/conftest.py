@@ -21,6 +21,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from configs import default
+import idx_dataset
 import input_pipeline
 import train
 
@@ -90,6 +91,27 @@ def tiny_run(_tiny_config, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
   train.train_and_evaluate(_tiny_config, workdir)
   return workdir
+
+
+def idx_bytes(array):
+  header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+  return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+  """(folder, test images, test labels) of a small member of the family."""
+  sizes = {"train": ("train", 300), "test": ("t10k", 100)}
+  monkeypatch.setattr(idx_dataset, "_SPLITS", sizes)
+  folder = tmp_path / "family"
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for prefix, size in sizes.values():
+    images = rng.integers(0, 256, (size, 28, 28))
+    labels = rng.integers(0, 10, size)
+    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+  return folder, images, labels
 
 
 def assert_same_state(a, b):

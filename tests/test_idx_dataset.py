@@ -11,6 +11,7 @@ import zlib
 from absl import app
 from conftest import PROJECT
 from conftest import damaged
+from conftest import idx_bytes
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
@@ -25,27 +26,6 @@ FILES = (
   "t10k-images-idx3-ubyte",
   "t10k-labels-idx1-ubyte",
 )
-
-
-def idx_bytes(array):
-  header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-  return header + array.astype(np.uint8).tobytes()
-
-
-@pytest.fixture
-def family(tmp_path, monkeypatch):
-  """(folder, test images, test labels) of a small member of the family."""
-  sizes = {"train": ("train", 300), "test": ("t10k", 100)}
-  monkeypatch.setattr(idx_dataset, "_SPLITS", sizes)
-  folder = tmp_path / "family"
-  folder.mkdir()
-  rng = np.random.default_rng(0)
-  for prefix, size in sizes.values():
-    images = rng.integers(0, 256, (size, 28, 28))
-    labels = rng.integers(0, 10, size)
-    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
-    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-  return folder, images, labels
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])

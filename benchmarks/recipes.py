@@ -1,0 +1,106 @@
+"""Trains presets with several seeds, and prints their row of README's table.
+
+    python benchmarks/recipes.py fast --seeds=20 --json=docs/recipes.json
+
+Runs train.py as a user would, one seed after the other. Runs that are complete
+in --runs are not trained again.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import runpy
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+_PROJECT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(preset: str, seed: int, workdir: pathlib.Path, flags: list[str]):
+  """Trains, and returns the result and the seconds that the steps took."""
+  subprocess.run(
+    [
+      *(sys.executable, _PROJECT / "train.py"),
+      f"--config={_PROJECT / 'configs' / preset}.py",
+      f"--config.seed={seed}",
+      f"--workdir={workdir}",
+      *flags,
+    ],
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )
+  result = json.loads((workdir / "result.json").read_text())
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  seconds, last_step = 0.0, 0
+  for record in map(json.loads, lines):
+    if "steps_per_second" in record:
+      # The first interval has one step less, which compiled; here it counts.
+      seconds += (record["step"] - last_step) / record["steps_per_second"]
+      last_step = record["step"]
+  return {
+    "seed": seed,
+    "accuracy": result["accuracy"],
+    "loss": result["loss"],
+    "training_seconds": seconds,
+  }
+
+
+def summarise(preset: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+  config = runpy.run_path(str(_PROJECT / "configs" / f"{preset}.py"))
+  config = config["get_config"]()
+  accuracies = [run["accuracy"] for run in runs]
+  return {
+    "steps": config.num_steps,
+    "examples": config.num_steps * config.batch_size,
+    "mean": statistics.mean(accuracies),
+    "deviation": statistics.stdev(accuracies) if len(runs) > 1 else None,
+    "min": min(accuracies),
+    "median_training_seconds": statistics.median(
+      run["training_seconds"] for run in runs
+    ),
+    "python": platform.python_version(),
+    "cpus": os.cpu_count(),
+    "runs": runs,
+  }
+
+
+def row(preset: str, summary: dict[str, Any]) -> str:
+  deviation = summary["deviation"]
+  spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+  seconds = summary["median_training_seconds"]
+  time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+  return (
+    f"| `configs/{preset}.py` | {summary['steps']:,} | {summary['examples']:,}"
+    f" | {time} | {100 * summary['mean']:.2f}{spread}"
+    f" | {100 * summary['min']:.2f} | {len(summary['runs'])} |"
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("presets", nargs="+", help="such as fast")
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument(
+    "--runs", type=pathlib.Path, default=pathlib.Path("runs/recipes")
+  )
+  parser.add_argument("--json", type=pathlib.Path, help="where to add them")
+  args, flags = parser.parse_known_args()
+  for preset in args.presets:
+    runs = [
+      run(preset, seed, args.runs / f"{preset},seed={seed}", flags)
+      for seed in range(args.seeds)
+    ]
+    summary = summarise(preset, runs)
+    print(row(preset, summary))
+    if args.json:
+      there = json.loads(args.json.read_text()) if args.json.exists() else {}
+      there[preset] = summary
+      args.json.write_text(json.dumps(there, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()
