@@ -1,0 +1,26 @@
+"""Fashion-MNIST: articles of clothing, arXiv 1708.07747, in 10 epochs.
+
+python train.py --config=configs/fashion_mnist.py
+
+Downloads it, or takes its four IDX files from --config.manual_dir=DIR; Debian's
+package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """SGD with momentum under a cosine, on images that are moved and scaled."""
+  config = default.get_config()
+  config.dataset = "fashion_mnist"
+  config.num_steps = 5500
+  config.learning_rate = 0.05
+  config.momentum = 0.9
+  config.schedule = "cosine"
+  config.warmup_steps = 275
+  config.ema_decay = 0.999
+  config.augment_scale = 0.1
+  config.augment_shift = 2.0
+  return config
