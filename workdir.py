@@ -89,9 +89,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f" config.optimizer={config.optimizer} and"
         f" config.schedule={config.schedule}, which have no use for it"
       )
-  if config.warmup_steps >= config.num_steps:
+  if config.warmup_steps > config.num_steps // 2:
     raise app.UsageError(
-      f"config.warmup_steps={config.warmup_steps}: accepted is less than"
+      f"config.warmup_steps={config.warmup_steps}: accepted is at most half of"
       f" config.num_steps={config.num_steps}"
     )
 

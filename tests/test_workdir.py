@@ -69,8 +69,8 @@ def test_impossible_values_are_named(key, value):
     ({"weight_decay": 0.1}, "weight_decay=0.1: accepted is 0"),
     ({"warmup_steps": 5}, "warmup_steps=5: accepted is 0"),
     (
-      {"warmup_steps": 9, "schedule": "cosine", "num_steps": 9},
-      "warmup_steps=9: accepted is less than config.num_steps=9",
+      {"warmup_steps": 5, "schedule": "cosine", "num_steps": 9},
+      "warmup_steps=5: accepted is at most half of config.num_steps=9",
     ),
   ],
 )
