@@ -111,11 +111,15 @@ def optimizer(
 ) -> optax.GradientTransformation:
   """What `config.optimizer` and the keys that belong to it say."""
   rate = learning_rate(config)
-  if config.optimizer == "adamw":
-    return optax.adamw(
-      rate, weight_decay=config.weight_decay, mask=_are_kernels
-    )
-  return optax.sgd(rate, config.momentum or None, nesterov=True)
+  if config.optimizer == "sgd":
+    return optax.sgd(rate, config.momentum or None, nesterov=True)
+  return optax.adamw(
+    rate,
+    b2=config.adam_b2,
+    weight_decay=config.weight_decay,
+    mask=_are_kernels,
+    nesterov=config.optimizer == "nadamw",
+  )
 
 
 def _are_kernels(params):

@@ -52,8 +52,9 @@ _ACCEPTED = {
   "learning_rate": (lambda x: 0 < x < math.inf, "a number above 0"),
   "schedule": _one_of("constant", "one_cycle", "cosine"),
   "warmup_steps": _at_least(0),
-  "optimizer": _one_of("sgd", "adamw"),
+  "optimizer": _one_of("sgd", "adamw", "nadamw"),
   "momentum": _FRACTION,
+  "adam_b2": _FRACTION,
   "weight_decay": _AMOUNT,
   "ema_decay": _FRACTION,
   "dropout_rate": _FRACTION,
@@ -78,14 +79,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise app.UsageError(
         f"config.{key}={config[key]}: accepted is {accepted}"
       )
+  defaults = default.get_config()
   for key, is_read in {
     "momentum": config.optimizer == "sgd",
-    "weight_decay": config.optimizer == "adamw",
+    "adam_b2": config.optimizer != "sgd",
+    "weight_decay": config.optimizer != "sgd",
     "warmup_steps": config.schedule != "constant",
   }.items():
-    if config[key] and not is_read:
+    if config[key] != defaults[key] and not is_read:
       raise app.UsageError(
-        f"config.{key}={config[key]}: accepted is 0 with"
+        f"config.{key}={config[key]}: accepted is {defaults[key]} with"
         f" config.optimizer={config.optimizer} and"
         f" config.schedule={config.schedule}, which have no use for it"
       )

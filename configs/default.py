@@ -15,9 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train_split = "train[5000:]"
   config.validation_split = "train[:5000]"
   config.test_split = "test"
-  config.data_dir = (
-    ""  # Prepared data sets; "" is TFDS's ~/tensorflow_datasets.
-  )
+  config.data_dir = ""  # What is prepared; "": TFDS's ~/tensorflow_datasets.
   config.manual_dir = ""  # IDX files of your own; "" is data/ beside train.py.
 
   # Training.
@@ -26,9 +24,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.learning_rate = 0.001  # Its peak, where the schedule has one.
   config.schedule = "constant"  # Or one_cycle or cosine, to the last step.
   config.warmup_steps = 0  # Until the peak.
-  config.optimizer = "sgd"  # Or adamw.
+  config.optimizer = "sgd"  # Or adamw, or nadamw, Nesterov's variant.
   config.momentum = 0.0  # Nesterov's, of sgd.
-  config.weight_decay = 0.0  # Of the kernels, by adamw.
+  config.adam_b2 = 0.999  # Of the squared gradients, what a step keeps.
+  config.weight_decay = 0.0  # Of the kernels, by adamw and nadamw.
   config.ema_decay = 0.0  # Above 0, an average of the parameters is evaluated.
   config.dropout_rate = 0.4
   config.dtype = "float32"  # Or bfloat16, of the layers; for accelerators.

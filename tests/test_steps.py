@@ -219,6 +219,27 @@ def test_momentum_is_nesterovs():
     np.testing.assert_allclose(new, param, rtol=1e-6)
 
 
+@pytest.mark.parametrize("is_nesterov", [False, True])
+def test_adam_and_nadam(is_nesterov):
+  """As in Kingma and Ba, and Dozat, by NumPy."""
+  config = make_config(
+    optimizer="nadamw" if is_nesterov else "adamw",
+    adam_b2=0.8,
+    learning_rate=0.1,
+  )
+  grads = [2.0, -1.0, 0.5]
+  found = updates(config, jnp.float32(1), list(map(jnp.float32, grads)))
+  param, mean, square = 1.0, 0.0, 0.0
+  for t, (grad, new) in enumerate(zip(grads, found, strict=True), 1):
+    mean = 0.9 * mean + 0.1 * grad
+    square = 0.8 * square + 0.2 * grad**2
+    direction = mean / (1 - 0.9**t)
+    if is_nesterov:
+      direction = 0.9 * mean / (1 - 0.9 ** (t + 1)) + 0.1 * grad / (1 - 0.9**t)
+    param -= 0.1 * direction / np.sqrt(square / (1 - 0.8**t))
+    np.testing.assert_allclose(new, param, rtol=1e-5)
+
+
 def test_weight_decay_shrinks_kernels_alone():
   config = make_config(
     optimizer="adamw", weight_decay=0.5, learning_rate=0.1, ema_decay=0.0

@@ -66,6 +66,7 @@ def test_impossible_values_are_named(key, value):
   ("changes", "message"),
   [
     ({"momentum": 0.9, "optimizer": "adamw"}, "momentum=0.9: accepted is 0"),
+    ({"adam_b2": 0.99}, "adam_b2=0.99: accepted is 0.999"),
     ({"weight_decay": 0.1}, "weight_decay=0.1: accepted is 0"),
     ({"warmup_steps": 5}, "warmup_steps=5: accepted is 0"),
     (
