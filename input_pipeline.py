@@ -71,16 +71,14 @@ def load(
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
-  try:
-    arrays = {
-      split: sharding.replicate(getattr(data, split)) for split in splits
-    }
-  except AssertionError as error:  # JAX compares what the processes have.
+  if not processes.have_the_same(*jax.tree.leaves(data[1:])):
     raise app.UsageError(
-      f"config.data_dir={config.data_dir}: not all processes have the same"
-      f" {config.dataset} there"
-    ) from error
-  return data._replace(**arrays)
+      f"config.dataset={config.dataset}: not all processes have the same"
+      " examples; accepted is one config, and the same files on all hosts"
+    )
+  return data._replace(
+    **{split: sharding.replicate(getattr(data, split)) for split in splits}
+  )
 
 
 def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:

@@ -258,7 +258,7 @@ class Logger:
       step: the number of steps so far.
       examples: of the validation split, n.
       probabilities: of the examples, [n, classes].
-      params: the parameters.
+      params: those that were evaluated.
       inspection: of the network.
       class_names: of the labels.
     """

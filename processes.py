@@ -7,11 +7,13 @@ import itertools
 import os
 import signal
 import threading
+import zlib
 
 from absl import app
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 _HEARTBEAT_TIMEOUT = 60  # Seconds after which a lost process ends the others.
 
@@ -45,7 +47,7 @@ def join(
       process_id,
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
-  except (ValueError, IndexError) as error:
+  except (ValueError, IndexError, RuntimeError) as error:
     raise app.UsageError(
       f"cannot join other processes: {error}; accepted are"
       " --coordinator_address=HOST:PORT, --num_processes and --process_id of 0"
@@ -67,6 +69,17 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def have_the_same(*arrays: np.ndarray) -> bool:
+  """Whether the arrays are the same in all processes."""
+  if jax.process_count() == 1:
+    return True
+  checksum = 0
+  for array in arrays:
+    checksum = zlib.crc32(repr(array.shape).encode(), checksum)
+    checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
+  return len(set(multihost_utils.process_allgather(np.uint32(checksum)))) == 1
+
+
 def sync(name: str) -> None:
   """Waits until all processes are here."""
   multihost_utils.sync_global_devices(name)
@@ -85,6 +98,8 @@ def first_goes_first(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def noted_signals() -> Iterator[Callable[[], signal.Signals | None]]:
   """Notes SIGINT and SIGTERM; a second one ends the process at once.
+
+  Of several processes, JAX takes every SIGTERM, and a second SIGINT ends one.
 
   Yields:
     A function that says which signal tells the training to stop now, if one

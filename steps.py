@@ -27,12 +27,17 @@ class TrainState(train_state.TrainState):
   """Flax's, and the moving average of the parameters where that is on.
 
   Attributes:
-    ema_params: the average, or None. Evaluation takes it for the parameters.
+    ema_params: the average, or None.
     ema_decay: how much of it a step keeps.
   """
 
   ema_params: dict[str, dict[str, jax.Array]] | None = None
   ema_decay: float = struct.field(pytree_node=False, default=0.0)
+
+  @property
+  def eval_params(self) -> dict[str, dict[str, jax.Array]]:
+    """The parameters that evaluation takes."""
+    return self.params if self.ema_params is None else self.ema_params
 
   def apply_gradients(self, *, grads):
     state = super().apply_gradients(grads=grads)
@@ -96,7 +101,9 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.ScalarOrSchedule:
   if config.schedule == "one_cycle":
     # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
     return optax.linear_onecycle_schedule(
-      num_steps, peak, pct_start=config.warmup_steps / num_steps
+      num_steps,
+      peak,
+      pct_start=(config.warmup_steps + 0.5) / num_steps,  # optax rounds down.
     )
   if config.schedule == "cosine":
     # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warm-up.
@@ -192,8 +199,7 @@ def train_step(
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
   """The logits, float32 [B, classes], of float32 images in [0, 1]."""
-  params = state.params if state.ema_params is None else state.ema_params
-  return state.apply_fn({"params": params}, images)
+  return state.apply_fn({"params": state.eval_params}, images)
 
 
 class Inspection(struct.PyTreeNode):
@@ -230,7 +236,7 @@ def inspect(
   labels = examples.labels[:batch_size]
   grads, _ = _grads(state, images, labels, dropout_rng)
   logits, variables = state.apply_fn(
-    {"params": state.params},
+    {"params": state.eval_params},
     images[:1],
     capture_intermediates=True,
     mutable=["intermediates"],

@@ -221,7 +221,7 @@ def _train(
       validation, probabilities = evaluate(training.state)
       logger.evaluation(step, "validation", validation)
       inspection = inspect(training.state, data.train, dropout_rng)
-      learned = (probabilities, training.state.params, inspection)
+      learned = (probabilities, training.state.eval_params, inspection)
       logger.pictures(
         step, validation_examples, *jax.device_get(learned), data.class_names
       )

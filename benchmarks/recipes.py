@@ -2,8 +2,9 @@
 
     python benchmarks/recipes.py fast --seeds=20 --json=docs/recipes.json
 
-Runs train.py as a user would, one seed after the other. Runs that are complete
-in --runs are not trained again.
+Runs train.py as a user would, one seed after the other, and gives it the
+--config flags. Runs that are complete in --runs are not trained again, but
+evaluated.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import json
 import os
 import pathlib
 import platform
-import runpy
 import statistics
 import subprocess
 import sys
@@ -20,9 +20,11 @@ from typing import Any
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(preset: str, seed: int, workdir: pathlib.Path, flags: list[str]):
+def run(
+  preset: str, seed: int, workdir: pathlib.Path, flags: list[str]
+) -> dict[str, Any]:
   """Trains, and returns the result and the seconds that the steps took."""
-  subprocess.run(
+  done = subprocess.run(
     [
       *(sys.executable, _PROJECT / "train.py"),
       f"--config={_PROJECT / 'configs' / preset}.py",
@@ -30,9 +32,10 @@ def run(preset: str, seed: int, workdir: pathlib.Path, flags: list[str]):
       f"--workdir={workdir}",
       *flags,
     ],
-    check=True,
     stdout=subprocess.DEVNULL,
   )
+  if done.returncode:
+    sys.exit(done.returncode)  # It has said why.
   result = json.loads((workdir / "result.json").read_text())
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   seconds, last_step = 0.0, 0
@@ -49,13 +52,13 @@ def run(preset: str, seed: int, workdir: pathlib.Path, flags: list[str]):
   }
 
 
-def summarise(preset: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-  config = runpy.run_path(str(_PROJECT / "configs" / f"{preset}.py"))
-  config = config["get_config"]()
+def summarise(
+  config: dict[str, Any], runs: list[dict[str, Any]]
+) -> dict[str, Any]:
   accuracies = [run["accuracy"] for run in runs]
   return {
-    "steps": config.num_steps,
-    "examples": config.num_steps * config.batch_size,
+    "steps": config["num_steps"],
+    "examples": config["num_steps"] * config["batch_size"],
     "mean": statistics.mean(accuracies),
     "deviation": statistics.stdev(accuracies) if len(runs) > 1 else None,
     "min": min(accuracies),
@@ -89,12 +92,18 @@ def main() -> None:
   )
   parser.add_argument("--json", type=pathlib.Path, help="where to add them")
   args, flags = parser.parse_known_args()
+  for flag in flags:
+    if not flag.startswith("--config."):
+      parser.error(f"{flag}: what goes to train.py begins with --config.")
   for preset in args.presets:
-    runs = [
-      run(preset, seed, args.runs / f"{preset},seed={seed}", flags)
-      for seed in range(args.seeds)
+    workdirs = [
+      args.runs / f"{preset},seed={seed}" for seed in range(args.seeds)
     ]
-    summary = summarise(preset, runs)
+    runs = [
+      run(preset, seed, workdir, flags) for seed, workdir in enumerate(workdirs)
+    ]
+    config = json.loads((workdirs[0] / "config.json").read_text())
+    summary = summarise(config, runs)
     print(row(preset, summary))
     if args.json:
       there = json.loads(args.json.read_text()) if args.json.exists() else {}

@@ -12,18 +12,14 @@ from absl import app
 from conftest import PROJECT
 from conftest import read_jsonl
 from conftest import run_program
+from conftest import run_train
 import jax
 import numpy as np
-import optax
 import pytest
 
 import checkpoints
 from configs import default
-import input_pipeline
-from model import CNN
 import processes
-import sharding
-import steps
 import train
 import workdir
 
@@ -31,23 +27,27 @@ NUM_STEPS = 40
 MAX_DIFFERENCE = 1e-5  # Of rounding, as in test_sharding.py.
 
 
-def start(workdir, config, num_processes, devices):
-  """Starts train.py as a launcher on several hosts would."""
+def start(workdir, configs, devices):
+  """Starts train.py once for each config, as a launcher on many hosts would."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  overrides = [
-    f"--config.{key}={value}"
-    for key, value in config.items()
-    if isinstance(value, (int, float)) or key.endswith(("_split", "_dir"))
-  ]
+  defaults = default.get_config()
+
+  def overrides(config):
+    return [
+      f"--config.{key}={value}"
+      for key, value in config.items()
+      if value != defaults[key]
+    ]
+
   return [
     subprocess.Popen(
       [
         *(sys.executable, str(PROJECT / "train.py"), f"--workdir={workdir}"),
-        *overrides,
+        *overrides(config),
         f"--coordinator_address=localhost:{port}",
-        f"--num_processes={num_processes}",
+        f"--num_processes={len(configs)}",
         f"--process_id={process_id}",
       ],
       stdout=subprocess.PIPE,
@@ -58,7 +58,7 @@ def start(workdir, config, num_processes, devices):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
       },
     )
-    for process_id in range(num_processes)
+    for process_id, config in enumerate(configs)
   ]
 
 
@@ -77,17 +77,20 @@ def finish(running):
   return [process.returncode for process in running], *zip(*ended, strict=True)
 
 
-def restore(workdir):
-  state = steps.create_train_state(jax.random.key(0), CNN(), optax.sgd(0.1))
-  return checkpoints.restore(workdir, NUM_STEPS, state)[0]
-
-
 @pytest.fixture
 def config(tiny_config):
   tiny_config.update(num_steps=NUM_STEPS, eval_every_steps=NUM_STEPS)
   tiny_config.log_probabilities_every_steps = 0
   # At a higher one, the side of a ReLU that a rounding decides would matter.
   tiny_config.learning_rate = 0.001
+  tiny_config.update(
+    schedule="cosine",
+    warmup_steps=5,
+    momentum=0.5,
+    ema_decay=0.9,
+    augment_rotation=10.0,
+    augment_elastic=8.0,
+  )
   return tiny_config
 
 
@@ -95,7 +98,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   """After one was killed, and after SIGTERM to one."""
   run, alone = tmp_path / "run", tmp_path / "alone"
 
-  running = start(run, config, num_processes=2, devices=2)
+  running = start(run, [config] * 2, devices=2)
   wait_for(f"step 10/{NUM_STEPS}  loss", running[0])  # 4 is saved, 8 maybe.
   running[0].kill()
   statuses, _, errors = finish(running)
@@ -104,7 +107,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   # Whichever of JAX's own check and the failed operation is first.
   assert re.search("another task died|another process has failed", errors[1])
 
-  running = start(run, config, num_processes=2, devices=2)
+  running = start(run, [config] * 2, devices=2)
   wait_for("Resuming after step", running[0])
   running[1].terminate()
   statuses, _, errors = finish(running)
@@ -113,7 +116,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   assert stopped < NUM_STEPS
   assert f"SIGTERM: stopped after step {stopped}, which is saved" in errors[0]
 
-  running = start(run, config, num_processes=2, devices=2)
+  running = start(run, [config] * 2, devices=2)
   statuses, outputs, errors = finish(running)
   assert statuses == [0, 0], errors
   assert f"Resuming after step {stopped}" in errors[0]
@@ -123,10 +126,10 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   assert "loss" not in errors[1]
 
   train.train_and_evaluate(config, alone)  # On one device.
+  states = [workdir.open_run(each).state for each in (run, alone)]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=MAX_DIFFERENCE),
-    restore(run).params,
-    restore(alone).params,
+    *((state.params, state.ema_params) for state in states),
   )
   losses, expected = (
     [r["train_loss"] for r in read_jsonl(each) if "train_loss" in r]
@@ -155,6 +158,8 @@ def test_jax_is_asked_to_join_where_several_were_started(
   monkeypatch.setattr(
     jax.distributed, "initialize", lambda *args, **kwargs: joined.append(args)
   )
+  for name in filter(re.compile("SLURM|OMPI|TPU|MEGASCALE").match, os.environ):
+    monkeypatch.delenv(name)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   processes.join(None, None, None)
@@ -175,15 +180,28 @@ def test_a_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
     workdir.create(tmp_path / "run", default.get_config(), (28, 28, 1), "01")
 
 
-def test_processes_with_different_data_are_refused(config, monkeypatch):
-  """JAX compares what they have when it makes one array of it."""
+def test_processes_with_different_data_are_refused(config, tmp_path):
+  other = config.copy_and_resolve_references()
+  other.train_split = "train[:100]"  # As many, of other images.
+  statuses, _, errors = finish(start(tmp_path / "run", [config, other], 1))
+  assert statuses == [1, 1]
+  for lines in errors:
+    assert "not all processes have the same examples" in lines
+    assert "Traceback" not in lines
+  assert not (tmp_path / "run").exists()
 
-  def compare(tree):
-    raise AssertionError
 
-  monkeypatch.setattr(sharding, "replicate", compare)
-  with pytest.raises(app.UsageError, match="the same mnist"):
-    input_pipeline.load(config)
+def test_a_coordinator_that_cannot_listen_is_named(tmp_path):
+  done = run_train(  # gRPC does not outlive a fork.
+    "--coordinator_address=localhost:nine",
+    "--num_processes=1",
+    "--process_id=0",
+    cwd=tmp_path,
+  )
+  assert done.returncode == 1
+  assert "train.py: cannot join other processes: " in done.stderr
+  assert "--coordinator_address=HOST:PORT" in done.stderr
+  assert "Traceback" not in done.stderr
 
 
 def test_a_second_signal_is_not_caught():
