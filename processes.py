@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import contextlib
 import itertools
 import os
+import re
 import signal
+import socket
 import threading
 import zlib
 
@@ -34,11 +36,13 @@ def join(
     process_id: of this one, counted from 0.
 
   Raises:
-    app.UsageError: something is not given that JAX cannot find out.
+    app.UsageError: something is wrong, or JAX cannot find it out.
   """
   is_given = (coordinator_address, num_processes, process_id) != (None,) * 3
   if not (is_given or _are_several_started()):
     return
+  if coordinator_address:
+    _check_address(coordinator_address, is_listening=process_id == 0)
   logging.info("Joining the other processes")
   try:
     jax.distributed.initialize(
@@ -53,6 +57,24 @@ def join(
       " --coordinator_address=HOST:PORT, --num_processes and --process_id of 0"
       " to one less, or a launcher that JAX knows"
     ) from error
+
+
+def _check_address(address: str, is_listening: bool) -> None:
+  """Raises app.UsageError where JAX, which cannot listen, might crash."""
+  match = re.fullmatch(r".+:(\d{1,5})", address, re.ASCII)
+  if not match or not 0 < int(match[1]) < 2**16:
+    raise app.UsageError(
+      f"--coordinator_address={address}: accepted is HOST:PORT, such as"
+      " localhost:8476"
+    )
+  if is_listening:
+    try:
+      socket.create_server(("", int(match[1]))).close()
+    except OSError as error:
+      raise app.UsageError(
+        f"--coordinator_address={address}: process 0 cannot listen there:"
+        f" {error.strerror}"
+      ) from error
 
 
 def _are_several_started() -> bool:

@@ -89,7 +89,7 @@ FLAGS = {
   "--config.dataset=mnist:9.9.9": "config.dataset=mnist:9.9.9: neither one of",
   "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
-  "--config.batchsize=7": "unknown key config.batchsize; the keys are augment_",
+  "--config.batchsize=7": "unknown key config.batchsize; the keys are adam_b2",
   "--config=configs/no.py": "No such file or directory: 'configs/no.py'",
   "--workdir=/dev/null": "--workdir=/dev/null: ",
   "--workdir=a[1]": "--workdir=a[1]: [ ] cannot be in its path",

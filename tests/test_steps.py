@@ -269,6 +269,11 @@ def test_the_average_of_the_parameters_is_evaluated(mnist):
     logits, CNN().apply({"params": state.ema_params}, images)
   )
   assert (logits != CNN().apply({"params": state.params}, images)).any()
+  examples = jax.tree.map(lambda x: x[:8], mnist.train)
+  inspection = steps.inspect(state, examples, jax.random.key(1), batch_size=8)
+  np.testing.assert_allclose(
+    inspection.probabilities, jax.nn.softmax(logits[0]), rtol=1e-4
+  )
 
 
 def test_training_deforms_the_images_by_seed_and_step(mnist):
