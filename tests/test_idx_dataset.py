@@ -90,6 +90,7 @@ def test_any_bytes_are_the_right_array_or_a_clean_error(content):
     gzip.compress(GOOD + bytes(10**8), compresslevel=1),
     gzip.compress(gzip.compress(bytes(10**8), compresslevel=1)),
   ],
+  ids=["many values", "more bytes", "gzip", "gzip in gzip"],
 )
 def test_memory_is_bounded_by_the_shape_that_is_expected(tmp_path, content):
   (tmp_path / "file").write_bytes(content)
