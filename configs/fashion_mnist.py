@@ -3,8 +3,8 @@
 python train.py --config=configs/fashion_mnist.py
 
 Downloads it, or takes its four IDX files from --config.manual_dir=DIR; Debian's
-package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist. What
-it reaches was not measured.
+package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist.
+What it reaches was not measured.
 """
 
 import ml_collections
