@@ -1,6 +1,9 @@
 """99 % in half an epoch: 590 steps on batches of 50, 29,500 images.
 
 python train.py --config=configs/fast.py
+
+98.98 ± 0.08 % of the test set (mean and standard deviation of seeds 0 to
+19; the lowest 98.87 %), in 33 seconds on two CPU cores.
 """
 
 import ml_collections
