@@ -164,20 +164,35 @@ def create_train_state(
   return create()
 
 
-def _grads(state, images, labels, rng):
+def _smoothed_loss(logits, labels, label_smoothing):
+  """Of Szegedy et al., "Rethinking the Inception Architecture", 1512.00567."""
+  targets = jax.nn.one_hot(labels, logits.shape[-1])
+  targets = optax.smooth_labels(targets, label_smoothing)
+  return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def _grads(state, images, labels, rng, label_smoothing=0.0):
   """The gradients of the mean loss, and the metrics and logits of the batch."""
   rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 
   def loss_fn(params):
     logits = state.apply_fn({"params": params}, images, train=True, rngs=rngs)
     metrics = Metrics.of(logits, labels)
-    return metrics.loss / labels.size, (metrics, logits)
+    if label_smoothing:
+      loss = _smoothed_loss(logits, labels, label_smoothing)
+    else:
+      loss = metrics.loss / labels.size
+    return loss, (metrics, logits)
 
   return jax.grad(loss_fn, has_aux=True)(state.params)
 
 
 def train_step(
-  state: TrainState, images: jax.Array, labels: jax.Array, rng: jax.Array
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  rng: jax.Array,
+  label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Metrics, jax.Array]:
   """Takes one step of the optimiser.
 
@@ -186,13 +201,14 @@ def train_step(
     images: float32 [B, height, width, channels] in [0, 1].
     labels: int32 [B].
     rng: the key that every step's dropout comes from.
+    label_smoothing: of the loss that the gradients are of.
 
   Returns:
     The state after the step, and of the batch, as the state before saw it with
-    dropout: the metrics, and the first examples' probabilities, float32
-    [min(B, NUM_PROBABILITIES), classes].
+    dropout: the metrics, without smoothing, and the first examples'
+    probabilities, float32 [min(B, NUM_PROBABILITIES), classes].
   """
-  grads, (metrics, logits) = _grads(state, images, labels, rng)
+  grads, (metrics, logits) = _grads(state, images, labels, rng, label_smoothing)
   probabilities = jax.nn.softmax(logits[:NUM_PROBABILITIES])
   return state.apply_gradients(grads=grads), metrics, probabilities
 
@@ -229,12 +245,13 @@ def inspect(
   dropout_rng: jax.Array,
   *,
   batch_size: int,
+  label_smoothing: float = 0.0,
   augmentation: input_pipeline.Augmentation | None = None,
 ) -> Inspection:
   """Looks at the first examples, and at the gradients of the first batch."""
   images = input_pipeline.to_float(examples.images[:batch_size])
   labels = examples.labels[:batch_size]
-  grads, _ = _grads(state, images, labels, dropout_rng)
+  grads, _ = _grads(state, images, labels, dropout_rng, label_smoothing)
   logits, variables = state.apply_fn(
     {"params": state.eval_params},
     images[:1],
@@ -322,6 +339,7 @@ def train_on_next_batch(
   dropout_rng: jax.Array,
   *,
   batch_size: int,
+  label_smoothing: float = 0.0,
   augmentation: input_pipeline.Augmentation | None = None,
 ) -> Training:
   """Gathers the next batch in the order, and takes a step on it."""
@@ -336,7 +354,7 @@ def train_on_next_batch(
     images = sharding.split(input_pipeline.augment(rng, images, augmentation))
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(
-    training.state, images, labels, dropout_rng
+    training.state, images, labels, dropout_rng, label_smoothing
   )
   training = Training(
     state=state,

@@ -167,6 +167,7 @@ def _train(
   _, order_rng, dropout_rng = _rngs(config)
   static = {
     "batch_size": config.batch_size,
+    "label_smoothing": config.label_smoothing,
     "augmentation": input_pipeline.augmentation(config),
   }
   train_steps = ops.repeated(

@@ -56,6 +56,7 @@ _ACCEPTED = {
   "momentum": _FRACTION,
   "adam_b2": _FRACTION,
   "weight_decay": _AMOUNT,
+  "label_smoothing": _FRACTION,
   "ema_decay": _FRACTION,
   "dropout_rate": _FRACTION,
   "dtype": _one_of("float32", "bfloat16"),

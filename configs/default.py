@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.momentum = 0.0  # Nesterov's, of sgd.
   config.adam_b2 = 0.999  # Of the squared gradients, what a step keeps.
   config.weight_decay = 0.0  # Of the kernels, by adamw and nadamw.
+  config.label_smoothing = 0.0  # Of 0.1, all classes share 0.1 of a label.
   config.ema_decay = 0.0  # Above 0, an average of the parameters is evaluated.
   config.dropout_rate = 0.4
   config.dtype = "float32"  # Or bfloat16, of the layers; for accelerators.

@@ -70,6 +70,7 @@ FLAGS = {
   "--config.weight_decay=0.1": "weight_decay=0.1: accepted is 0.0 with",
   "--config.adam_b2=1": "config.adam_b2=1.0: accepted is a number from 0",
   "--config.adam_b2=0.9": "config.adam_b2=0.9: accepted is 0.999 with",
+  "--config.label_smoothing=1": "config.label_smoothing=1.0: accepted is a n",
   "--config.ema_decay=1": "config.ema_decay=1.0: accepted is a number from 0",
   "--config.augment_scale=-1": "config.augment_scale=-1.0: accepted is a numb",
   "--config.augment_shift=inf": "config.augment_shift=inf: accepted is a numb",

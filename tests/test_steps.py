@@ -276,6 +276,38 @@ def test_the_average_of_the_parameters_is_evaluated(mnist):
   )
 
 
+def test_smoothed_labels_shape_the_gradients_alone(mnist):
+  order_rng, dropout_rng = jax.random.split(jax.random.key(5))
+  before = create_state(learning_rate=0.1)
+  training = steps.start_training(
+    before,
+    steps.Metrics.zero(),
+    input_pipeline.order_at(order_rng, 0, 5, 50),
+    5,
+    10,
+  )
+  run = ops.repeated(
+    functools.partial(
+      steps.train_on_next_batch, batch_size=5, label_smoothing=0.2
+    )
+  )
+  bias = np.asarray(before.params["logits"]["bias"])
+  examples = jax.tree.map(lambda x: x[:50], mnist.train)
+  training = run(training, 1, examples, order_rng, dropout_rng)
+  targets = np.full((5, 10), 0.02)
+  targets[np.arange(5), training.labels] = 0.82
+  np.testing.assert_allclose(
+    training.state.params["logits"]["bias"],
+    bias - 0.1 * (training.probabilities - targets).mean(axis=0),
+    rtol=1e-4,
+    atol=1e-7,
+  )
+  likely = np.asarray(training.probabilities)[np.arange(5), training.labels]
+  np.testing.assert_allclose(
+    training.metrics.loss, -np.log(likely).sum(), rtol=1e-5
+  )
+
+
 def test_training_deforms_the_images_by_seed_and_step(mnist):
   """And dropout is the same as without."""
   limits = input_pipeline.Augmentation(10, 0, 0, 2, 0)

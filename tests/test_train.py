@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 from absl import app
 from conftest import PROJECT
@@ -157,13 +158,17 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
     schedule="one_cycle",
     warmup_steps=5,
     learning_rate=0.002,
+    label_smoothing=0.1,
     ema_decay=0.9,
     augment_rotation=10.0,
     augment_elastic=8.0,
   )
   stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+  train_step = mock.Mock(wraps=steps.train_step)
   with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 8)):
+    patch.setattr(steps, "train_step", train_step)
     train.train_and_evaluate(tiny_config, stopped)
+  assert train_step.call_args.args[-1] == tiny_config.label_smoothing
   result = train.train_and_evaluate(tiny_config, stopped)
   assert result == train.train_and_evaluate(tiny_config, whole)
   states = [workdir_lib.open_run(each).state for each in (stopped, whole)]
