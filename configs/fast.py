@@ -1,9 +1,9 @@
-"""99 % in half an epoch: 590 steps on batches of 50, 29,500 images.
+"""99 % after 20,000 images: 400 steps on batches of 50.
 
 python train.py --config=configs/fast.py
 
-98.98 ± 0.08 % of the test set (mean and standard deviation of seeds 0 to
-19; the lowest 98.87 %), in 33 seconds on two CPU cores.
+99.08 ± 0.07 % of the test set (mean and standard deviation of seeds 0 to
+19; the lowest 98.93 %), in 20 seconds on two CPU cores.
 """
 
 import ml_collections
@@ -12,14 +12,15 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """NAdamW in one cycle, on digits as they are: none is seen twice."""
+  """NAdamW in one cycle, smoothed labels; no digit is seen twice."""
   config = default.get_config()
   config.batch_size = 50
-  config.num_steps = 590
+  config.num_steps = 400
   config.optimizer = "nadamw"
   config.adam_b2 = 0.98
-  config.learning_rate = 0.005
+  config.learning_rate = 0.006
   config.schedule = "one_cycle"
-  config.warmup_steps = 59
+  config.warmup_steps = 40
+  config.label_smoothing = 0.2
   config.dropout_rate = 0.0
   return config
