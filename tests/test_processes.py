@@ -72,7 +72,7 @@ def wait_for(text, process):
 
 def finish(running):
   """The exit statuses, standard outputs and standard errors."""
-  ended = [process.communicate(timeout=100) for process in running]
+  ended = [process.communicate(timeout=600) for process in running]
   return [process.returncode for process in running], *zip(*ended, strict=True)
 
 

@@ -356,7 +356,7 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
     assert any(text in line for line in process.stderr), text
     if number:
       process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
     if code > 0:
