@@ -171,7 +171,7 @@ def _smoothed_loss(logits, labels, label_smoothing):
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def _grads(state, images, labels, rng, label_smoothing=0.0):
+def _grads(state, images, labels, rng, label_smoothing):
   """The gradients of the mean loss, and the metrics and logits of the batch."""
   rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 

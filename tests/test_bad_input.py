@@ -64,10 +64,14 @@ FLAGS = {
   "--config.schedule=linear": "accepted is constant or one_cycle or cosine",
   "--config.warmup_steps=-1": "config.warmup_steps=-1: accepted is an integer",
   "--config.warmup_steps=5": "config.warmup_steps=5: accepted is 0 with",
-  "--config.optimizer=adam": "=adam: accepted is sgd or adamw or nadamw",
+  "--config.optimizer=adam": (
+    "config.optimizer=adam: accepted is sgd or adamw or nadamw"
+  ),
   "--config.momentum=1": "config.momentum=1.0: accepted is a number from 0",
   "--config.weight_decay=-1": "config.weight_decay=-1.0: accepted is a number",
-  "--config.weight_decay=0.1": "weight_decay=0.1: accepted is 0.0 with",
+  "--config.weight_decay=0.1": (
+    "config.weight_decay=0.1: accepted is 0.0 with"
+  ),
   "--config.adam_b2=1": "config.adam_b2=1.0: accepted is a number from 0",
   "--config.adam_b2=0.9": "config.adam_b2=0.9: accepted is 0.999 with",
   "--config.label_smoothing=1": "config.label_smoothing=1.0: accepted is a n",

@@ -19,6 +19,20 @@ def create_state(seed=0, learning_rate=0.1):
   )
 
 
+def trained(num_steps, examples, order_rng, dropout_rng, **static):
+  """What the training loop carries after some steps from `create_state()`."""
+  batch_size, size = static["batch_size"], examples.labels.size
+  training = steps.start_training(
+    create_state(),
+    steps.Metrics.zero(),
+    input_pipeline.order_at(order_rng, 0, batch_size, size),
+    batch_size,
+    10,
+  )
+  run = ops.repeated(functools.partial(steps.train_on_next_batch, **static))
+  return run(training, num_steps, examples, order_rng, dropout_rng)
+
+
 def test_metrics_are_sums():
   logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]])
   labels = jnp.array([0, 0, 1])
@@ -105,17 +119,7 @@ def test_training_takes_the_batches_of_the_order(mnist):
   """The loop's steps equal train_step on batches gathered with NumPy."""
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
-  training = steps.start_training(
-    create_state(),
-    steps.Metrics.zero(),
-    input_pipeline.order_at(order_rng, 0, 20, 50),
-    20,
-    10,
-  )
-  run = ops.repeated(
-    functools.partial(steps.train_on_next_batch, batch_size=20)
-  )
-  training = run(training, 4, examples, order_rng, dropout_rng)
+  training = trained(4, examples, order_rng, dropout_rng, batch_size=20)
 
   epochs = [input_pipeline.epoch_indices(order_rng, e, 50) for e in range(2)]
   batches = np.concatenate(epochs)[:80].reshape(4, 20)
@@ -278,22 +282,11 @@ def test_the_average_of_the_parameters_is_evaluated(mnist):
 
 def test_smoothed_labels_shape_the_gradients_alone(mnist):
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
-  before = create_state(learning_rate=0.1)
-  training = steps.start_training(
-    before,
-    steps.Metrics.zero(),
-    input_pipeline.order_at(order_rng, 0, 5, 50),
-    5,
-    10,
-  )
-  run = ops.repeated(
-    functools.partial(
-      steps.train_on_next_batch, batch_size=5, label_smoothing=0.2
-    )
-  )
-  bias = np.asarray(before.params["logits"]["bias"])
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
-  training = run(training, 1, examples, order_rng, dropout_rng)
+  training = trained(
+    1, examples, order_rng, dropout_rng, batch_size=5, label_smoothing=0.2
+  )
+  bias = np.asarray(create_state().params["logits"]["bias"])
   targets = np.full((5, 10), 0.02)
   targets[np.arange(5), training.labels] = 0.82
   np.testing.assert_allclose(
@@ -313,19 +306,9 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
   limits = input_pipeline.Augmentation(10, 0, 0, 2, 0)
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
-  training = steps.start_training(
-    create_state(),
-    steps.Metrics.zero(),
-    input_pipeline.order_at(order_rng, 0, 20, 50),
-    20,
-    10,
+  training = trained(
+    2, examples, order_rng, dropout_rng, batch_size=20, augmentation=limits
   )
-  run = ops.repeated(
-    functools.partial(
-      steps.train_on_next_batch, batch_size=20, augmentation=limits
-    )
-  )
-  training = run(training, 2, examples, order_rng, dropout_rng)
 
   state = create_state()
   order = input_pipeline.epoch_indices(order_rng, 0, 50)
