@@ -6,6 +6,7 @@ import shutil
 
 from absl import app
 from conftest import assert_not_blank
+from conftest import jit
 from conftest import run_program
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ def test_equals_numpy(run, mnist):
 
   state = workdir_lib.open_run(run).state
   images = input_pipeline.to_float(mnist.test.images[:70])
-  logits = np.asarray(state.apply_fn({"params": state.params}, images))
+  logits = np.asarray(jit(steps.eval_step)(state, images))
   labels = np.asarray(mnist.test.labels[:70])
   probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   predicted = logits.argmax(axis=1)
@@ -94,7 +95,7 @@ def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
   assert (result["global_step"], result["n"]) == (12, 30)
   state = workdir_lib.open_run(run, "12").state
   images = input_pipeline.to_float(mnist.validation.images[100:130])
-  logits = state.apply_fn({"params": state.params}, images)
+  logits = jit(steps.eval_step)(state, images)
   labels = mnist.validation.labels[100:130]
   correct = np.asarray(logits.argmax(axis=1) == labels)
   assert result["accuracy"] == correct.mean()
@@ -132,13 +133,12 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   result, _ = evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
   images = input_pipeline.to_float(mnist.test.images[:70])
   labels = np.asarray(mnist.test.labels[:70])
-  probabilities = np.mean(
-    [
-      jax.nn.softmax(steps.eval_step(workdir_lib.open_run(each).state, images))
-      for each in (tiny_run, run)
-    ],
-    axis=0,
-  )
+  eval_step = jit(steps.eval_step)
+  logits = [
+    eval_step(workdir_lib.open_run(each).state, images)
+    for each in (tiny_run, run)
+  ]
+  probabilities = np.mean([jax.nn.softmax(each) for each in logits], axis=0)
   assert result["global_step"] == [20, 12]
   assert result["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
   loss = -np.log(probabilities[np.arange(70), labels]).mean()

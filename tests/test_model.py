@@ -1,9 +1,9 @@
 """The network against values that TensorFlow 2.15 computed."""
 
-import functools
 import pathlib
 import re
 
+from conftest import jit
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 
 import input_pipeline
 from model import CNN
-import ops
 import steps
 
 # The tutorial's network, from tf.compat.v1.layers in float32 on a CPU, on the
@@ -24,9 +23,6 @@ LAYERS = {
   "dense": (3136, 1024),
   "logits": (1024, 10),
 }
-
-# Compiled as train.py compiles.
-jit = functools.partial(jax.jit, compiler_options=ops.compiler_options())
 
 
 def golden_params():
@@ -116,7 +112,7 @@ def test_five_training_steps_are_tensorflows(learning_rate):
     state, _, _ = train_step(state, *golden_batch(), jax.random.key(0))
   assert state.step == 5
   images, labels = golden_batch()
-  logits = state.apply_fn({"params": state.params}, images)
+  logits = jit(state.apply_fn)({"params": state.params}, images)
   assert_golden(logits, f"logits_after_5_steps_lr_{learning_rate}")
   loss = steps.Metrics.of(logits, labels).means()["loss"]
   assert_golden(loss, f"loss_after_5_steps_lr_{learning_rate}")
@@ -170,9 +166,10 @@ def test_initialisers_are_those_of_tf_layers():
 def test_image_shapes_give_the_same_logits():
   images, _ = golden_batch()
   variables = {"params": golden_params()}
-  expected = CNN().apply(variables, images)
+  apply = jit(CNN().apply)
+  expected = apply(variables, images)
   for shape in ((16, 28, 28), (16, 784)):
-    actual = CNN().apply(variables, images.reshape(shape))
+    actual = apply(variables, images.reshape(shape))
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -203,10 +200,11 @@ def test_dropout_is_in_training_alone():
   images, _ = golden_batch()
   variables = {"params": golden_params()}
 
-  @functools.partial(jax.jit, static_argnums=(0, 1))
   def logits(rate, train, seed):
     rngs = {"dropout": jax.random.key(seed)}
     return CNN(dropout_rate=rate).apply(variables, images, train, rngs=rngs)
+
+  logits = jit(logits, static_argnums=(0, 1))
 
   np.testing.assert_allclose(
     logits(0.4, False, 0), logits(0.0, True, 0), rtol=0, atol=1e-6

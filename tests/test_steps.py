@@ -1,5 +1,6 @@
 import functools
 
+from conftest import jit
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +89,7 @@ def test_a_constant_predictor_scores_the_class_frequency(mnist):
 def test_loss_falls_on_a_fixed_batch(mnist):
   images = input_pipeline.to_float(mnist.train.images[:32])
   labels = mnist.train.labels[:32]
-  step = jax.jit(steps.train_step)
+  step = jit(steps.train_step)
   state, losses = create_state(), []
   for _ in range(20):
     state, metrics, _ = step(state, images, labels, jax.random.key(0))
@@ -101,7 +102,7 @@ def test_loss_falls_on_a_fixed_batch(mnist):
 def test_dropout_is_a_function_of_seed_and_step(mnist):
   images = input_pipeline.to_float(mnist.train.images[:8])
   labels = mnist.train.labels[:8]
-  step = jax.jit(steps.train_step)
+  step = jit(steps.train_step)
 
   def probabilities(state_step, seed):
     state = create_state().replace(step=jnp.int32(state_step))
@@ -124,7 +125,7 @@ def test_training_takes_the_batches_of_the_order(mnist):
   epochs = [input_pipeline.epoch_indices(order_rng, e, 50) for e in range(2)]
   batches = np.concatenate(epochs)[:80].reshape(4, 20)
   state, total = create_state(), steps.Metrics.zero()
-  step = jax.jit(steps.train_step)
+  step = jit(steps.train_step)
   for batch in batches:
     images = np.float32(np.asarray(examples.images)[batch]) / 255
     labels = np.asarray(examples.labels)[batch]
@@ -143,7 +144,7 @@ def test_inspection_is_what_numpy_finds(mnist):
   state = create_state()
   examples = jax.tree.map(lambda x: x[:30], mnist.train)
   rng = jax.random.key(2)
-  inspect = jax.jit(functools.partial(steps.inspect, batch_size=20))
+  inspect = jit(functools.partial(steps.inspect, batch_size=20))
   inspection = inspect(state, examples, rng)
   np.testing.assert_array_equal(inspection.image, examples.images[0])
   assert inspection.deformed is None
@@ -161,7 +162,7 @@ def test_inspection_is_what_numpy_finds(mnist):
   )
   # A step of plain SGD moves each parameter by rate times the gradient.
   images = input_pipeline.to_float(examples.images[:20])
-  step = jax.jit(steps.train_step)
+  step = jit(steps.train_step)
   after, _, _ = step(state, images, examples.labels[:20], rng)
   moved = jax.tree.map(
     lambda a, b: np.linalg.norm(a - b) / 0.1, state.params, after.params
@@ -256,7 +257,7 @@ def test_weight_decay_shrinks_kernels_alone():
 
 def test_the_average_of_the_parameters_is_evaluated(mnist):
   images = input_pipeline.to_float(mnist.train.images[:8])
-  step = jax.jit(steps.train_step)
+  step = jit(steps.train_step)
   state = steps.create_train_state(
     jax.random.key(0), CNN(), optax.sgd(0.1), ema_decay=0.3
   )
@@ -268,13 +269,15 @@ def test_the_average_of_the_parameters_is_evaluated(mnist):
   np.testing.assert_allclose(
     state.ema_params["dense"]["kernel"], average, rtol=1e-5, atol=1e-7
   )
-  logits = steps.eval_step(state, images)
+  logits = jit(steps.eval_step)(state, images)
+  apply = jit(CNN().apply)
   np.testing.assert_array_equal(
-    logits, CNN().apply({"params": state.ema_params}, images)
+    logits, apply({"params": state.ema_params}, images)
   )
-  assert (logits != CNN().apply({"params": state.params}, images)).any()
+  assert (logits != apply({"params": state.params}, images)).any()
   examples = jax.tree.map(lambda x: x[:8], mnist.train)
-  inspection = steps.inspect(state, examples, jax.random.key(1), batch_size=8)
+  inspect = jit(functools.partial(steps.inspect, batch_size=8))
+  inspection = inspect(state, examples, jax.random.key(1))
   np.testing.assert_allclose(
     inspection.probabilities, jax.nn.softmax(logits[0]), rtol=1e-4
   )
@@ -310,14 +313,14 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
     2, examples, order_rng, dropout_rng, batch_size=20, augmentation=limits
   )
 
-  state = create_state()
+  state, train_step = create_state(), jit(steps.train_step)
   order = input_pipeline.epoch_indices(order_rng, 0, 50)
   for step, batch in enumerate((order[:20], order[20:40])):
     rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
     images = input_pipeline.augment(
       rng, input_pipeline.to_float(examples.images[batch]), limits
     )
-    state, _, probabilities = steps.train_step(
+    state, _, probabilities = train_step(
       state, images, examples.labels[batch], dropout_rng
     )
   np.testing.assert_allclose(
