@@ -1,5 +1,6 @@
 """The network against values that TensorFlow 2.15 computed."""
 
+import functools
 import pathlib
 import re
 
@@ -200,11 +201,10 @@ def test_dropout_is_in_training_alone():
   images, _ = golden_batch()
   variables = {"params": golden_params()}
 
+  @functools.partial(jit, static_argnums=(0, 1))
   def logits(rate, train, seed):
     rngs = {"dropout": jax.random.key(seed)}
     return CNN(dropout_rate=rate).apply(variables, images, train, rngs=rngs)
-
-  logits = jit(logits, static_argnums=(0, 1))
 
   np.testing.assert_allclose(
     logits(0.4, False, 0), logits(0.0, True, 0), rtol=0, atol=1e-6

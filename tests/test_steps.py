@@ -155,8 +155,9 @@ def test_inspection_is_what_numpy_finds(mnist):
     "dense": (1024,),
   }
   # The last layer of the activations gives the probabilities.
-  last = state.params["logits"]
-  logits = inspection.layers["dense"] @ last["kernel"] + last["bias"]
+  last = jax.device_get(state.params["logits"])
+  logits = np.asarray(inspection.layers["dense"]) @ last["kernel"]
+  logits += last["bias"]
   np.testing.assert_allclose(
     inspection.probabilities, jax.nn.softmax(logits), rtol=1e-4
   )
