@@ -1,9 +1,9 @@
-"""The tutorial's network, trained as well as possible in 35 epochs.
+"""The tutorial's network, trained as well as possible in 37 epochs.
 
 python train.py --config=configs/accurate.py
 
-99.63 ± 0.03 % of the test set (mean and standard deviation of seeds 0 to 2)
-after 19,250 steps, in 58 minutes on one CPU core; the three together 99.69 %.
+99.64 ± 0.03 % of the test set (mean and standard deviation of seeds 0 to 2)
+after 44,000 steps, in 18 minutes on two CPU cores; the three together 99.70 %.
 """
 
 import ml_collections
@@ -14,11 +14,16 @@ from configs import default
 def get_config() -> ml_collections.ConfigDict:
   """AdamW under a cosine, deformed digits, and an average of the parameters."""
   config = default.get_config()
-  config.num_steps = 19250
+  # The values below were chosen with 15,000 images held out. Once they were,
+  # 1,000 sufficed to watch a run.
+  config.train_split = "train[1000:]"
+  config.validation_split = "train[:1000]"
+  config.batch_size = 50
+  config.num_steps = 44000
   config.optimizer = "adamw"
-  config.learning_rate = 0.002
+  config.learning_rate = 0.0014
   config.schedule = "cosine"
-  config.warmup_steps = 1000
+  config.warmup_steps = 2000
   config.weight_decay = 0.05
   config.ema_decay = 0.9995
   config.dropout_rate = 0.5

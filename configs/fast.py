@@ -2,8 +2,8 @@
 
 python train.py --config=configs/fast.py
 
-99.08 ± 0.07 % of the test set (mean and standard deviation of seeds 0 to
-19; the lowest 98.93 %), in 20 seconds on two CPU cores.
+99.09 ± 0.05 % of the test set (mean and standard deviation of seeds 0 to
+19; the lowest 98.99 %), in 8 seconds on two CPU cores.
 """
 
 import ml_collections
