@@ -264,7 +264,7 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 class Augmentation(NamedTuple):
-  """The largest random deformations of an image.
+  """The largest random deformations of an image, and how long they last.
 
   Attributes:
     rotation: in degrees, to either side.
@@ -272,6 +272,7 @@ class Augmentation(NamedTuple):
     shear: how much a row moves sideways for each row from the centre.
     shift: in pixels, in each direction.
     elastic: in pixels, before the field of random displacements is smoothed.
+    num_steps: of training that see deformed images; later ones do not.
   """
 
   rotation: float
@@ -279,6 +280,7 @@ class Augmentation(NamedTuple):
   shear: float
   shift: float
   elastic: float
+  num_steps: int
 
 
 def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
@@ -289,8 +291,9 @@ def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
     shear=config.augment_shear,
     shift=config.augment_shift,
     elastic=config.augment_elastic,
+    num_steps=config.num_steps - config.clean_steps,
   )
-  return result if any(result) else None
+  return result if any(result._replace(num_steps=0)) else None
 
 
 def augment(

@@ -264,8 +264,7 @@ def inspect(
   }
   originals, deformed = images[:_NUM_DEFORMED], None
   if augmentation:
-    rng = _augmentation_rng(dropout_rng, state.step)
-    deformed = input_pipeline.augment(rng, originals, augmentation)
+    deformed = _augment(dropout_rng, state.step, originals, augmentation)
   return Inspection(
     image=examples.images[0],
     layers=layers,
@@ -327,9 +326,17 @@ def reset_metrics(training: Training) -> Training:
   return training.replace(metrics=sharding.replicate(Metrics.zero()))
 
 
-def _augmentation_rng(dropout_rng: jax.Array, step: jax.Array) -> jax.Array:
-  """Of the step's own key, into which Flax folds other numbers than this."""
-  return jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
+def _augment(dropout_rng, step, images, augmentation):
+  """What a step makes of its images."""
+  # Of the step's own key, into which Flax folds other numbers than this.
+  rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
+  # He et al., "Data Augmentation Revisited", arXiv 1909.09148: the last steps
+  # learn from what evaluation will see.
+  return lax.cond(
+    step < augmentation.num_steps,
+    lambda: input_pipeline.augment(rng, images, augmentation),
+    lambda: images,
+  )
 
 
 def train_on_next_batch(
@@ -350,8 +357,9 @@ def train_on_next_batch(
     input_pipeline.to_float(examples.images[sharding.split(indices)])
   )
   if augmentation:
-    rng = _augmentation_rng(dropout_rng, training.state.step)
-    images = sharding.split(input_pipeline.augment(rng, images, augmentation))
+    images = sharding.split(
+      _augment(dropout_rng, training.state.step, images, augmentation)
+    )
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(
     training.state, images, labels, dropout_rng, label_smoothing

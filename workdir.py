@@ -66,6 +66,7 @@ _ACCEPTED = {
   "augment_shear": _AMOUNT,
   "augment_shift": _AMOUNT,
   "augment_elastic": _AMOUNT,
+  "clean_steps": _at_least(0),
   "log_every_steps": _at_least(1),
   "log_probabilities_every_steps": _at_least(0),
   "eval_every_steps": _at_least(1),
@@ -93,11 +94,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f" config.optimizer={config.optimizer} and"
         f" config.schedule={config.schedule}, which have no use for it"
       )
-  if config.warmup_steps > config.num_steps // 2:
+  augments = any(config[key] for key in config if key.startswith("augment_"))
+  if config.clean_steps and not augments:
     raise app.UsageError(
-      f"config.warmup_steps={config.warmup_steps}: accepted is at most half of"
-      f" config.num_steps={config.num_steps}"
+      f"config.clean_steps={config.clean_steps}: accepted is 0 where no"
+      " config.augment_* is above 0: all steps are"
     )
+  for key in ("warmup_steps", "clean_steps"):
+    if config[key] > config.num_steps // 2:
+      raise app.UsageError(
+        f"config.{key}={config[key]}: accepted is at most half of"
+        f" config.num_steps={config.num_steps}"
+      )
 
 
 def name(

@@ -32,4 +32,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment_shear = 0.12
   config.augment_shift = 2.0
   config.augment_elastic = 20.0
+  config.clean_steps = 4400
   return config

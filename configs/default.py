@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment_shear = 0.0  # Pixels sideways a row.
   config.augment_shift = 0.0  # Pixels.
   config.augment_elastic = 0.0  # Pixels, before smoothing; 8 is visible.
+  config.clean_steps = 0  # The last ones, which see images as they are.
 
   # Evaluation, logs and checkpoints.
   config.eval_batch_size = 1000

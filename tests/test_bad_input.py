@@ -78,6 +78,8 @@ FLAGS = {
   "--config.ema_decay=1": "config.ema_decay=1.0: accepted is a number from 0",
   "--config.augment_scale=-1": "config.augment_scale=-1.0: accepted is a numb",
   "--config.augment_shift=inf": "config.augment_shift=inf: accepted is a numb",
+  "--config.clean_steps=-1": "config.clean_steps=-1: accepted is an integer",
+  "--config.clean_steps=1": "config.clean_steps=1: accepted is 0 where no",
   "--config.dtype=float16": "config.dtype=float16: accepted is float32 or bf",
   "--config.dtype=": "config.dtype=: accepted is float32 or bfloat16",
   "--config.seed=-1": "config.seed=-1: accepted is an integer of 0 to",

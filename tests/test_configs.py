@@ -43,6 +43,7 @@ def test_kmnist_trains_on_files_of_the_users(family, tmp_path):
     validation_split="train[:100]",
     num_steps=3,
     warmup_steps=1,
+    clean_steps=1,
     batch_size=16,
   )
   result = train.train_and_evaluate(config, tmp_path / "run")

@@ -263,7 +263,7 @@ def test_arrays_that_cannot_be_written_are_done_without(
   assert data.test.labels.shape == (12,)
 
 
-NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0)
+NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0, num_steps=20000)
 
 
 def augmented(images, seed=0, **limits):
@@ -381,3 +381,5 @@ def test_augmentation_is_off_where_all_is_0(default_config):
   assert input_pipeline.augmentation(config) is None
   config.augment_shear = 0.5
   assert input_pipeline.augmentation(config) == NONE._replace(shear=0.5)
+  config.clean_steps = 1000
+  assert input_pipeline.augmentation(config).num_steps == 19000

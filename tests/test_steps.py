@@ -307,7 +307,7 @@ def test_smoothed_labels_shape_the_gradients_alone(mnist):
 
 def test_training_deforms_the_images_by_seed_and_step(mnist):
   """And dropout is the same as without."""
-  limits = input_pipeline.Augmentation(10, 0, 0, 2, 0)
+  limits = input_pipeline.Augmentation(10, 0, 0, 2, 0, num_steps=3)
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = trained(
@@ -334,6 +334,27 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, 2), 1)
   images = input_pipeline.to_float(examples.images[:20])
   np.testing.assert_array_equal(inspection.originals, images)
-  np.testing.assert_array_equal(
-    inspection.deformed, input_pipeline.augment(rng, images, limits)
+  np.testing.assert_allclose(
+    inspection.deformed, input_pipeline.augment(rng, images, limits), atol=1e-5
   )
+
+
+def test_the_last_steps_see_the_images_as_they_are(mnist):
+  order_rng, dropout_rng = jax.random.split(jax.random.key(5))
+  examples = jax.tree.map(lambda x: x[:20], mnist.train)
+
+  def probabilities(limits):
+    training = trained(
+      1, examples, order_rng, dropout_rng, batch_size=20, augmentation=limits
+    )
+    return training.probabilities
+
+  limits = input_pipeline.Augmentation(10, 0, 0, 2, 0, num_steps=0)
+  clean = probabilities(None)
+  np.testing.assert_allclose(probabilities(limits), clean, rtol=1e-5)
+  deformed = probabilities(limits._replace(num_steps=1))
+  assert abs(deformed - clean).max() > 1e-3
+  inspection = steps.inspect(
+    create_state(), examples, dropout_rng, batch_size=20, augmentation=limits
+  )
+  np.testing.assert_array_equal(inspection.deformed, inspection.originals)

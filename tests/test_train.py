@@ -162,6 +162,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
     ema_decay=0.9,
     augment_rotation=10.0,
     augment_elastic=8.0,
+    clean_steps=10,
   )
   stopped, whole = tmp_path / "stopped", tmp_path / "whole"
   train_step = mock.Mock(wraps=steps.train_step)

@@ -73,6 +73,11 @@ def test_impossible_values_are_named(key, value):
       {"warmup_steps": 5, "schedule": "cosine", "num_steps": 9},
       "warmup_steps=5: accepted is at most half of config.num_steps=9",
     ),
+    ({"clean_steps": 5}, "clean_steps=5: accepted is 0 where"),
+    (
+      {"clean_steps": 5, "augment_shift": 2.0, "num_steps": 9},
+      "clean_steps=5: accepted is at most half of config.num_steps=9",
+    ),
   ],
 )
 def test_what_nothing_would_read_is_refused(changes, message):
