@@ -272,7 +272,7 @@ class Augmentation(NamedTuple):
     shear: how much a row moves sideways for each row from the centre.
     shift: in pixels, in each direction.
     elastic: in pixels, before the field of random displacements is smoothed.
-    num_steps: of training that see deformed images; later ones do not.
+    num_steps: of training that see deformed images; None is all.
   """
 
   rotation: float
@@ -280,7 +280,7 @@ class Augmentation(NamedTuple):
   shear: float
   shift: float
   elastic: float
-  num_steps: int
+  num_steps: int | None = None
 
 
 def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
@@ -291,9 +291,12 @@ def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
     shear=config.augment_shear,
     shift=config.augment_shift,
     elastic=config.augment_elastic,
-    num_steps=config.num_steps - config.clean_steps,
   )
-  return result if any(result._replace(num_steps=0)) else None
+  if not any(result):
+    return None
+  if not config.clean_steps:
+    return result
+  return result._replace(num_steps=config.num_steps - config.clean_steps)
 
 
 def augment(

@@ -330,13 +330,12 @@ def _augment(dropout_rng, step, images, augmentation):
   """What a step makes of its images."""
   # Of the step's own key, into which Flax folds other numbers than this.
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
+  augment = functools.partial(input_pipeline.augment, rng, images, augmentation)
+  if augmentation.num_steps is None:
+    return augment()
   # He et al., "Data Augmentation Revisited", arXiv 1909.09148: the last steps
   # learn from what evaluation will see.
-  return lax.cond(
-    step < augmentation.num_steps,
-    lambda: input_pipeline.augment(rng, images, augmentation),
-    lambda: images,
-  )
+  return lax.cond(step < augmentation.num_steps, augment, lambda: images)
 
 
 def train_on_next_batch(

@@ -20,6 +20,7 @@ import ml_collections
 
 import checkpoints
 from configs import default
+import input_pipeline
 import model as model_lib
 import processes
 import steps
@@ -94,8 +95,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f" config.optimizer={config.optimizer} and"
         f" config.schedule={config.schedule}, which have no use for it"
       )
-  augments = any(config[key] for key in config if key.startswith("augment_"))
-  if config.clean_steps and not augments:
+  if config.clean_steps and not input_pipeline.augmentation(config):
     raise app.UsageError(
       f"config.clean_steps={config.clean_steps}: accepted is 0 where no"
       " config.augment_* is above 0: all steps are"

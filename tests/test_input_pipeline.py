@@ -263,7 +263,7 @@ def test_arrays_that_cannot_be_written_are_done_without(
   assert data.test.labels.shape == (12,)
 
 
-NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0, num_steps=20000)
+NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0)
 
 
 def augmented(images, seed=0, **limits):
