@@ -97,7 +97,7 @@ def evaluate(
   config.dataset = dataset or config.dataset
   config.test_split = split or config.test_split
   data = input_pipeline.load(config, ["test"])
-  image_shape = data.test.images.shape[1:]
+  image_shape = data.test.image_shape
   if (image_shape, len(data.class_names)) != (
     run.image_shape,
     len(run.class_names),
@@ -109,7 +109,7 @@ def evaluate(
     )
   evaluator = steps.evaluator(data.test, config.eval_batch_size)
   scores = [evaluator(each.state) for each in runs]
-  images, labels = jax.device_get(data.test)
+  images, labels = jax.device_get((data.test.images, data.test.labels))
   if len(runs) == 1:
     means, probabilities = jax.device_get(scores[0])
     global_step = run.step
@@ -122,7 +122,7 @@ def evaluate(
   report = _write(
     output or workdirs[0] / "evaluation",
     {**result, "dataset": config.dataset, "split": config.test_split},
-    images,
+    images.reshape(-1, *image_shape),
     labels,
     probabilities,
     data.class_names,

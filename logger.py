@@ -321,7 +321,11 @@ def _draw_pictures(examples, probabilities, params, inspection, class_names):
     **deformed,
     "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
     "mistakes": pictures.mistakes(
-      *examples, probabilities, class_names, count=10
+      examples.images.reshape(-1, *examples.image_shape),
+      examples.labels,
+      probabilities,
+      class_names,
+      count=10,
     ),
     "filters": pictures.filters(params["conv1"]["kernel"]),
     "activations": pictures.activations(

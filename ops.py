@@ -108,15 +108,27 @@ def repeated(step: Callable[..., Any]) -> Callable[..., Any]:
 
     return run
 
+  loop = loop_on_device(step)
+  return lambda carry, num_steps, *args: loop(
+    carry, jax.device_put(np.int32(num_steps)), *args
+  )
+
+
+def loop_on_device(step: Callable[..., Any]) -> Callable[..., Any]:
+  """Jits `step(carry, *args) -> carry` as a loop that an accelerator runs.
+
+  Returns:
+    `loop(carry, num_steps, *args) -> carry`, which donates its carry; its
+    `num_steps` is an int32 scalar on the device.
+  """
+
   @functools.partial(
     jax.jit, donate_argnums=0, compiler_options=compiler_options()
   )
   def loop(carry, num_steps, *args):
     return lax.fori_loop(0, num_steps, lambda _, c: step(c, *args), carry)
 
-  return lambda carry, num_steps, *args: loop(
-    carry, jax.device_put(np.int32(num_steps)), *args
-  )
+  return loop
 
 
 def cache_compilations() -> None:

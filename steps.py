@@ -209,8 +209,18 @@ def train_step(
     probabilities, float32 [min(B, NUM_PROBABILITIES), classes].
   """
   grads, (metrics, logits) = _grads(state, images, labels, rng, label_smoothing)
-  probabilities = jax.nn.softmax(logits[:NUM_PROBABILITIES])
+  probabilities = jax.nn.softmax(_first(logits))
   return state.apply_gradients(grads=grads), metrics, probabilities
+
+
+def _first(logits):
+  """The first NUM_PROBABILITIES rows.
+
+  A slice would be fetched from the devices that hold it; a product is added up
+  over all devices, and joins the gradients, which are too.
+  """
+  rows = jnp.eye(min(len(logits), NUM_PROBABILITIES), len(logits))
+  return jnp.dot(rows, logits, precision="highest")
 
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
@@ -250,6 +260,7 @@ def inspect(
 ) -> Inspection:
   """Looks at the first examples, and at the gradients of the first batch."""
   images = input_pipeline.to_float(examples.images[:batch_size])
+  images = images.reshape(-1, *examples.image_shape)
   labels = examples.labels[:batch_size]
   grads, _ = _grads(state, images, labels, dropout_rng, label_smoothing)
   logits, variables = state.apply_fn(
@@ -266,7 +277,7 @@ def inspect(
   if augmentation:
     deformed = _augment(dropout_rng, state.step, originals, augmentation)
   return Inspection(
-    image=examples.images[0],
+    image=examples.images[0].reshape(examples.image_shape),
     layers=layers,
     probabilities=jax.nn.softmax(logits[0]),
     grad_norms=jax.tree.map(lambda grad: jnp.sqrt((grad**2).sum()), grads),
@@ -352,9 +363,8 @@ def train_on_next_batch(
   indices, order = input_pipeline.next_indices(
     training.order, order_rng, batch_size
   )
-  images = sharding.split(
-    input_pipeline.to_float(examples.images[sharding.split(indices)])
-  )
+  rows = input_pipeline.to_float(examples.images[sharding.split(indices)])
+  images = sharding.split(rows.reshape(-1, *examples.image_shape))
   if augmentation:
     images = sharding.split(
       _augment(dropout_rng, training.state.step, images, augmentation)
@@ -367,7 +377,7 @@ def train_on_next_batch(
     state=state,
     order=order,
     metrics=training.metrics + metrics,
-    labels=labels[:NUM_PROBABILITIES],
+    labels=_first(labels.astype(jnp.float32)).astype(jnp.int32),
     probabilities=probabilities,
   )
   return sharding.replicate(training)
@@ -376,7 +386,7 @@ def train_on_next_batch(
 def eval_on_next_batch(
   carry: tuple[jax.Array, jax.Array],
   state: TrainState,
-  images: jax.Array,
+  examples: input_pipeline.Examples,
   *,
   batch_size: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -388,14 +398,16 @@ def eval_on_next_batch(
   Args:
     carry: the index and the logits of all images, float32 [n, classes].
     state: to evaluate.
-    images: uint8 [n, height, width, channels].
+    examples: n of them.
     batch_size: at most n.
   """
   start, logits = carry
-  begin = jnp.minimum(start, len(images) - batch_size)
-  batch = sharding.split(lax.dynamic_slice_in_dim(images, begin, batch_size))
+  begin = jnp.minimum(start, len(logits) - batch_size)
+  rows = lax.dynamic_slice_in_dim(examples.images, begin, batch_size)
+  images = input_pipeline.to_float(sharding.split(rows))
+  images = images.reshape(-1, *examples.image_shape)
   logits = lax.dynamic_update_slice_in_dim(
-    logits, eval_step(state, input_pipeline.to_float(batch)), begin, axis=0
+    logits, eval_step(state, images), begin, axis=0
   )
   return sharding.replicate((start + batch_size, logits))
 
@@ -413,7 +425,7 @@ def evaluator(
     A function of a state that returns the mean "loss" and the "accuracy", and
     the probabilities, float32 [n, classes], on the device.
   """
-  images, labels = examples
+  labels = examples.labels
   batch_size = min(batch_size, len(labels))
   run = ops.repeated(
     functools.partial(eval_on_next_batch, batch_size=batch_size)
@@ -424,10 +436,13 @@ def evaluator(
     return Metrics.of(logits, labels), jax.nn.softmax(logits)
 
   def evaluate(state):
+    images = jax.ShapeDtypeStruct(
+      (len(labels), *examples.image_shape), jnp.float32
+    )
     shape = jax.eval_shape(eval_step, state, images).shape
     logits = np.zeros(shape, np.float32)
     carry = sharding.replicate((np.int32(0), logits))
-    _, logits = run(carry, math.ceil(len(labels) / batch_size), state, images)
+    _, logits = run(carry, math.ceil(len(labels) / batch_size), state, examples)
     metrics, probabilities = score(logits)
     return metrics.means(), probabilities
 

@@ -98,7 +98,7 @@ def train_and_evaluate(
       f"config.batch_size={config.batch_size}: {num_devices} devices do not"
       f" divide it; the nearest that work are {sorted(nearest)}"
     )
-  image_shape = data.train.images.shape[1:]
+  image_shape = data.train.image_shape
   with processes.first_goes_first("create the run directory"):
     workdir_lib.create(workdir, config, image_shape, data.class_names)
   with workdir_lib.lock(workdir), processes.noted_signals() as noted_signal:

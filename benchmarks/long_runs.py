@@ -94,7 +94,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
   """How long steps of the default size take with and without a checkpoint."""
   config = default.get_config()
   data = input_pipeline.load(config)
-  image_shape = data.train.images.shape[1:]
+  image_shape = data.train.image_shape
   init_rng, order_rng, dropout_rng = jax.random.split(jax.random.key(0), 3)
   state = workdir_lib.create_state(
     init_rng, config, image_shape, data.class_names

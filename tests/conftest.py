@@ -212,3 +212,8 @@ def assert_not_blank(path):
   """A picture file has more than one colour."""
   pixels = image.imread(path)
   assert pixels.std() > 0.03, path
+
+
+def pixels(examples):
+  """The images of Examples, [n, height, width, channels]."""
+  return examples.images.reshape(-1, *examples.image_shape)

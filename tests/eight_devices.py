@@ -33,7 +33,7 @@ def examples(size, seed):
   labels = rng.integers(0, 10, size).astype(np.int32)
   images = rng.integers(0, 100, (size, 28, 28, 1)).astype(np.uint8)
   images[np.arange(size), labels] = 255
-  return input_pipeline.Examples(images, labels)
+  return input_pipeline.Examples(images.reshape(size, -1), labels)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import shutil
 from absl import app
 from conftest import assert_not_blank
 from conftest import jit
+from conftest import pixels
 from conftest import run_program
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ def test_equals_numpy(run, mnist):
   result, report = evaluate.evaluate([run])
 
   state = workdir_lib.open_run(run).state
-  images = input_pipeline.to_float(mnist.test.images[:70])
+  images = input_pipeline.to_float(pixels(mnist.test)[:70])
   logits = np.asarray(jit(steps.eval_step)(state, images))
   labels = np.asarray(mnist.test.labels[:70])
   probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -94,7 +95,7 @@ def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
   result, _ = evaluate.evaluate([run], "train[100:130]", checkpoint="12")
   assert (result["global_step"], result["n"]) == (12, 30)
   state = workdir_lib.open_run(run, "12").state
-  images = input_pipeline.to_float(mnist.validation.images[100:130])
+  images = input_pipeline.to_float(pixels(mnist.validation)[100:130])
   logits = jit(steps.eval_step)(state, images)
   labels = mnist.validation.labels[100:130]
   correct = np.asarray(logits.argmax(axis=1) == labels)
@@ -131,7 +132,7 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   for step in (16, 20):  # Then its last one is 12.
     shutil.rmtree(run / "checkpoints" / str(step))
   result, _ = evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
-  images = input_pipeline.to_float(mnist.test.images[:70])
+  images = input_pipeline.to_float(pixels(mnist.test)[:70])
   labels = np.asarray(mnist.test.labels[:70])
   eval_step = jit(steps.eval_step)
   logits = [
@@ -163,8 +164,7 @@ def test_another_shape_is_refused(run, monkeypatch):
 
   def load_larger(*args):
     data = load(*args)
-    images = jax.numpy.zeros((3, 32, 32, 3), jax.numpy.uint8)
-    return data._replace(test=data.test._replace(images=images))
+    return data._replace(test=data.test.replace(image_shape=(32, 32, 3)))
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
   with pytest.raises(app.UsageError, match="10 classes of images .32, 32, 3."):

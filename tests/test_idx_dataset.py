@@ -12,6 +12,7 @@ from absl import app
 from conftest import PROJECT
 from conftest import damaged
 from conftest import idx_bytes
+from conftest import pixels
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
@@ -215,12 +216,12 @@ def test_prepared_mnist_is_the_shipped_files_in_order(mnist):
 
   images = shipped(FILES[0], 16).reshape(-1, 28, 28, 1)
   labels = shipped(FILES[1], 8)
-  np.testing.assert_array_equal(mnist.train.images, images[5000:])
+  np.testing.assert_array_equal(pixels(mnist.train), images[5000:])
   np.testing.assert_array_equal(mnist.train.labels, labels[5000:])
-  np.testing.assert_array_equal(mnist.validation.images, images[:5000])
+  np.testing.assert_array_equal(pixels(mnist.validation), images[:5000])
   np.testing.assert_array_equal(mnist.validation.labels, labels[:5000])
   images = shipped(FILES[2], 16).reshape(-1, 28, 28, 1)
-  np.testing.assert_array_equal(mnist.test.images, images)
+  np.testing.assert_array_equal(pixels(mnist.test), images)
   np.testing.assert_array_equal(mnist.test.labels, shipped(FILES[3], 8))
 
 

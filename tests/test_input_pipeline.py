@@ -1,8 +1,11 @@
+import functools
 import json
 import os
 import pathlib
+import re
 
 from absl import app
+from conftest import pixels
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,10 +89,10 @@ def test_splits_are_tfdss(mnist, default_config):
     data.train.labels[6000:], mnist.test.labels[-7:]
   )
   np.testing.assert_array_equal(
-    data.validation.images, mnist.train.images[-10:]
+    pixels(data.validation), pixels(mnist.train)[-10:]
   )
-  np.testing.assert_array_equal(data.test.images, mnist.test.images[5000:])
-  assert mnist.train.images.dtype == np.uint8
+  np.testing.assert_array_equal(pixels(data.test), pixels(mnist.test)[5000:])
+  assert pixels(mnist.train).dtype == np.uint8
   assert mnist.train.labels.dtype == np.int32
   assert mnist.class_names == tuple("0123456789")
 
@@ -146,8 +149,8 @@ def test_other_data_sets_are_read_where_prepared(tiny_builder, tiny_set_config):
   for _ in range(2):  # From the records, then from the arrays beside them.
     data = input_pipeline.load(tiny_set_config)
     assert data.class_names == tuple("0123")
-    np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], range(10, 40))
-    assert data.test.images.shape == (12, 8, 6, 3)
+    np.testing.assert_array_equal(pixels(data.train)[:, 0, 0, 0], range(10, 40))
+    assert pixels(data.test).shape == (12, 8, 6, 3)
     np.testing.assert_array_equal(data.test.labels, np.arange(12) % 4)
 
 
@@ -218,7 +221,7 @@ def test_damaged_arrays_are_made_anew(prepared_set, damage):
   damage(arrays_file(config))
   expected = np.repeat(np.arange(12), 144).reshape(12, 8, 6, 3)
   data = input_pipeline.load(config)
-  np.testing.assert_array_equal(data.test.images, expected)
+  np.testing.assert_array_equal(pixels(data.test), expected)
   assert reads == ["test"]
   input_pipeline.load(config)
   assert reads == ["test"]
@@ -297,7 +300,7 @@ def moments(images):
 
 
 def test_no_deformation_changes_nothing(mnist):
-  images = input_pipeline.to_float(mnist.train.images[:5])
+  images = input_pipeline.to_float(pixels(mnist.train)[:5])
   np.testing.assert_allclose(augmented(images), images, atol=1e-5)
 
 
@@ -350,7 +353,7 @@ def test_an_elastic_deformation_bends_a_bar():
 
 
 def test_deformed_images_stay_sharp(mnist):
-  images = np.asarray(input_pipeline.to_float(mnist.train.images[:300]))
+  images = np.asarray(input_pipeline.to_float(pixels(mnist.train)[:300]))
 
   def contrast(images):
     return (np.diff(images[..., 0], axis=2) ** 2).mean()
@@ -360,8 +363,37 @@ def test_deformed_images_stay_sharp(mnist):
   assert contrast(augmented(images, rotation=12)) > 0.8 * contrast(images)
 
 
+def test_a_tpu_interpolates_to_the_same_values():
+  rng = np.random.default_rng(0)
+  image = np.float32(rng.random((12, 9, 3)))
+  sources = np.float32(rng.uniform(-3, 14, (2, 20, 10)))  # Some are outside.
+  sources[:, 0, :9] = np.arange(9)  # Pixels as they are.
+  by_products = input_pipeline._interpolate_by_products(image, sources)
+  np.testing.assert_allclose(by_products[0, :9], image.diagonal().T[:9])
+  np.testing.assert_allclose(
+    by_products,
+    input_pipeline._interpolate_by_gathers(image, sources),
+    atol=1e-5,
+  )
+
+
+def test_only_a_tpu_interpolates_by_products():
+  images = jnp.zeros((2, 28, 28, 1))
+  limits = NONE._replace(shift=2)
+  lowered = jax.jit(functools.partial(input_pipeline.augment, limits=limits))
+  traced = lowered.trace(jax.random.key(0), images)
+
+  def count(operation, platform):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return len(re.findall(rf"= \"?stablehlo\.{operation}", text))
+
+  gathers = [count("gather", name) for name in ("cpu", "cuda", "tpu")]
+  assert gathers == [4, 4, 0]
+  assert count("dot_general", "tpu") == count("dot_general", "cpu") + 1
+
+
 def test_deformations_follow_from_the_key(mnist):
-  images = input_pipeline.to_float(mnist.train.images[:5])
+  images = input_pipeline.to_float(pixels(mnist.train)[:5])
   limits = dict(rotation=10, scale=0.1, shear=0.1, shift=2, elastic=8)
   first = augmented(images, **limits)
   np.testing.assert_array_equal(first, augmented(images, **limits))

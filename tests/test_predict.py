@@ -4,6 +4,7 @@ import json
 import shutil
 
 from conftest import assert_not_blank
+from conftest import pixels
 from conftest import run_program
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ def digits(mnist, tmp_path_factory):
   folder = tmp_path_factory.mktemp("digits")
   (folder / "good").mkdir()
   for index in range(10):
-    image = np.asarray(mnist.test.images[index, ..., 0])
+    image = np.asarray(pixels(mnist.test)[index, ..., 0])
     Image.fromarray(image).save(folder / f"good/{index}.png")
   (folder / "bad").mkdir()
   (folder / "bad/empty.png").touch()
@@ -35,7 +36,7 @@ def digits(mnist, tmp_path_factory):
 def expected(mnist, tiny_run):
   """The probabilities of the ten images, as they are."""
   run = workdir_lib.open_run(tiny_run)
-  return predict.predictor(run)(np.asarray(mnist.test.images[:10]))
+  return predict.predictor(run)(np.asarray(pixels(mnist.test)[:10]))
 
 
 def test_raw_images_get_the_networks_own_probabilities(
@@ -81,7 +82,7 @@ def test_bad_files_are_named_and_the_rest_is_predicted(
 
 
 def test_standard_input_and_arrays(tiny_run, mnist, digits, tmp_path):
-  np.save(tmp_path / "ten.npy", np.asarray(mnist.test.images[:10, ..., 0]))
+  np.save(tmp_path / "ten.npy", np.asarray(pixels(mnist.test)[:10, ..., 0]))
   completed = run_program(
     *("predict.py", f"--workdir={tiny_run}", "--json", "--raw", "-", "ten.npy"),
     cwd=tmp_path,
@@ -131,7 +132,7 @@ def test_another_data_set_needs_raw(tiny_run, digits, tmp_path):
 def test_a_bad_image_in_an_array_is_named_and_the_rest_predicted(
   tiny_run, mnist, tmp_path
 ):
-  array = np.array(mnist.test.images[:5, ..., 0])
+  array = np.array(pixels(mnist.test)[:5, ..., 0])
   array[2] = 0
   np.save(tmp_path / "five.npy", array)
   completed = run_program(

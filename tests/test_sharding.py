@@ -72,8 +72,9 @@ def test_the_gradients_are_added_up_in_one_operation(result):
   (together,) = with_gradients
   for shape in ("f32[5,5,1,32]", "f32[1024]", "f32[10]"):
     assert shape in together
-  # The parameters' and the loss, as docs/scaling.md counts them.
-  assert _num_bytes(together) == 4 * (3_274_634 + 1)
+  # The parameters', as docs/scaling.md counts them, the loss, and the labels
+  # and logits of the five examples that are kept.
+  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11)
   # What else is added up is the count of right answers.
   others = [x for x in result["all_reduces"] if x != together]
   assert all(x.startswith(("s32[]", "f32[]")) for x in others), others

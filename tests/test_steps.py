@@ -1,6 +1,7 @@
 import functools
 
 from conftest import jit
+from conftest import pixels
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,8 @@ def test_evaluation_counts_every_test_image_once(mnist, batch_size):
   state = steps.TrainState.create(
     apply_fn=logits, params=weights, tx=optax.sgd(0.1)
   )
-  images, labels = jax.device_get(mnist.test)
+  labels = np.asarray(mnist.test.labels)
+  images = np.asarray(mnist.test.images)
   brightness = images.reshape(len(labels), -1).mean(axis=1) / 255
   expected = brightness[:, None] * np.linspace(1, 2, 10)
   log_sum = np.log(np.exp(expected).sum(axis=1))
@@ -87,7 +89,7 @@ def test_a_constant_predictor_scores_the_class_frequency(mnist):
 
 
 def test_loss_falls_on_a_fixed_batch(mnist):
-  images = input_pipeline.to_float(mnist.train.images[:32])
+  images = input_pipeline.to_float(pixels(mnist.train)[:32])
   labels = mnist.train.labels[:32]
   step = jit(steps.train_step)
   state, losses = create_state(), []
@@ -100,7 +102,7 @@ def test_loss_falls_on_a_fixed_batch(mnist):
 
 
 def test_dropout_is_a_function_of_seed_and_step(mnist):
-  images = input_pipeline.to_float(mnist.train.images[:8])
+  images = input_pipeline.to_float(pixels(mnist.train)[:8])
   labels = mnist.train.labels[:8]
   step = jit(steps.train_step)
 
@@ -116,6 +118,18 @@ def test_dropout_is_a_function_of_seed_and_step(mnist):
   assert (first != probabilities(3, seed=2)).all()
 
 
+@pytest.mark.parametrize("batch_size", [3, 40])
+def test_the_first_examples_are_kept_to_the_bit(mnist, batch_size):
+  rows = jax.tree.map(lambda x: x[:100], mnist.train)
+  rngs = jax.random.split(jax.random.key(0))
+  training = trained(1, rows, *rngs, batch_size=batch_size)
+  batch = input_pipeline.epoch_indices(rngs[0], 0, 100)[:batch_size]
+  np.testing.assert_array_equal(training.labels, rows.labels[batch[:5]])
+
+  logits = jnp.array(np.random.default_rng(0).normal(0, 1e3, (batch_size, 10)))
+  np.testing.assert_array_equal(steps._first(logits), logits[:5])
+
+
 def test_training_takes_the_batches_of_the_order(mnist):
   """The loop's steps equal train_step on batches gathered with NumPy."""
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
@@ -127,7 +141,7 @@ def test_training_takes_the_batches_of_the_order(mnist):
   state, total = create_state(), steps.Metrics.zero()
   step = jit(steps.train_step)
   for batch in batches:
-    images = np.float32(np.asarray(examples.images)[batch]) / 255
+    images = np.float32(np.asarray(pixels(examples))[batch]) / 255
     labels = np.asarray(examples.labels)[batch]
     state, metrics, probabilities = step(state, images, labels, dropout_rng)
     total += metrics
@@ -146,7 +160,7 @@ def test_inspection_is_what_numpy_finds(mnist):
   rng = jax.random.key(2)
   inspect = jit(functools.partial(steps.inspect, batch_size=20))
   inspection = inspect(state, examples, rng)
-  np.testing.assert_array_equal(inspection.image, examples.images[0])
+  np.testing.assert_array_equal(inspection.image, pixels(examples)[0])
   assert inspection.deformed is None
   shapes = {name: x.shape for name, x in inspection.layers.items()}
   assert shapes == {
@@ -162,7 +176,7 @@ def test_inspection_is_what_numpy_finds(mnist):
     inspection.probabilities, jax.nn.softmax(logits), rtol=1e-4
   )
   # A step of plain SGD moves each parameter by rate times the gradient.
-  images = input_pipeline.to_float(examples.images[:20])
+  images = input_pipeline.to_float(pixels(examples)[:20])
   step = jit(steps.train_step)
   after, _, _ = step(state, images, examples.labels[:20], rng)
   moved = jax.tree.map(
@@ -257,7 +271,7 @@ def test_weight_decay_shrinks_kernels_alone():
 
 
 def test_the_average_of_the_parameters_is_evaluated(mnist):
-  images = input_pipeline.to_float(mnist.train.images[:8])
+  images = input_pipeline.to_float(pixels(mnist.train)[:8])
   step = jit(steps.train_step)
   state = steps.create_train_state(
     jax.random.key(0), CNN(), optax.sgd(0.1), ema_decay=0.3
@@ -319,7 +333,7 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
   for step, batch in enumerate((order[:20], order[20:40])):
     rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
     images = input_pipeline.augment(
-      rng, input_pipeline.to_float(examples.images[batch]), limits
+      rng, input_pipeline.to_float(pixels(examples)[batch]), limits
     )
     state, _, probabilities = train_step(
       state, images, examples.labels[batch], dropout_rng
@@ -332,7 +346,7 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
     state, examples, dropout_rng, batch_size=20, augmentation=limits
   )
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, 2), 1)
-  images = input_pipeline.to_float(examples.images[:20])
+  images = input_pipeline.to_float(pixels(examples)[:20])
   np.testing.assert_array_equal(inspection.originals, images)
   np.testing.assert_array_equal(
     inspection.deformed, input_pipeline.augment(rng, images, limits)
