@@ -1,12 +1,23 @@
 """The tutorial's network in several libraries, as their users write it.
 
 Each class is one program: built from the same weights, it trains on batches of
-the same images and evaluates all of them. `throughput.py` gives each a process
-of its own.
+the same images and, but for one, evaluates all of them. `throughput.py` runs
+each in a process of its own, some with another Python and its packages:
+
+    python benchmarks/peers.py CLASS ARGUMENTS
+
+takes the arguments, and then one request a line, as JSON: the name of a method
+and what to call it with. It answers with a line of what the method returned and
+the seconds that it took.
 """
 
 import functools
+import json
 import os
+import pathlib
+import sys
+import threading
+import time
 
 import numpy as np
 
@@ -20,6 +31,11 @@ def make_data() -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (NUM_IMAGES, 28, 28, 1), np.uint8)
   return images, rng.integers(0, 10, NUM_IMAGES, np.int32)
+
+
+def first_images() -> np.ndarray:
+  """The images that all programs must give the same logits for."""
+  return np.float32(make_data()[0][:100]) / 255
 
 
 def make_params() -> dict[str, dict[str, np.ndarray]]:
@@ -62,7 +78,7 @@ class This:
     repeats = -(-num_images // NUM_IMAGES)
     self._examples = jax.device_put(
       input_pipeline.Examples(
-        np.tile(images, (repeats, 1, 1, 1))[:num_images],
+        np.tile(images.reshape(NUM_IMAGES, -1), (repeats, 1))[:num_images],
         np.tile(labels, repeats)[:num_images],
       )
     )
@@ -77,8 +93,8 @@ class This:
     self._evaluate = steps.evaluator(self._examples, 1000)
     self._logits = lambda x: network.apply({"params": state.params}, x)
 
-  def logits(self, images):
-    return np.asarray(self._logits(images))
+  def logits(self):
+    return self._logits(first_images())
 
   def train(self, num_steps):
     self._training = self._run(
@@ -90,47 +106,59 @@ class This:
     self._evaluate(self._training.state)
 
 
+def plain_flax():
+  """The network and the training step as Flax's examples write them.
+
+  Returns:
+    The module, and a function from a TrainState, images, labels and a key to
+    the state after and the loss.
+  """
+  from flax import linen as nn
+  import jax
+  import optax
+
+  class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      x = nn.relu(nn.Conv(32, (5, 5), name="conv1")(x))
+      x = nn.max_pool(x, (2, 2), (2, 2))
+      x = nn.relu(nn.Conv(64, (5, 5), name="conv2")(x))
+      x = nn.max_pool(x, (2, 2), (2, 2))
+      x = x.reshape((x.shape[0], -1))
+      x = nn.relu(nn.Dense(1024, name="dense")(x))
+      x = nn.Dropout(DROPOUT_RATE, deterministic=not train)(x)
+      return nn.Dense(10, name="logits")(x)
+
+  def train_step(state, images, labels, rng):
+    rngs = {"dropout": jax.random.fold_in(rng, state.step)}
+
+    def loss_fn(params):
+      logits = state.apply_fn({"params": params}, images, True, rngs=rngs)
+      return optax.softmax_cross_entropy_with_integer_labels(
+        logits, labels
+      ).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+  return CNN(), train_step
+
+
 class PlainFlax:
   """Flax linen as the Flax examples write it."""
 
   def __init__(self, batch_size: int):
-    from flax import linen as nn
     from flax.training import train_state
     import jax
     import jax.numpy as jnp
     import optax
-
-    class CNN(nn.Module):
-      @nn.compact
-      def __call__(self, x, train):
-        x = nn.relu(nn.Conv(32, (5, 5), name="conv1")(x))
-        x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Conv(64, (5, 5), name="conv2")(x))
-        x = nn.max_pool(x, (2, 2), (2, 2))
-        x = x.reshape((x.shape[0], -1))
-        x = nn.relu(nn.Dense(1024, name="dense")(x))
-        x = nn.Dropout(DROPOUT_RATE, deterministic=not train)(x)
-        return nn.Dense(10, name="logits")(x)
-
-    @jax.jit
-    def train_step(state, images, labels, rng):
-      rngs = {"dropout": jax.random.fold_in(rng, state.step)}
-
-      def loss_fn(params):
-        logits = state.apply_fn({"params": params}, images, True, rngs=rngs)
-        return optax.softmax_cross_entropy_with_integer_labels(
-          logits, labels
-        ).mean()
-
-      loss, grads = jax.value_and_grad(loss_fn)(state.params)
-      return state.apply_gradients(grads=grads), loss
 
     @jax.jit
     def eval_step(state, images, labels):
       logits = state.apply_fn({"params": state.params}, images, False)
       return (logits.argmax(-1) == labels).sum()
 
-    network = CNN()
+    network, train_step = plain_flax()
     self._state = train_state.TrainState.create(
       apply_fn=network.apply,
       params=jax.tree.map(jnp.asarray, make_params()),
@@ -139,12 +167,12 @@ class PlainFlax:
     self._batch_size = batch_size
     images, self._labels = make_data()
     self._images = np.float32(images) / 255
-    self._train_step, self._eval_step = train_step, eval_step
+    self._train_step, self._eval_step = jax.jit(train_step), eval_step
     self._rng, self._order = jax.random.key(0), np.random.default_rng(0)
 
-  def logits(self, images):
+  def logits(self):
     params = {"params": self._state.params}
-    return np.asarray(self._state.apply_fn(params, images, False))
+    return self._state.apply_fn(params, first_images(), False)
 
   def train(self, num_steps):
     for _ in range(num_steps):
@@ -216,11 +244,11 @@ class Torch:
     images = self._images[index].float() / 255
     return images.contiguous(memory_format=self._format), self._labels[index]
 
-  def logits(self, images):
+  def logits(self):
     torch = self._torch
     self._network.eval()
     with torch.no_grad():
-      images = torch.tensor(images).permute(0, 3, 1, 2)
+      images = torch.tensor(first_images()).permute(0, 3, 1, 2)
       return self._network(images).numpy()
 
   def train(self, num_steps):
@@ -279,8 +307,8 @@ class Keras:
     self._images = np.float32(images) / 255
     self._batch_size = batch_size
 
-  def logits(self, images):
-    return self._network.predict_on_batch(images)
+  def logits(self):
+    return self._network.predict_on_batch(first_images())
 
   def train(self, num_steps):
     size = num_steps * self._batch_size
@@ -296,6 +324,95 @@ class Keras:
     self._network.evaluate(
       self._images, self._labels, batch_size=1000, verbose=0
     )
+
+
+class Estimator:
+  """The tutorial's own program, by TensorFlow's Estimator and layers.
+
+  Its training goes on in a thread, which waits between two calls of `train`:
+  to begin anew, Estimator would build its graph and restore a checkpoint.
+  """
+
+  def __init__(self, batch_size: int):
+    import tensorflow
+
+    tf = tensorflow.compat.v1
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    self._tf = tf
+    self._wanted = threading.Semaphore(0)
+    self._taken = threading.Semaphore(0)
+    wanted, taken = self._wanted, self._taken
+
+    class TakeTurns(tf.train.SessionRunHook):
+      def before_run(self, run_context):
+        wanted.acquire()
+
+      def after_run(self, run_context, run_values):
+        taken.release()
+
+    images, labels = make_data()
+    inputs = tf.estimator.inputs.numpy_input_fn(
+      x={"x": np.float32(images) / 255},
+      y=labels,
+      batch_size=batch_size,
+      num_epochs=None,
+      shuffle=True,
+    )
+    estimator = tf.estimator.Estimator(self._model_fn)
+    hooks = [
+      tf.train.LoggingTensorHook({"probabilities": "softmax"}, every_n_iter=50),
+      TakeTurns(),
+    ]
+    threading.Thread(
+      target=estimator.train, args=(inputs, hooks), daemon=True
+    ).start()
+
+  def _network(self, images, training):
+    tf = self._tf
+    params = {
+      name: {
+        f"{kind}_initializer": tf.constant_initializer(value)
+        for kind, value in layer.items()
+      }
+      for name, layer in make_params().items()
+    }
+    x = tf.reshape(images, [-1, 28, 28, 1])
+    for name, filters in (("conv1", 32), ("conv2", 64)):
+      x = tf.layers.conv2d(
+        x,
+        filters,
+        [5, 5],
+        padding="same",
+        activation=tf.nn.relu,
+        **params[name],
+      )
+      x = tf.layers.max_pooling2d(x, [2, 2], 2)
+    x = tf.reshape(x, [-1, 7 * 7 * 64])
+    x = tf.layers.dense(x, 1024, activation=tf.nn.relu, **params["dense"])
+    x = tf.layers.dropout(x, DROPOUT_RATE, training=training)
+    return tf.layers.dense(x, 10, **params["logits"])
+
+  def _model_fn(self, features, labels, mode):
+    tf = self._tf
+    logits = self._network(features["x"], mode == tf.estimator.ModeKeys.TRAIN)
+    tf.nn.softmax(logits, name="softmax")
+    loss = tf.losses.sparse_softmax_cross_entropy(labels, logits)
+    train_op = tf.train.GradientDescentOptimizer(LEARNING_RATE).minimize(
+      loss, global_step=tf.train.get_global_step()
+    )
+    return tf.estimator.EstimatorSpec(mode, loss=loss, train_op=train_op)
+
+  def logits(self):
+    tf = self._tf
+    with tf.Graph().as_default(), tf.Session() as session:
+      logits = self._network(first_images(), training=False)
+      session.run(tf.global_variables_initializer())
+      return session.run(logits)
+
+  def train(self, num_steps):
+    self._wanted.release(num_steps)
+    for _ in range(num_steps):
+      self._taken.acquire()
 
 
 class MatrixProduct:
@@ -315,3 +432,24 @@ class MatrixProduct:
     for _ in range(num_products):
       product = self._product(self._matrix, self._matrix)
     product.block_until_ready()
+
+
+def main() -> None:
+  """Answers requests until there are no more."""
+  name, arguments = sys.argv[1], json.loads(sys.argv[2])
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)  # What libraries print is no answer.
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+  program = globals()[name](**arguments)
+  print("ready", file=answers, flush=True)
+  for line in sys.stdin:
+    method, *args = json.loads(line)
+    start = time.perf_counter()
+    result = getattr(program, method)(*args)
+    seconds = time.perf_counter() - start
+    result = None if result is None else np.asarray(result).tolist()
+    print(json.dumps([result, seconds]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -4,6 +4,16 @@
     python benchmarks/throughput.py --json=docs/throughput.json \
       --picture=docs/throughput.png
 
+The two programs on TensorFlow need environments of their own, with Python 3.11,
+and are left out if their Python is not given:
+
+    python3.11 -m venv tf && tf/bin/pip install \
+      -r benchmarks/requirements-tensorflow.txt
+    python3.11 -m venv keras && keras/bin/pip install \
+      -r benchmarks/requirements-keras-tensorflow.txt
+    python benchmarks/throughput.py --tensorflow_python=tf/bin/python \
+      --keras_tensorflow_python=keras/bin/python
+
 All programs are alive at once, each in a process of its own, and take turns:
 every round measures each of them. Quoted are medians over the rounds, and
 medians of the rounds' ratios, which hold where the machine's speed wanders.
@@ -15,13 +25,12 @@ from collections.abc import Callable
 import datetime
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -44,6 +53,8 @@ FLOP_PER_IMAGE = 2 * (
 
 THIS = "this project"
 LIMIT = "limit: 2048x2048 jnp.dot"
+TENSORFLOW = "the tutorial, TensorFlow 2.15"
+KERAS_TENSORFLOW = "Keras 3 on TensorFlow"
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
   THIS: ("This", {}),
   "plain Flax linen": ("PlainFlax", {}),
@@ -58,52 +69,45 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
   ),
   "Keras 3 on JAX": ("Keras", {"backend": "jax"}),
   "Keras 3 on PyTorch": ("Keras", {"backend": "torch"}),
+  KERAS_TENSORFLOW: ("Keras", {"backend": "tensorflow"}),
+  TENSORFLOW: ("Estimator", {}),
   LIMIT: ("MatrixProduct", {}),
 }
-
-
-def _work(pipe, name: str, batch_size: int, **arguments) -> None:
-  """A worker process: answers (method, argument) with (result, seconds)."""
-  cls, fixed = PROGRAMS[name]
-  program = getattr(peers, cls)(batch_size, **fixed, **arguments)
-  pipe.send(None)
-  while request := pipe.recv():
-    method, *args = request
-    start = time.perf_counter()
-    result = getattr(program, method)(*args)
-    pipe.send((result, time.perf_counter() - start))
+_PEERS = pathlib.Path(__file__).with_name("peers.py")
+pythons = {name: sys.executable for name in PROGRAMS}
 
 
 class Worker:
   """A program in a process of its own."""
 
   def __init__(self, name: str, batch_size: int, **arguments):
-    context = multiprocessing.get_context("spawn")
-    self._pipe, theirs = context.Pipe()
-    self._process = context.Process(
-      target=_work, args=(theirs, name, batch_size), kwargs=arguments
+    cls, fixed = PROGRAMS[name]
+    arguments = {"batch_size": batch_size, **fixed, **arguments}
+    self._process = subprocess.Popen(
+      [pythons[name], _PEERS, cls, json.dumps(arguments)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
     )
-    self._process.start()
-    theirs.close()
-    self._pipe.recv()
+    if self._process.stdout.readline() != "ready\n":
+      raise RuntimeError(f"{name} could not be started")
 
   def __call__(self, method: str, *args) -> tuple[Any, float]:
     """Returns what the method returns, and the seconds it took."""
-    self._pipe.send((method, *args))
-    return self._pipe.recv()
+    print(json.dumps([method, *args]), file=self._process.stdin, flush=True)
+    return json.loads(self._process.stdout.readline())
 
   def close(self) -> None:
-    self._pipe.send(None)
-    self._process.join()
+    self._process.kill()
+    self._process.wait()
 
 
 def check_same_function(workers: dict[str, Worker]) -> None:
-  images = np.float32(peers.make_data()[0][:100]) / 255
-  expected, _ = workers[THIS]("logits", images)
+  expected = np.array(workers[THIS]("logits")[0])
   for name, worker in workers.items():
     if name == LIMIT:
       continue
-    logits, _ = worker("logits", images)
+    logits = np.array(worker("logits")[0])
     np.testing.assert_allclose(
       logits, expected, rtol=0, atol=1e-4, err_msg=name
     )
