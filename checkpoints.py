@@ -1,10 +1,13 @@
 """Saves and restores a TrainState with Orbax."""
 
+import collections
 from collections.abc import Iterator
+from concurrent import futures
 import contextlib
 import math
 import os
 import pathlib
+from typing import Any
 import zlib
 
 from absl import app
@@ -20,6 +23,7 @@ from steps import Metrics
 from steps import TrainState
 
 _NUM_NEWEST = 3
+_MAX_PENDING = 3  # Copies in memory of states that are still to be written.
 _BEST = "validation_accuracy"
 # Orbax compresses, but parameters hardly: a checkpoint that declares more than
 # this many times the size of its files is none of ours.
@@ -103,10 +107,56 @@ def restore_newest(
   raise app.UsageError(f"no checkpoint there can be restored; {reason}")
 
 
+class Manager:
+  """Orbax's CheckpointManager, for which the caller waits no more than it must.
+
+  Orbax writes in the background, but prepares that in the foreground.
+  """
+
+  def __init__(self, manager: ocp.CheckpointManager):
+    self.directory = manager.directory
+    self.all_steps = manager.all_steps
+    self.latest_step = manager.latest_step
+    self._manager = manager
+    self._thread = futures.ThreadPoolExecutor(max_workers=1)
+    self._saves = collections.deque()  # In the background, the oldest first.
+
+  def save(
+    self, step: int, saved: dict[str, Any], metrics: dict[str, float]
+  ) -> None:
+    """Saves arrays, which are copied before this returns.
+
+    Raises:
+      Exception: an earlier save failed.
+    """
+    if jax.process_count() > 1:  # They must call Orbax at the same step.
+      self._save(step, saved, metrics)
+      return
+    while len(self._saves) >= _MAX_PENDING or (
+      self._saves and self._saves[0].done()
+    ):
+      self._saves.popleft().result()
+    self._saves.append(
+      self._thread.submit(self._save, step, jax.device_get(saved), metrics)
+    )
+
+  def _save(self, step, saved, metrics):
+    saved["checksum"] = _checksum(saved)
+    self._manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
+
+  def wait_until_finished(self) -> None:
+    """Waits for all saves, and raises what one of them raised."""
+    while self._saves:
+      self._saves.popleft().result()
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._thread.shutdown()
+    self._manager.close()
+
+
 @contextlib.contextmanager
-def open_manager(
-  workdir: pathlib.Path, start_step: int
-) -> Iterator[ocp.CheckpointManager]:
+def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
   """Opens `workdir/checkpoints`: the newest three and the best are kept.
 
   Newer ones than `start_step`, and others that Orbax cannot open, are moved to
@@ -146,7 +196,7 @@ def open_manager(
     # Else, where that fails, Orbax's threads hold the process for minutes.
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
-  manager = ocp.CheckpointManager(_folder(workdir), options=options)
+  manager = Manager(ocp.CheckpointManager(_folder(workdir), options=options))
   try:
     yield manager
     wait(manager)
@@ -156,7 +206,7 @@ def open_manager(
 
 
 def save(
-  manager: ocp.CheckpointManager,
+  manager: Manager,
   step: int,
   state: TrainState,
   since_log: Metrics,
@@ -178,19 +228,18 @@ def save(
   if validation_accuracy is not None:
     metrics = {_BEST: validation_accuracy}
   saved = {"state": state, "since_log": since_log}
-  saved["checksum"] = _checksum(saved)
   with _explained(manager):
-    manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
+    manager.save(step, saved, metrics)
 
 
-def wait(manager: ocp.CheckpointManager) -> None:
+def wait(manager: Manager) -> None:
   """Waits until all is saved; app.UsageError says why something is not."""
   with _explained(manager):
     manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def _explained(manager: ocp.CheckpointManager) -> Iterator[None]:
+def _explained(manager: Manager) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise anything.

@@ -243,6 +243,10 @@ class Logger:
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
 
+  def can_draw(self) -> bool:
+    """Whether no earlier pictures are being drawn: these take their time."""
+    return self._writes and (self._drawing is None or self._drawing.done())
+
   def pictures(
     self,
     step: int,
@@ -264,9 +268,7 @@ class Logger:
     """
     if not self._writes:
       return
-    if self._drawing:
-      self._drawing.result()  # One at a time.
-    self._drawing = self._artist.submit(
+    self._drawing = self._artist.submit(  # Its one thread draws in turn.
       self._draw, step, examples, probabilities, params, inspection, class_names
     )
 

@@ -103,7 +103,9 @@ def repeated(step: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(carry, num_steps, *args):
       for _ in range(num_steps):
-        carry = jitted(carry, *args)
+        before, carry = carry, jitted(carry, *args)
+        # JAX would queue dozens: a progress bar should count finished steps.
+        jax.block_until_ready(before)
       return carry
 
     return run

@@ -85,13 +85,11 @@ class Metrics(struct.PyTreeNode):
     return jax.tree.map(jnp.add, self, other)
 
   def means(self) -> dict[str, float]:
-    """Fetches the mean loss and the accuracy from the device."""
-    loss, num_correct, num_examples = jax.device_get(
-      (self.loss, self.num_correct, self.num_examples)
-    )
+    """Returns the mean loss and the accuracy."""
+    num_examples = int(self.num_examples)
     return {
-      "loss": float(loss) / int(num_examples),
-      "accuracy": int(num_correct) / int(num_examples),
+      "loss": float(self.loss) / num_examples,
+      "accuracy": int(self.num_correct) / num_examples,
     }
 
 
@@ -332,9 +330,46 @@ def is_finite(training: Training) -> jax.Array:
   return jnp.stack([jnp.isfinite(value).all() for value in values]).all()
 
 
+class Report(struct.PyTreeNode):
+  """What the host logs, in one piece: each fetch makes the device wait.
+
+  Attributes:
+    is_finite: of the function of that name.
+    metrics: the sums since the last log.
+    learning_rate: of the last step.
+    labels: as in Training.
+    probabilities: as in Training.
+  """
+
+  is_finite: jax.Array
+  metrics: Metrics
+  learning_rate: jax.Array
+  labels: jax.Array
+  probabilities: jax.Array
+
+
+def report(training: Training, learning_rate: optax.ScalarOrSchedule) -> Report:
+  """Collects what the host logs, on the device."""
+  if callable(learning_rate):  # It was called with the steps before this one.
+    learning_rate = learning_rate(training.state.step - 1)
+  return Report(
+    is_finite=is_finite(training),
+    metrics=training.metrics,
+    learning_rate=jnp.float32(learning_rate),
+    labels=training.labels,
+    probabilities=training.probabilities,
+  )
+
+
 def reset_metrics(training: Training) -> Training:
   """Begins new sums, after a log."""
-  return training.replace(metrics=sharding.replicate(Metrics.zero()))
+  return training.replace(metrics=_zeros_like(training.metrics))
+
+
+@jax.jit
+def _zeros_like(metrics):
+  # Made on the device: to send it three numbers takes longer.
+  return sharding.replicate(jax.tree.map(jnp.zeros_like, metrics))
 
 
 def _augment(dropout_rng, step, images, augmentation):
@@ -444,6 +479,6 @@ def evaluator(
     carry = sharding.replicate((np.int32(0), logits))
     _, logits = run(carry, math.ceil(len(labels) / batch_size), state, examples)
     metrics, probabilities = score(logits)
-    return metrics.means(), probabilities
+    return jax.device_get(metrics).means(), probabilities
 
   return evaluate

@@ -23,7 +23,6 @@ from absl import logging
 import jax
 import ml_collections
 from ml_collections import config_flags
-import orbax.checkpoint as ocp
 
 import checkpoints
 import input_pipeline
@@ -159,7 +158,7 @@ def _train(
   data: input_pipeline.Data,
   state: steps.TrainState,
   since_log: steps.Metrics,
-  manager: ocp.CheckpointManager,
+  manager: checkpoints.Manager,
   logger: logger_lib.Logger,
   noted_signal: Callable[[], signal.Signals | None],
 ) -> steps.TrainState:
@@ -174,6 +173,9 @@ def _train(
     functools.partial(steps.train_on_next_batch, **static)
   )
   learning_rate = steps.learning_rate(config)
+  report_on = jax.jit(
+    functools.partial(steps.report, learning_rate=learning_rate)
+  )
   evaluate = steps.evaluator(data.validation, config.eval_batch_size)
   inspect = jax.jit(
     functools.partial(steps.inspect, **static),
@@ -196,7 +198,7 @@ def _train(
       jax.block_until_ready(training)
       logger.restart_clock(step + num_steps)
     step += num_steps
-    logger.progress(step)
+    logger.progress(_finished_steps(step))
     is_last = step == config.num_steps
     signal_ = noted_signal()  # Asked once: one may come at any moment.
     shows = _is_due(config.log_probabilities_every_steps, step)
@@ -204,28 +206,28 @@ def _train(
     evaluates = is_last or _is_due(config.eval_every_steps, step)
     saves = is_last or signal_ or _is_due(config.checkpoint_every_steps, step)
     if shows or logs or evaluates or saves:
-      if not jax.device_get(steps.is_finite(training)):
+      report = jax.device_get(report_on(training))
+      logger.progress(step)
+      if not report.is_finite:
         raise _not_finite(config, manager, step)
 
     if shows:
-      logger.probabilities(
-        step, *jax.device_get((training.labels, training.probabilities))
-      )
+      logger.probabilities(step, report.labels, report.probabilities)
     if logs:
-      rate = learning_rate
-      if callable(rate):  # Of the steps that were taken before this one.
-        rate = float(rate(step - 1))
-      logger.train(step, training.metrics.means(), rate)
+      # The config's own number has no rounding to float32.
+      rate = report.learning_rate if callable(learning_rate) else learning_rate
+      logger.train(step, report.metrics.means(), float(rate))
       training = steps.reset_metrics(training)
     validation = {}
     if evaluates:
       validation, probabilities = evaluate(training.state)
       logger.evaluation(step, "validation", validation)
       inspection = inspect(training.state, data.train, dropout_rng)
-      learned = (probabilities, training.state.eval_params, inspection)
-      logger.pictures(
-        step, validation_examples, *jax.device_get(learned), data.class_names
-      )
+      if is_last or logger.can_draw():
+        learned = (probabilities, training.state.eval_params, inspection)
+        logger.pictures(
+          step, validation_examples, *jax.device_get(learned), data.class_names
+        )
     if saves:
       accuracy = validation.get("accuracy")
       checkpoints.save(
@@ -241,7 +243,7 @@ def _train(
 
 
 def _not_finite(
-  config: ml_collections.ConfigDict, manager: ocp.CheckpointManager, step: int
+  config: ml_collections.ConfigDict, manager: checkpoints.Manager, step: int
 ) -> app.UsageError:
   checkpoints.wait(manager)
   last = manager.latest_step()
@@ -274,6 +276,15 @@ def _steps_to_dispatch(config: ml_collections.ConfigDict, step: int) -> int:
     if key.endswith("_every_steps") and config[key]:
       boundaries.append((step // config[key] + 1) * config[key])
   return min(boundaries) - step
+
+
+def _finished_steps(step: int) -> int:
+  """How many steps to show when this many were dispatched.
+
+  On a CPU the last one is still being computed. An accelerator takes all steps
+  up to a boundary at once, and does not say how far it is.
+  """
+  return step - 1 if jax.default_backend() == "cpu" else step
 
 
 def _use_platform(platform: str | None) -> None:

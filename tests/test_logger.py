@@ -1,3 +1,5 @@
+import threading
+
 from conftest import files_of_at_most
 from conftest import read_events
 from conftest import read_jsonl
@@ -57,6 +59,27 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
   hparams = values["_hparams_/session_start_info"].metadata.plugin_data
   for key in config:
     assert key.encode() in hparams.content
+
+
+def test_pictures_are_skipped_while_earlier_ones_are_drawn(
+  tmp_path, config, monkeypatch
+):
+  begun, go_on, drawn = threading.Event(), threading.Event(), []
+
+  def draw(self, step, *_):
+    begun.set()
+    assert go_on.wait(60)
+    drawn.append(step)
+
+  monkeypatch.setattr(logger_lib.Logger, "_draw", draw)
+  with logger_lib.Logger(tmp_path, config, 0) as logger:
+    assert logger.can_draw()
+    logger.pictures(10, *[None] * 5)
+    assert begun.wait(60)
+    assert not logger.can_draw()
+    logger.pictures(30, *[None] * 5)  # The last ones are drawn all the same.
+    go_on.set()
+  assert drawn == [10, 30]
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):

@@ -55,3 +55,11 @@ def test_repeated_applies_the_step_so_many_times():
   for num_steps in (0, 1, 5):
     count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
     assert (count, product) == (num_steps, 2.0**num_steps)
+
+
+def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
+  """Else a progress bar would count steps that only wait in a queue."""
+  waited_for = []
+  monkeypatch.setattr(jax, "block_until_ready", waited_for.append)
+  assert ops.repeated(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
+  assert waited_for == [0, 1, 2, 3, 4]

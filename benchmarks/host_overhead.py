@@ -1,0 +1,167 @@
+"""Where the host's time goes when the steps themselves cost nothing.
+
+    python benchmarks/host_overhead.py --json=docs/host_overhead.json
+
+Runs the accelerators' loop at the cadence of configs/default.py, with steps,
+evaluations and inspections that compute nothing: what remains is what a fast
+device would wait for. What comes before the first step, all compilation, and
+what comes after the last step (the last checkpoint and the last pictures) are
+counted apart.
+"""
+
+import argparse
+import collections
+from collections.abc import Callable
+import contextlib
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+import checkpoints  # noqa: E402
+from configs import default  # noqa: E402
+import input_pipeline  # noqa: E402
+import logger as logger_lib  # noqa: E402
+import ops  # noqa: E402
+import steps  # noqa: E402
+import train  # noqa: E402
+
+_inspect = steps.inspect
+
+
+def no_step(training, examples, order_rng, dropout_rng, **static):
+  """A training step that only counts."""
+  del examples, order_rng, dropout_rng
+  state = training.state.replace(step=training.state.step + 1)
+  metrics = training.metrics.replace(
+    loss=training.metrics.loss + 1.0,
+    num_examples=training.metrics.num_examples + static["batch_size"],
+  )
+  return training.replace(state=state, metrics=metrics)
+
+
+def no_evaluation(carry, state, examples, *, batch_size):
+  del state, examples
+  start, logits = carry
+  return start + batch_size, logits
+
+
+def no_inspection(state, examples, dropout_rng, **static):
+  """The shapes of an inspection, and no content."""
+  inspect = functools.partial(_inspect, **static)
+  shapes = jax.eval_shape(inspect, state, examples, dropout_rng)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+class Clock:
+  """Adds up the seconds that pass inside of functions, by kind."""
+
+  def __init__(self):
+    self.seconds = collections.Counter()
+    jax.monitoring.register_event_duration_secs_listener(self._on_compiling)
+
+  def _on_compiling(self, event: str, seconds: float, **_) -> None:
+    if event.startswith("/jax/core/compile/"):
+      self.seconds["compile"] += seconds
+
+  def timed(self, kind: str, function: Callable) -> Callable:
+    """The function, whose time but for compiling is added to a kind."""
+
+    def call(*args, **kwargs):
+      compiled, start = self.seconds["compile"], time.perf_counter()
+      try:
+        return function(*args, **kwargs)
+      finally:
+        self.seconds[kind] += time.perf_counter() - start
+        self.seconds[kind] -= self.seconds["compile"] - compiled
+
+    return call
+
+
+def measure(num_steps: int) -> dict[str, Any]:
+  """Runs the loop, and returns the seconds of each kind of work."""
+  config = default.get_config()
+  config.num_steps = num_steps
+  clock, times = Clock(), {}
+  repeated, wait = ops.repeated, checkpoints.wait
+
+  def timed_repeated(step):
+    run = repeated(step)
+    dispatch = clock.timed("dispatches of steps", run)
+
+    def call(carry, *args):
+      if not isinstance(carry, steps.Training):
+        return run(carry, *args)
+      if "start" in times:
+        return dispatch(carry, *args)
+      carry = jax.block_until_ready(run(carry, *args))
+      times["start"] = time.perf_counter()
+      clock.seconds.clear()
+      return carry
+
+    return call
+
+  def end_loop(manager):
+    if "end" not in times:
+      times["end"] = time.perf_counter()
+      times["kinds"] = dict(clock.seconds)
+    wait(manager)
+
+  logger = logger_lib.Logger
+  patches = [
+    (jax, "default_backend", lambda: "tpu"),
+    (ops, "repeated", timed_repeated),
+    (steps, "train_on_next_batch", no_step),
+    (steps, "eval_on_next_batch", no_evaluation),
+    (steps, "inspect", no_inspection),
+    (jax, "device_get", clock.timed("fetches", jax.device_get)),
+    (checkpoints, "save", clock.timed("saves", checkpoints.save)),
+    (checkpoints, "wait", end_loop),
+    (logger, "train", clock.timed("logs", logger.train)),
+    (logger, "evaluation", clock.timed("logs", logger.evaluation)),
+    (logger, "pictures", clock.timed("pictures", logger.pictures)),
+  ]
+  with (
+    contextlib.ExitStack() as stack,
+    tempfile.TemporaryDirectory() as folder,
+  ):
+    for patch in patches:
+      stack.enter_context(mock.patch.object(*patch))
+    start = time.perf_counter()
+    train.train_and_evaluate(config, pathlib.Path(folder, "run"))
+    end = time.perf_counter()
+  kinds = times["kinds"]
+  in_loop = times["end"] - times["start"]
+  return {
+    "seconds_before_the_loop": times["start"] - start,
+    "seconds_in_the_loop": in_loop - kinds["compile"],
+    "seconds_after_the_loop": end - times["end"],
+    "of_the_loop": {**kinds, "rest": in_loop - sum(kinds.values())},
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--num_steps", type=int, default=20_000)
+  parser.add_argument("--json", help="where to write the result")
+  args = parser.parse_args()
+  input_pipeline.load(default.get_config())  # Prepared, if it was not.
+  result = {"num_steps": args.num_steps, **measure(args.num_steps)}
+  print(json.dumps(result, indent=2))
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()
