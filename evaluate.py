@@ -227,6 +227,7 @@ def main() -> None:
   args = parser.parse_args()
   logger.setup_console()
   ops.cache_compilations()
+  ops.keep_freed_memory()
   with logger.one_line_errors():
     result, report = evaluate(
       [workdir.expanduser() for workdir in args.workdir],

@@ -8,6 +8,7 @@ function of (seed, step).
 from collections.abc import Sequence
 import contextlib
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -77,6 +78,12 @@ def load(
   Raises:
     app.UsageError: names the key or the file that is wrong.
   """
+  if not importlib.util.find_spec("array_record"):
+    raise app.UsageError(
+      "array_record, which stores the data sets, is not installed; on Windows,"
+      " for which it has no wheels, use WSL2; elsewhere, run"
+      " `pip install -r requirements.txt`"
+    )
   try:
     with processes.first_goes_first("load the data"):  # From one disk, maybe.
       data = _load(config, splits)

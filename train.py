@@ -340,6 +340,7 @@ def main(argv: list[str]) -> None:
   del argv
   logger_lib.setup_console()
   ops.cache_compilations()
+  ops.keep_freed_memory()
   config = _CONFIG.value
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   with logger_lib.one_line_errors():

@@ -69,6 +69,7 @@ class This:
     import ops
     import steps
 
+    ops.keep_freed_memory()
     self._block = jax.block_until_ready
     network = model.CNN(dropout_rate=DROPOUT_RATE)
     state = steps.create_train_state(

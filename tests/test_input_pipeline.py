@@ -1,4 +1,5 @@
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -264,6 +265,13 @@ def test_arrays_that_cannot_be_written_are_done_without(
   monkeypatch.setattr(np, "savez", no_space)
   data = input_pipeline.load(tiny_set_config)
   assert data.test.labels.shape == (12,)
+
+
+def test_windows_is_told_to_use_wsl2(default_config, monkeypatch):
+  # As on Windows, where requirements.txt leaves it out.
+  monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+  with pytest.raises(app.UsageError, match="array_record.*on Windows.*WSL2"):
+    input_pipeline.load(default_config)
 
 
 NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0)

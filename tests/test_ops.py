@@ -1,5 +1,9 @@
 import functools
+import platform
+import subprocess
+import sys
 
+from conftest import PROJECT
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,6 +59,32 @@ def test_repeated_applies_the_step_so_many_times():
   for num_steps in (0, 1, 5):
     count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
     assert (count, product) == (num_steps, 2.0**num_steps)
+
+
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != "glibc", reason="glibc has the setting"
+)
+def test_freed_memory_is_kept():
+  """A large array does not leave the heap when it is freed."""
+  code = """if True:
+    import ctypes, ops, sys
+
+    if sys.argv[1] == "kept":
+      ops.keep_freed_memory()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    block = libc.malloc(ctypes.c_size_t(2**28))
+    ctypes.memset(block, 1, 2**28)
+    libc.free(ctypes.c_void_p(block))
+    (resident,) = [x for x in open("/proc/self/status") if "VmRSS" in x]
+    print(resident.split()[1])
+  """
+
+  def kibibytes(argument):
+    command = [sys.executable, "-c", code, argument]
+    return int(subprocess.check_output(command, cwd=PROJECT))
+
+  assert kibibytes("kept") > kibibytes("") + 2**18 - 2**15
 
 
 def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
