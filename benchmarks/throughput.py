@@ -4,13 +4,13 @@
     python benchmarks/throughput.py --json=docs/throughput.json \
       --picture=docs/throughput.png
 
-The two programs on TensorFlow need environments of their own, with Python 3.11,
-and are left out if their Python is not given:
+The two programs on TensorFlow need environments of their own, and are left out
+if their Python is not given:
 
-    python3.11 -m venv tf && tf/bin/pip install \
-      -r benchmarks/requirements-tensorflow.txt
-    python3.11 -m venv keras && keras/bin/pip install \
-      -r benchmarks/requirements-keras-tensorflow.txt
+    python3.11 -m venv tf
+    tf/bin/pip install -r benchmarks/requirements-tensorflow.txt
+    python3.11 -m venv keras
+    keras/bin/pip install -r benchmarks/requirements-keras-tensorflow.txt
     python benchmarks/throughput.py --tensorflow_python=tf/bin/python \
       --keras_tensorflow_python=keras/bin/python
 
@@ -202,23 +202,29 @@ def scaling(rounds: int) -> dict[str, Any]:
 
 def describe_machine() -> dict[str, Any]:
   packages = ("jax", "jaxlib", "flax", "torch", "keras", "numpy")
+  processor, extensions = _processor()
   return {
     "date": datetime.date.today().isoformat(),
-    "processor": _processor(),
+    "processor": processor,
+    "vector_extensions": extensions,
     "cores": os.cpu_count(),
     "python": platform.python_version(),
     "versions": {name: importlib.metadata.version(name) for name in packages},
   }
 
 
-def _processor() -> str:
+def _processor() -> tuple[str, str]:
+  """Its name, and the widest of its vector extensions."""
   try:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-      if line.startswith("model name"):
-        return line.split(":")[1].strip()
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
-    pass
-  return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine(), "unknown"
+  pairs = [line.split(":", 1) for line in lines if ":" in line]
+  info = {key.strip(): value.strip() for key, value in pairs}
+  flags = info.get("flags", "").split()
+  known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+  widest = next((known[flag] for flag in known if flag in flags), "none of AVX")
+  return info.get("model name", platform.machine()), widest
 
 
 def print_tables(result: dict[str, Any]) -> None:
@@ -227,6 +233,11 @@ def print_tables(result: dict[str, Any]) -> None:
   def row(*cells):
     print("|", " | ".join(map(str, cells)), "|")
 
+  machine = result["machine"]
+  print(
+    f"{machine['cores']} cores, {machine['processor']},"
+    f" {machine['vector_extensions']}, {machine['date']}\n"
+  )
   row("batch 100", "training steps/s", "x", "evaluation images/s", "x")
   row(*["---"] * 5)
   for name, kinds in result["batch_size"]["100"].items():
@@ -241,6 +252,8 @@ def print_tables(result: dict[str, Any]) -> None:
   print("\nx: the median of how much longer it takes than this project.\n")
 
   others = [size for size in result["batch_size"] if size != "100"]
+  if not others:
+    return
   row("training images/s", *(f"batch {size}" for size in others))
   row(*["---"] * (1 + len(others)))
   for name in result["batch_size"][others[0]]:
@@ -286,6 +299,12 @@ def draw(result: dict[str, Any], path: str) -> None:
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
   axes.invert_yaxis()
+  machine = result["machine"]
+  picture.suptitle(
+    f"{machine['cores']} cores, {machine['processor']},"
+    f" {machine['vector_extensions']}",
+    fontsize=9,
+  )
   picture.savefig(path, dpi=120)
 
 
@@ -295,17 +314,31 @@ def main() -> None:
   )
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument(
-    "--other_batch_sizes", type=int, nargs="+", default=[32, 256, 1024]
+    "--other_batch_sizes",
+    type=int,
+    nargs="*",
+    default=[32, 256, 1024],
+    help="if none is given, scaling is left out too",
+  )
+  parser.add_argument(
+    "--tensorflow_python", help="one that has TensorFlow 2.15"
+  )
+  parser.add_argument(
+    "--keras_tensorflow_python", help="with Keras 3 and TensorFlow"
   )
   parser.add_argument("--json", help="where to write the result")
   parser.add_argument("--picture", help="where to draw it")
   args = parser.parse_args()
 
+  pythons[TENSORFLOW] = args.tensorflow_python
+  pythons[KERAS_TENSORFLOW] = args.keras_tensorflow_python
+  names = [name for name in PROGRAMS if pythons[name]]
   result = {"machine": describe_machine(), "batch_size": {}}
   for size in (100, *args.other_batch_sizes):
-    times = measure(list(PROGRAMS), size, args.rounds, evaluate=size == 100)
+    times = measure(names, size, args.rounds, evaluate=size == 100)
     result["batch_size"][str(size)] = summarise(times)
-  result["scaling"] = scaling(args.rounds)
+  if args.other_batch_sizes:
+    result["scaling"] = scaling(args.rounds)
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
   print_tables(result)
