@@ -330,37 +330,6 @@ def is_finite(training: Training) -> jax.Array:
   return jnp.stack([jnp.isfinite(value).all() for value in values]).all()
 
 
-class Report(struct.PyTreeNode):
-  """What the host logs, in one piece: each fetch makes the device wait.
-
-  Attributes:
-    is_finite: of the function of that name.
-    metrics: the sums since the last log.
-    learning_rate: of the last step.
-    labels: as in Training.
-    probabilities: as in Training.
-  """
-
-  is_finite: jax.Array
-  metrics: Metrics
-  learning_rate: jax.Array
-  labels: jax.Array
-  probabilities: jax.Array
-
-
-def report(training: Training, learning_rate: optax.ScalarOrSchedule) -> Report:
-  """Collects what the host logs, on the device."""
-  if callable(learning_rate):  # It was called with the steps before this one.
-    learning_rate = learning_rate(training.state.step - 1)
-  return Report(
-    is_finite=is_finite(training),
-    metrics=training.metrics,
-    learning_rate=jnp.float32(learning_rate),
-    labels=training.labels,
-    probabilities=training.probabilities,
-  )
-
-
 def reset_metrics(training: Training) -> Training:
   """Begins new sums, after a log."""
   return training.replace(metrics=_zeros_like(training.metrics))

@@ -7,6 +7,7 @@ The last line on stdout is the result, as JSON.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 import json
 import pathlib
@@ -173,9 +174,6 @@ def _train(
     functools.partial(steps.train_on_next_batch, **static)
   )
   learning_rate = steps.learning_rate(config)
-  report_on = jax.jit(
-    functools.partial(steps.report, learning_rate=learning_rate)
-  )
   evaluate = steps.evaluator(data.validation, config.eval_batch_size)
   inspect = jax.jit(
     functools.partial(steps.inspect, **static),
@@ -206,17 +204,26 @@ def _train(
     evaluates = is_last or _is_due(config.eval_every_steps, step)
     saves = is_last or signal_ or _is_due(config.checkpoint_every_steps, step)
     if shows or logs or evaluates or saves:
-      report = jax.device_get(report_on(training))
+      is_finite, metrics, *first = jax.device_get(  # All in one fetch.
+        (
+          steps.is_finite(training),
+          training.metrics,
+          training.labels,
+          training.probabilities,
+        )
+      )
       logger.progress(step)
-      if not report.is_finite:
+      if not is_finite:
         raise _not_finite(config, manager, step)
 
     if shows:
-      logger.probabilities(step, report.labels, report.probabilities)
+      logger.probabilities(step, *first)
     if logs:
-      # The config's own number has no rounding to float32.
-      rate = report.learning_rate if callable(learning_rate) else learning_rate
-      logger.train(step, report.metrics.means(), float(rate))
+      rate = learning_rate
+      if callable(rate):  # It was called with the steps before this one.
+        with _on_host():
+          rate = float(rate(step - 1))
+      logger.train(step, metrics.means(), rate)
       training = steps.reset_metrics(training)
     validation = {}
     if evaluates:
@@ -285,6 +292,14 @@ def _finished_steps(step: int) -> int:
   up to a boundary at once, and does not say how far it is.
   """
   return step - 1 if jax.default_backend() == "cpu" else step
+
+
+def _on_host() -> contextlib.AbstractContextManager:
+  """Computes on the host's CPU, and so without a fetch, if JAX may use it."""
+  try:
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+  except RuntimeError:  # JAX_PLATFORMS names others only.
+    return contextlib.nullcontext()
 
 
 def _use_platform(platform: str | None) -> None:
