@@ -395,8 +395,8 @@ def augment(
 def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
   """Interpolates linearly; 0 outside of an image.
 
-  A TPU gathers one number at a time, and a CPU multiplies slowly: each has its
-  own way to the same values.
+  A TPU gathers one number at a time. There the same sums are matrix products,
+  which would be slower on a CPU.
 
   Args:
     images: [B, height, width, channels].
@@ -405,12 +405,11 @@ def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
   Returns:
     [B, rows, columns, channels].
   """
-  over_batch = functools.partial(jax.vmap, in_axes=(0, 0))
   return lax.platform_dependent(
     images,
     sources,
-    tpu=over_batch(_interpolate_by_products),
-    default=over_batch(_interpolate_by_gathers),
+    tpu=jax.vmap(_interpolate_by_products),
+    default=jax.vmap(_interpolate_by_gathers),
   )
 
 
@@ -422,7 +421,7 @@ def _interpolate_by_gathers(image, sources):
 
 
 def _interpolate_by_products(image, sources):
-  """Weighs all pixels: 1 at their own position, 0 from their neighbours' on."""
+  """Sums all pixels, with weights that fall from 1 to 0 within one pixel."""
 
   def weights(positions, size):  # [size, values]
     distances = positions.ravel() - jnp.arange(size)[:, None]
