@@ -140,7 +140,7 @@ def measure(
         else:
           train = worker("train", num_steps)[1] / num_steps
         images = None
-        if evaluate and name != LIMIT:
+        if evaluate and name not in (LIMIT, TENSORFLOW):
           images = worker("evaluate")[1] / peers.NUM_IMAGES
         if number:  # The first round compiles.
           times[name]["train"].append(train)
