@@ -23,7 +23,7 @@ from steps import Metrics
 from steps import TrainState
 
 _NUM_NEWEST = 3
-_MAX_PENDING = 3  # Copies in memory of states that are still to be written.
+_MAX_PENDING = 3  # Copies in memory of states that are not written yet.
 _BEST = "validation_accuracy"
 # Orbax compresses, but parameters hardly: a checkpoint that declares more than
 # this many times the size of its files is none of ours.
@@ -108,9 +108,9 @@ def restore_newest(
 
 
 class Manager:
-  """Orbax's CheckpointManager, for which the caller waits no more than it must.
+  """Wraps Orbax's CheckpointManager so that saving does not hold up training.
 
-  Orbax writes in the background, but prepares that in the foreground.
+  Orbax writes in the background, but prepares each save in the foreground.
   """
 
   def __init__(self, manager: ocp.CheckpointManager):
@@ -119,7 +119,7 @@ class Manager:
     self.latest_step = manager.latest_step
     self._manager = manager
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
-    self._saves = collections.deque()  # In the background, the oldest first.
+    self._saves = collections.deque()  # The oldest first.
 
   def save(
     self, step: int, saved: dict[str, Any], metrics: dict[str, float]

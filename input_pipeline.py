@@ -42,8 +42,8 @@ class Examples(struct.PyTreeNode):
   """Images and their labels.
 
   Attributes:
-    images: uint8 [n, height * width * channels]. A TPU would lay [n, height,
-      width, channels] out with n as the fastest axis, and read 128 images to
+    images: uint8 [n, height * width * channels]. A TPU stores [n, height,
+      width, channels] with n as the fastest axis, and reads 128 images to
       gather one.
     labels: int32 [n].
     image_shape: (height, width, channels) of one image.
@@ -386,7 +386,7 @@ def augment(
     # So that the image's own pixels are among the finer ones.
     translation=jnp.full(2, (1 - _FINENESS) / 2),
     method="lanczos3",
-    precision="high",  # On TPUs; bfloat16 would be visible.
+    precision="high",  # A TPU's default, bfloat16, is visibly coarser.
   )
 
   return _interpolate(jnp.clip(fine, 0, 1), _FINENESS * sources)

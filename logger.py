@@ -244,7 +244,7 @@ class Logger:
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
 
   def can_draw(self) -> bool:
-    """Whether no earlier pictures are being drawn: these take their time."""
+    """Returns whether no earlier pictures are still being drawn."""
     return self._writes and (self._drawing is None or self._drawing.done())
 
   def pictures(

@@ -108,7 +108,7 @@ def repeated(step: Callable[..., Any]) -> Callable[..., Any]:
     def run(carry, num_steps, *args):
       for _ in range(num_steps):
         before, carry = carry, jitted(carry, *args)
-        # JAX would queue dozens: a progress bar should count finished steps.
+        # Otherwise JAX queues dozens, and the progress bar runs ahead.
         jax.block_until_ready(before)
       return carry
 

@@ -212,10 +212,10 @@ def train_step(
 
 
 def _first(logits):
-  """The first NUM_PROBABILITIES rows.
+  """Returns the first NUM_PROBABILITIES rows.
 
-  A slice would be fetched from the devices that hold it; a product is added up
-  over all devices, and joins the gradients, which are too.
+  Slicing a batch that is split over devices would need collectives of its own.
+  The all-reduce of a product is merged with the gradients' instead.
   """
   rows = jnp.eye(min(len(logits), NUM_PROBABILITIES), len(logits))
   return jnp.dot(rows, logits, precision="highest")
@@ -337,7 +337,7 @@ def reset_metrics(training: Training) -> Training:
 
 @jax.jit
 def _zeros_like(metrics):
-  # Made on the device: to send it three numbers takes longer.
+  # Creating them on the device is faster than sending them.
   return sharding.replicate(jax.tree.map(jnp.zeros_like, metrics))
 
 

@@ -286,16 +286,16 @@ def _steps_to_dispatch(config: ml_collections.ConfigDict, step: int) -> int:
 
 
 def _finished_steps(step: int) -> int:
-  """How many steps to show when this many were dispatched.
+  """Returns how many steps to show after dispatching this many.
 
-  On a CPU the last one is still being computed. An accelerator takes all steps
-  up to a boundary at once, and does not say how far it is.
+  A CPU is still computing the last one. An accelerator takes all steps up to a
+  boundary in one dispatch, and does not say how far it is.
   """
   return step - 1 if jax.default_backend() == "cpu" else step
 
 
 def _on_host() -> contextlib.AbstractContextManager:
-  """Computes on the host's CPU, and so without a fetch, if JAX may use it."""
+  """Computes on the host's CPU if JAX may use it, so nothing is fetched."""
   try:
     return jax.default_device(jax.local_devices(backend="cpu")[0])
   except RuntimeError:  # JAX_PLATFORMS names others only.

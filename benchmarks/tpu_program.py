@@ -1,13 +1,12 @@
-"""What XLA compiles the training loop to on a TPU; none is needed.
+"""Shows what XLA compiles the training loop to for a TPU, without a TPU.
 
     pip install -r benchmarks/requirements-tpu.txt
     python benchmarks/tpu_program.py --topology=v5e:2x4 --preset=accurate
 
-libtpu compiles ahead of time for v5e:1x1, v5e:2x4, v6e:1x1 and others. Of the
-program, and of one in plain Flax beside it, this prints the memory that it
-takes, the size of its code, its transfers to the host and, of what it does in
-every step, the collectives and the copies of the whole data set. Nothing is
-timed.
+libtpu compiles ahead of time for v5e:1x1, v5e:2x4, v6e:1x1 and others. For this
+project's program and a plain Flax program beside it, this prints the memory
+they need, the size of their code, transfers to the host and, inside the loop,
+collectives and copies of the whole data set. Nothing is timed.
 """
 
 import argparse
@@ -24,10 +23,10 @@ from typing import Any
 from unittest import mock
 
 for name, value in {
-  "JAX_PLATFORMS": "cpu",  # For a TPU, it is only compiled.
-  "TPU_SKIP_MDS_QUERY": "1",  # No metadata server says which TPU this has.
+  "JAX_PLATFORMS": "cpu",  # Nothing runs on the TPU.
+  "TPU_SKIP_MDS_QUERY": "1",  # Don't ask a metadata server for a TPU's type.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Several processes may compile at once.
-  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # These three only silence warnings.
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_STDERR_LOG_LEVEL": "3",
 }.items():
@@ -60,7 +59,7 @@ _HOST_TRANSFER = re.compile(
 
 
 def topology_mesh(topology: str) -> jax.sharding.Mesh:
-  """The mesh of `sharding.mesh`, of a topology such as "v5e:2x4"."""
+  """Returns what `sharding.mesh` does, for a topology such as "v5e:2x4"."""
   options = {}
   if math.prod(map(int, topology.split(":")[1].split("x"))) == 1:
     options["chips_per_host_bounds"] = [1, 1, 1]
@@ -119,7 +118,7 @@ def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
 def compile_plain_flax(
   config: ml_collections.ConfigDict,
 ) -> jax.stages.Compiled:
-  """Compiles a loop of a plain program, of the same optimiser and batches."""
+  """Compiles a plain Flax loop with the same optimiser and batch size."""
   network, train_step = peers.plain_flax()
 
   def start():
@@ -145,7 +144,7 @@ def compile_plain_flax(
 
 
 def in_loops(hlo: str) -> list[str]:
-  """The instructions of all loops, and of what they call."""
+  """Returns the instructions of all loops and of what they call."""
   computations, instructions = {}, []
   for line in hlo.splitlines():
     if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -174,7 +173,7 @@ def in_loops(hlo: str) -> list[str]:
 
 
 def _copies_data_set(instruction: str) -> bool:
-  """Whether it makes an array as large as all images."""
+  """Returns whether it produces an array as large as all the images."""
   match = re.search(r" = \w+\[([\d,]+)\]\S* ([\w-]+)\(", instruction)
   if not match or match[2] in ("parameter", "get-tuple-element", "bitcast"):
     return False
@@ -183,7 +182,7 @@ def _copies_data_set(instruction: str) -> bool:
 
 
 def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
-  """What is printed of a program."""
+  """Collects what is printed about a program."""
   hlo = compiled.as_text()
   memory = compiled.memory_analysis()
   loops = in_loops(hlo)
@@ -222,7 +221,7 @@ def main() -> None:
   args = parser.parse_args()
   config = importlib.import_module(f"configs.{args.preset}").get_config()
   mesh = topology_mesh(args.topology)
-  # The batch must be divided by the chips, as train.py wants it.
+  # train.py requires that the chips divide the batch.
   config.batch_size += -config.batch_size % mesh.size
   with (
     mock.patch.object(sharding, "mesh", lambda: mesh),

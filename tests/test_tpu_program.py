@@ -36,8 +36,8 @@ def test_a_step_leaves_the_chip_only_to_add_up_gradients(
   assert program["loop_collectives"] == collectives
   assert program["host_transfers"] == 0
   assert program["dataset_copies_in_loop"] == 0
-  # The data set, the parameters and the order: nothing is there twice.
+  # The data set, the parameters and the order, each of them once.
   assert program["argument_bytes"] < 60e6
-  # What is found in a plain program is seen at all.
+  # The plain program shows that these figures can differ.
   assert program["plain_flax"]["loop_collectives"] == collectives
   assert program["plain_flax"]["argument_bytes"] > 60e6
