@@ -4,9 +4,11 @@ import runpy
 
 from conftest import PROJECT
 import pytest
+import tensorflow_datasets as tfds
 
 from configs import default
 from configs import kmnist
+import input_pipeline
 import train
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
@@ -53,3 +55,65 @@ def test_kmnist_trains_on_files_of_the_users(family, tmp_path):
   )
   dataset = json.loads((tmp_path / "run/dataset.json").read_text())
   assert dataset["class_names"][:3] == ["o", "ki", "su"]
+
+
+def test_the_defaults_are_the_tutorials():
+  config = default.get_config()
+  assert config.to_dict() == {
+    "dataset": "mnist",
+    "train_split": "train[5000:]",
+    "validation_split": "train[:5000]",
+    "test_split": "test",
+    "data_dir": "",
+    "manual_dir": "",
+    "batch_size": 100,
+    "num_steps": 20000,
+    "learning_rate": 0.001,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "adam_b2": 0.999,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "ema_decay": 0.0,
+    "dropout_rate": 0.4,
+    "dtype": "float32",
+    "seed": 0,
+    "augment_rotation": 0.0,
+    "augment_scale": 0.0,
+    "augment_shear": 0.0,
+    "augment_shift": 0.0,
+    "augment_elastic": 0.0,
+    "clean_steps": 0,
+    "eval_batch_size": 1000,
+    "log_every_steps": 100,
+    "log_probabilities_every_steps": 0,
+    "eval_every_steps": 1000,
+    "checkpoint_every_steps": 1000,
+  }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_image_is_in_two_splits(path, default_config, mnist):
+  """The whole family has as many images as MNIST, which is prepared."""
+  del mnist
+  splits = input_pipeline._builder(default_config).info.splits
+  config = runpy.run_path(str(path))["get_config"]()
+  examples = {
+    name: {
+      (part.splitname, index)
+      for part in tfds.core.ReadInstruction.from_spec(
+        config[f"{name}_split"]
+      ).to_absolute(splits)
+      for index in range(splits[part.splitname].num_examples)[
+        part.from_ : part.to
+      ]
+    }
+    for name in ("train", "validation", "test")
+  }
+  sizes = (55000, 5000, 10000)
+  if path.stem in ("accurate", "kmnist"):
+    sizes = (59000, 1000, 10000)
+  assert tuple(map(len, examples.values())) == sizes
+  assert len(set.union(*examples.values())) == sum(sizes)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+import images
 import predict
 import workdir as workdir_lib
 
@@ -163,3 +164,69 @@ def test_raw_images_are_made_grey_coloured_or_inverted():
     actual = predict.to_network(image, shape, raw=True, invert=invert)
     np.testing.assert_allclose(actual, expected, atol=1e-3)
     assert actual.dtype == np.uint8
+
+
+def test_the_table_shows_the_class_and_the_runner_up(
+  tiny_run, digits, expected, tmp_path
+):
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "--raw", digits / "good"),
+    cwd=tmp_path,
+  )
+  header, *lines = completed.stdout.splitlines()
+  assert header.split() == ["file", "class", "probability", "runner-up"]
+  for index, (line, row) in enumerate(zip(lines, expected, strict=True)):
+    best, second = np.argsort(-row)[:2]
+    assert line.split() == [
+      str(digits / f"good/{index}.png"),
+      str(best),
+      f"{row[best]:.4f}",
+      str(second),
+      f"({row[second]:.4f})",
+    ]
+
+
+def test_the_checkpoint_that_is_asked_for_predicts(
+  tiny_run, digits, mnist, tmp_path
+):
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "--checkpoint=12", "--raw"),
+    *("--json", digits / "good/0.png"),
+    cwd=tmp_path,
+  )
+  image = np.asarray(pixels(mnist.test)[:1])
+  rows = [
+    predict.predictor(workdir_lib.open_run(tiny_run, step))(image)[0]
+    for step in ("12", "20")
+  ]
+  record = json.loads(completed.stdout)
+  actual = [record["probabilities"][str(digit)] for digit in range(10)]
+  np.testing.assert_allclose(actual, rows[0], rtol=1e-5, atol=1e-7)
+  assert abs(rows[0] - rows[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("invert", ["yes", "no"])
+def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
+  # On grey paper, a black and a white half of a disc: either may be the ink.
+  rows, columns = np.indices((40, 40)) - 19.5
+  image = np.where(columns < 0, 255, 0)
+  image[np.hypot(rows, columns) > 12] = 128
+  image = np.uint8(image)
+  Image.fromarray(image).save(tmp_path / "drawing.png")
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", f"--invert={invert}", "--json"),
+    tmp_path / "drawing.png",
+    cwd=tmp_path,
+  )
+  forms = {
+    choice: images.to_mnist_form(image, choice) for choice in ("yes", "no")
+  }
+  predictor = predict.predictor(workdir_lib.open_run(tiny_run))
+  rows = {
+    choice: predictor(form.reshape(1, 28, 28, 1))[0]
+    for choice, form in forms.items()
+  }
+  record = json.loads(completed.stdout)
+  actual = [record["probabilities"][str(digit)] for digit in range(10)]
+  np.testing.assert_allclose(actual, rows[invert], rtol=1e-5, atol=1e-7)
+  assert abs(rows["yes"] - rows["no"]).max() > 1e-4

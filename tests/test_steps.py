@@ -372,3 +372,17 @@ def test_the_last_steps_see_the_images_as_they_are(mnist):
     create_state(), examples, dropout_rng, batch_size=20, augmentation=limits
   )
   np.testing.assert_array_equal(inspection.deformed, inspection.originals)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_parameter_is_not_finite(mnist, value):
+  examples = jax.tree.map(lambda x: x[:50], mnist.train)
+  rngs = jax.random.split(jax.random.key(0))
+  training = trained(1, examples, *rngs, batch_size=10)
+  assert steps.is_finite(training)
+  params = training.state.params
+  kernel = params["conv2"]["kernel"].at[0, 0, 0, 0].set(value)
+  bad = {**params, "conv2": {**params["conv2"], "kernel": kernel}}
+  bad = training.replace(state=training.state.replace(params=bad))
+  assert np.isfinite(bad.metrics.loss)
+  assert not steps.is_finite(bad)

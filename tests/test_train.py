@@ -23,6 +23,7 @@ import optax
 import pytest
 
 import checkpoints
+import input_pipeline
 import logger as logger_lib
 from model import CNN
 import ops
@@ -388,3 +389,32 @@ def test_a_run_directory_has_one_process_at_a_time(tiny_config, tmp_path):
         pass
   with workdir_lib.lock(path):  # Free again.
     pass
+
+
+def test_training_holds_the_lock_of_its_directory(tiny_config, tmp_path):
+  path = tmp_path / "run"
+  digits = [str(digit) for digit in range(10)]
+  workdir_lib.create(path, tiny_config, (28, 28, 1), digits)
+  with workdir_lib.lock(path):
+    with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
+      train.train_and_evaluate(tiny_config, path)
+  assert not (path / "checkpoints").exists()
+
+
+def test_validation_is_scored_on_the_validation_split(tiny_run, tiny_config):
+  record = next(
+    r
+    for r in read_jsonl(tiny_run)
+    if r.get("validation_loss") and r["step"] == 20
+  )
+  data = input_pipeline.load(tiny_config)
+  state = restore(tiny_run)
+  means, _ = steps.evaluator(data.validation, 50)(state)
+  assert record["validation_accuracy"] == means["accuracy"]
+  np.testing.assert_allclose(
+    record["validation_loss"], means["loss"], rtol=1e-6
+  )
+  # The first images of the test split give another loss.
+  other = jax.tree.map(lambda x: x[:50], data.test)
+  other_means, _ = steps.evaluator(other, 50)(state)
+  assert abs(other_means["loss"] - means["loss"]) > 1e-3

@@ -2,9 +2,13 @@ import json
 import math
 
 from absl import app
+import jax
+import jax.numpy as jnp
 import pytest
 
+import checkpoints
 from configs import default
+import steps
 import workdir
 
 
@@ -151,3 +155,47 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
       workdir.create(
         path, default.get_config(), (28, 28, 1), tuple("0123456789")
       )
+
+
+def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
+  tiny_config, tmp_path
+):
+  names = [str(digit) for digit in range(10)]
+  workdir.create(tmp_path, tiny_config, (28, 28, 1), names)
+  state = workdir.create_state(
+    jax.random.key(0), tiny_config, (28, 28, 1), names
+  )
+  with checkpoints.open_manager(tmp_path, 0) as manager:
+    for step, accuracy in enumerate((0.1, 0.9, 0.2), 1):
+      checkpoints.save(
+        manager,
+        step,
+        state.replace(step=jnp.int32(step)),
+        steps.Metrics.zero(),
+        accuracy,
+      )
+  assert workdir.open_run(tmp_path, "best").step == 2
+  assert workdir.open_run(tmp_path, "last").step == 3
+  assert workdir.open_run(tmp_path, "1").step == 1
+
+
+# These say where things are, or how often something is reported.
+NOT_THE_EXPERIMENT = {
+  "data_dir",
+  "manual_dir",
+  "eval_batch_size",
+  "log_every_steps",
+  "log_probabilities_every_steps",
+  "eval_every_steps",
+  "checkpoint_every_steps",
+}
+
+
+@pytest.mark.parametrize(
+  "key", sorted({*default.get_config()} - NOT_THE_EXPERIMENT)
+)
+def test_what_changes_the_experiment_is_in_its_name(key):
+  config = default.get_config()
+  config[key] = "other" if isinstance(config[key], str) else config[key] + 1
+  name = workdir.name(config, default.get_config(), "default")
+  assert name == f"default,{key}={config[key]}"
