@@ -119,17 +119,17 @@ class Manager:
     self.latest_step = manager.latest_step
     self._manager = manager
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
-    self._saves = collections.deque()  # The oldest first.
+    self._saves = collections.deque()  # Oldest first.
 
   def save(
     self, step: int, saved: dict[str, Any], metrics: dict[str, float]
   ) -> None:
-    """Saves arrays, which are copied before this returns.
+    """Saves in the background; the caller may donate the arrays afterwards.
 
     Raises:
       Exception: an earlier save failed.
     """
-    if jax.process_count() > 1:  # They must call Orbax at the same step.
+    if jax.process_count() > 1:  # All processes must call Orbax together.
       self._save(step, saved, metrics)
       return
     while len(self._saves) >= _MAX_PENDING or (
@@ -137,12 +137,18 @@ class Manager:
     ):
       self._saves.popleft().result()
     self._saves.append(
-      self._thread.submit(self._save, step, jax.device_get(saved), metrics)
+      self._thread.submit(
+        self._save_and_wait, step, jax.device_get(saved), metrics
+      )
     )
 
   def _save(self, step, saved, metrics):
     saved["checksum"] = _checksum(saved)
     self._manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
+
+  def _save_and_wait(self, step, saved, metrics):
+    self._save(step, saved, metrics)
+    self._manager.wait_until_finished()  # So that a failure is this save's own.
 
   def wait_until_finished(self) -> None:
     """Waits for all saves, and raises what one of them raised."""
@@ -222,7 +228,7 @@ def save(
     validation_accuracy: of this state, where it was measured.
 
   Raises:
-    app.UsageError: this checkpoint or the one before could not be saved.
+    app.UsageError: an earlier checkpoint could not be saved.
   """
   metrics = {}
   if validation_accuracy is not None:

@@ -220,7 +220,7 @@ def _train(
       logger.probabilities(step, *first)
     if logs:
       rate = learning_rate
-      if callable(rate):  # It was called with the steps before this one.
+      if callable(rate):  # Evaluated at the count before this step.
         with _on_host():
           rate = float(rate(step - 1))
       logger.train(step, metrics.means(), rate)

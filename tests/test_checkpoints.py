@@ -1,3 +1,4 @@
+from concurrent import futures
 import os
 import shutil
 import threading
@@ -197,6 +198,17 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   restored, _ = checkpoints.restore_newest(tmp_path, small_state(0))
   assert_same_state(restored, small_state(1))
   assert save_all(tmp_path, [(2, None)], start_step=1) == [1, 2]
+
+
+def test_the_next_save_says_that_the_last_one_failed(tmp_path):
+  large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
+  with pytest.raises(app.UsageError, match=r"cannot be saved.*too large"):
+    with checkpoints.open_manager(tmp_path, 0) as manager:
+      with files_of_at_most(1000):
+        checkpoints.save(manager, 2, large, ZERO, None)
+        futures.wait(manager._saves)
+      checkpoints.save(manager, 3, small_state(3), ZERO, None)
+      pytest.fail("It was not said.")
 
 
 def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
