@@ -122,7 +122,7 @@ def evaluate(
   report = _write(
     output or workdirs[0] / "evaluation",
     {**result, "dataset": config.dataset, "split": config.test_split},
-    images.reshape(-1, *image_shape),
+    data.test.unflatten(images),
     labels,
     probabilities,
     data.class_names,

@@ -55,6 +55,10 @@ class Examples(struct.PyTreeNode):
     pytree_node=False, default=(28, 28, 1)
   )
 
+  def unflatten(self, rows: jax.Array) -> jax.Array:
+    """Returns flat rows as images, [n, height, width, channels]."""
+    return rows.reshape(-1, *self.image_shape)
+
 
 class Data(NamedTuple):
   """The splits that were loaded of a data set, and the names of its classes."""

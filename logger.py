@@ -323,7 +323,7 @@ def _draw_pictures(examples, probabilities, params, inspection, class_names):
     **deformed,
     "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
     "mistakes": pictures.mistakes(
-      examples.images.reshape(-1, *examples.image_shape),
+      examples.unflatten(examples.images),
       examples.labels,
       probabilities,
       class_names,

@@ -258,7 +258,7 @@ def inspect(
 ) -> Inspection:
   """Looks at the first examples, and at the gradients of the first batch."""
   images = input_pipeline.to_float(examples.images[:batch_size])
-  images = images.reshape(-1, *examples.image_shape)
+  images = examples.unflatten(images)
   labels = examples.labels[:batch_size]
   grads, _ = _grads(state, images, labels, dropout_rng, label_smoothing)
   logits, variables = state.apply_fn(
@@ -368,7 +368,7 @@ def train_on_next_batch(
     training.order, order_rng, batch_size
   )
   rows = input_pipeline.to_float(examples.images[sharding.split(indices)])
-  images = sharding.split(rows.reshape(-1, *examples.image_shape))
+  images = sharding.split(examples.unflatten(rows))
   if augmentation:
     images = sharding.split(
       _augment(dropout_rng, training.state.step, images, augmentation)
@@ -409,7 +409,7 @@ def eval_on_next_batch(
   begin = jnp.minimum(start, len(logits) - batch_size)
   rows = lax.dynamic_slice_in_dim(examples.images, begin, batch_size)
   images = input_pipeline.to_float(sharding.split(rows))
-  images = images.reshape(-1, *examples.image_shape)
+  images = examples.unflatten(images)
   logits = lax.dynamic_update_slice_in_dim(
     logits, eval_step(state, images), begin, axis=0
   )

@@ -216,4 +216,4 @@ def assert_not_blank(path):
 
 def pixels(examples):
   """The images of Examples, [n, height, width, channels]."""
-  return examples.images.reshape(-1, *examples.image_shape)
+  return examples.unflatten(examples.images)
