@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import input_pipeline
 import ops
+import predict
+import steps
+import train
+import workdir as workdir_lib
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 6, 5), (2, 7, 5, 3), (1, 3, 3, 1)])
@@ -59,6 +64,43 @@ def test_repeated_applies_the_step_so_many_times():
   for num_steps in (0, 1, 5):
     count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
     assert (count, product) == (num_steps, 2.0**num_steps)
+
+
+def test_the_options_of_each_jax_release_are_those_that_were_measured():
+  if jax.__version_info__ < (0, 8):
+    expected = {"xla_cpu_use_xnnpack": False}
+  else:
+    ynnpack = "LIBRARY_FUSION_TYPE_DOT"
+    expected = {"xla_cpu_experimental_ynn_fusion_type": ynnpack}
+  assert ops.compiler_options() == expected
+
+
+@pytest.mark.parametrize("path", ["train", "evaluate", "inspect", "predict"])
+def test_all_of_a_network_is_compiled_with_the_options(
+  path, tiny_run, tiny_config, tmp_path, monkeypatch
+):
+  """An option that XLA does not know is refused wherever it gets to."""
+  repeated, options = ops.repeated, ops.compiler_options()
+
+  def repeated_with_options(step):
+    with monkeypatch.context() as patch:
+      patch.setattr(ops, "compiler_options", lambda: options)
+      return repeated(step)
+
+  monkeypatch.setattr(ops, "compiler_options", lambda: {"xla_unknown": True})
+  run = workdir_lib.open_run(tiny_run)
+  if path == "inspect":  # All that train.py compiles but the loops.
+    monkeypatch.setattr(ops, "repeated", repeated_with_options)
+    tiny_config.update(num_steps=1)
+  images = np.zeros((1, 28, 28, 1), np.uint8)
+  examples = input_pipeline.Examples(images.reshape(1, -1), np.zeros(1, int))
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_unknown"):
+    if path == "predict":
+      predict.predictor(run)(images)
+    elif path == "evaluate":
+      steps.evaluator(examples, 1)(run.state)
+    else:
+      train.train_and_evaluate(tiny_config, tmp_path)
 
 
 @pytest.mark.skipif(

@@ -276,6 +276,45 @@ def test_a_run_on_an_accelerator_is_the_same(
       np.testing.assert_allclose(a[key], b[key], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_the_speed_is_that_of_training_alone(
+  tiny_config, tmp_path, monkeypatch
+):
+  """By a clock on which a step takes 1 second and all else 1,000."""
+  now = 0.0
+
+  def passes(seconds, result):
+    nonlocal now
+    now += seconds
+    return result
+
+  def timed(loop):
+    compiling = iter([1000])
+
+    def run(carry, num_steps, *args):
+      is_training = isinstance(carry, steps.Training)
+      seconds = num_steps if is_training else 1000
+      seconds += next(compiling, 0)
+      return passes(seconds, loop(carry, num_steps, *args))
+
+    return run
+
+  repeated, save = ops.repeated, checkpoints.save
+  monkeypatch.setattr(ops, "repeated", lambda step: timed(repeated(step)))
+  monkeypatch.setattr(
+    checkpoints, "save", lambda *args: passes(1000, save(*args))
+  )
+  monkeypatch.setattr(logger_lib.time, "perf_counter", lambda: now)
+  # The first log comes before them.
+  tiny_config.update(eval_every_steps=7, checkpoint_every_steps=7)
+  train.train_and_evaluate(tiny_config, tmp_path)
+  records = [r for r in read_jsonl(tmp_path) if "train_loss" in r]
+  assert [r["step"] for r in records] == [5, 10, 15, 20]
+  for record in records:
+    assert record["steps_per_second"] == 1
+    assert record["images_per_second"] == 16
+
+
 def test_a_batch_larger_than_the_split_is_named(tiny_config, tmp_path):
   tiny_config.batch_size = 101
   with pytest.raises(app.UsageError) as error:
