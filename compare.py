@@ -12,8 +12,8 @@ from typing import Any
 
 from absl import app
 
-import logger
-import workdir as workdir_lib
+from rundir import directory
+from rundir import logger
 
 
 def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -29,13 +29,13 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
       raise app.UsageError(f"{folder}: there is no run directory in it")
     runs += [path for path in found if path not in runs]
   for run in runs:
-    workdir_lib.check_contained(run)
+    directory.check_contained(run)
   return runs
 
 
 def summarise(run: pathlib.Path) -> dict[str, Any]:
   """The newest metrics of a run, None where there are none yet."""
-  records = workdir_lib.read_metrics(run)
+  records = directory.read_metrics(run)
 
   def last(key):
     values = [record[key] for record in records if key in record]
@@ -58,7 +58,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
     Of each run: its directory, the config keys that are not the same in all,
     and what `summarise` says.
   """
-  configs = [workdir_lib.read_json(run / "config.json") for run in runs]
+  configs = [directory.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
   differing = [
     key
@@ -114,13 +114,13 @@ def main() -> None:
     else:
       print_table(rows)
     if args.plot:
-      import pictures
+      from report import figures
 
       curves = {
-        row["run"]: workdir_lib.read_metrics(pathlib.Path(row["run"]))
+        row["run"]: directory.read_metrics(pathlib.Path(row["run"]))
         for row in rows
       }
-      pictures.save(pictures.compare_curves(curves), args.plot)
+      figures.save(figures.compare_curves(curves), args.plot)
 
 
 if __name__ == "__main__":

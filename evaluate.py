@@ -24,11 +24,11 @@ import numpy as np
 from sklearn import metrics
 
 import input_pipeline
-import logger
 import ops
-import pictures
+from report import figures
+from rundir import directory
+from rundir import logger
 import steps
-import workdir as workdir_lib
 
 
 class Calibration(NamedTuple):
@@ -85,7 +85,7 @@ def evaluate(
   """
   if len(workdirs) > 1 and not output:
     raise app.UsageError("--output is needed where several runs are scored")
-  runs = [workdir_lib.open_run(each, checkpoint) for each in workdirs]
+  runs = [directory.open_run(each, checkpoint) for each in workdirs]
   run, config = runs[0], runs[0].config
   for each, other in zip(workdirs, runs, strict=True):
     trained_on = (other.config.dataset, other.image_shape, other.class_names)
@@ -167,7 +167,7 @@ def _write(
     )
 
   folder.mkdir(parents=True, exist_ok=True)
-  workdir_lib.write_json(
+  directory.write_json(
     folder / "metrics.json",
     {
       **result,
@@ -186,13 +186,13 @@ def _write(
   for index, row in enumerate(probabilities):
     names = (class_names[labels[index]], class_names[predicted[index]])
     writer.writerow([index, *names, *(f"{p:.6g}" for p in row)])
-  workdir_lib.write_text(folder / "predictions.csv", table.getvalue())
+  directory.write_text(folder / "predictions.csv", table.getvalue())
   for name, picture in {
-    "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
-    "mistakes": pictures.mistakes(images, labels, probabilities, class_names),
-    "calibration": pictures.calibration(*calibration),
+    "confusion_matrix": figures.confusion_matrix(matrix, class_names),
+    "mistakes": figures.mistakes(images, labels, probabilities, class_names),
+    "calibration": figures.calibration(*calibration),
   }.items():
-    pictures.save(picture, folder / f"{name}.png")
+    figures.save(picture, folder / f"{name}.png")
   return (
     f"{report(digits=4)}\n"
     f"Rows are the true classes, columns the predicted ones:\n{matrix}\n\n"

@@ -29,9 +29,9 @@ from scipy import ndimage
 import tensorflow_datasets as tfds
 import tqdm
 
-import idx_dataset
-import processes
-import sharding
+from machine import devices
+from machine import processes
+from sources import idx_dataset
 
 _ELASTIC_SIGMA = 4.0  # Pixels, of the Gaussian that smooths displacements.
 _FINENESS = 4  # Pixels for each one of the image that is deformed.
@@ -101,7 +101,7 @@ def load(
       " examples; accepted is one config, and the same files on all hosts"
     )
   return data._replace(
-    **{split: sharding.replicate(getattr(data, split)) for split in splits}
+    **{split: devices.replicate(getattr(data, split)) for split in splits}
   )
 
 

@@ -22,18 +22,18 @@ import jax
 import numpy as np
 import tqdm
 
-import images as images_lib
 import input_pipeline
-import logger
 import ops
+from rundir import directory
+from rundir import logger
+from sources import photographs
 import steps
-import workdir as workdir_lib
 
 _BATCH_SIZE = 100
 _MAX_ON_SHEET = 50
 
 
-def predictor(run: workdir_lib.Run) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(run: directory.Run) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from n uint8 images to [n, classes] probabilities."""
 
   @functools.partial(jax.jit, compiler_options=ops.compiler_options())
@@ -67,7 +67,7 @@ def find(
       files = [
         file
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in images_lib.SUFFIXES and file.is_file()
+        if file.suffix.lower() in photographs.SUFFIXES and file.is_file()
       ]
       yield from ((str(file), file) for file in files)
       if not files:
@@ -85,14 +85,14 @@ def to_network(
     ValueError: it has no ink or, if it is raw, another shape.
   """
   if not raw:
-    return images_lib.to_mnist_form(image, invert).reshape(image_shape)
+    return photographs.to_mnist_form(image, invert).reshape(image_shape)
   if image.shape[:2] != image_shape[:2]:
     raise ValueError(
       f"is {list(image.shape[:2])}; with --raw, {list(image_shape[:2])} is"
       " accepted"
     )
   if image_shape[2] == 1:
-    image = np.round(images_lib.to_grey(image)).astype(np.uint8)
+    image = np.round(photographs.to_grey(image)).astype(np.uint8)
   elif image.ndim == 2:
     image = np.repeat(image[..., None], 3, axis=-1)
   return (255 - image if invert == "yes" else image).reshape(image_shape)
@@ -122,7 +122,7 @@ def load(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
     try:
-      images = list(images_lib.read(source))
+      images = list(photographs.read(source))
     except ValueError as error:
       complain(name, error)
       continue
@@ -159,20 +159,20 @@ def _print(names, probabilities, class_names, as_json: bool) -> None:
       )
 
 
-def _report(args, run: workdir_lib.Run, images: list[Loaded]) -> None:
+def _report(args, run: directory.Run, images: list[Loaded]) -> None:
   """Prints the predictions, and draws them if that is asked for."""
   names, given, seen = map(list, zip(*images, strict=True))
   probabilities = predictor(run)(np.stack(seen))
   _print(names, probabilities, run.class_names, args.json)
   if not args.sheet:
     return
-  import pictures
+  from report import figures
 
   rows = slice(_MAX_ON_SHEET)
-  picture = pictures.predictions(
+  picture = figures.predictions(
     given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
   )
-  pictures.save(picture, args.sheet)
+  figures.save(picture, args.sheet)
   if len(names) > _MAX_ON_SHEET:
     print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 
@@ -202,7 +202,7 @@ def main() -> None:
   logger.setup_console()
   ops.cache_compilations()
   with logger.one_line_errors():
-    run = workdir_lib.open_run(args.workdir, args.checkpoint)
+    run = directory.open_run(args.workdir, args.checkpoint)
     if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(
         f"{args.workdir}: trained on {run.config.dataset}, and the form of"

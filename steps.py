@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 import input_pipeline
+from machine import devices
 import model as model_lib
 import ops
-import sharding
 
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
 _NUM_DEFORMED = 20  # How many are shown.
@@ -320,7 +320,7 @@ def start_training(
   )
   # Committed to the devices, as a restored state is: else JAX compiles anew for
   # every mixture of arrays that are and that are not.
-  return sharding.replicate(training)
+  return devices.replicate(training)
 
 
 @jax.jit
@@ -338,7 +338,7 @@ def reset_metrics(training: Training) -> Training:
 @jax.jit
 def _zeros_like(metrics):
   # Creating them on the device is faster than sending them.
-  return sharding.replicate(jax.tree.map(jnp.zeros_like, metrics))
+  return devices.replicate(jax.tree.map(jnp.zeros_like, metrics))
 
 
 def _augment(dropout_rng, step, images, augmentation):
@@ -367,10 +367,10 @@ def train_on_next_batch(
   indices, order = input_pipeline.next_indices(
     training.order, order_rng, batch_size
   )
-  rows = input_pipeline.to_float(examples.images[sharding.split(indices)])
-  images = sharding.split(examples.unflatten(rows))
+  rows = input_pipeline.to_float(examples.images[devices.split(indices)])
+  images = devices.split(examples.unflatten(rows))
   if augmentation:
-    images = sharding.split(
+    images = devices.split(
       _augment(dropout_rng, training.state.step, images, augmentation)
     )
   labels = examples.labels[indices]
@@ -384,7 +384,7 @@ def train_on_next_batch(
     labels=_first(labels.astype(jnp.float32)).astype(jnp.int32),
     probabilities=probabilities,
   )
-  return sharding.replicate(training)
+  return devices.replicate(training)
 
 
 def eval_on_next_batch(
@@ -408,12 +408,12 @@ def eval_on_next_batch(
   start, logits = carry
   begin = jnp.minimum(start, len(logits) - batch_size)
   rows = lax.dynamic_slice_in_dim(examples.images, begin, batch_size)
-  images = input_pipeline.to_float(sharding.split(rows))
+  images = input_pipeline.to_float(devices.split(rows))
   images = examples.unflatten(images)
   logits = lax.dynamic_update_slice_in_dim(
     logits, eval_step(state, images), begin, axis=0
   )
-  return sharding.replicate((start + batch_size, logits))
+  return devices.replicate((start + batch_size, logits))
 
 
 def evaluator(
@@ -445,7 +445,7 @@ def evaluator(
     )
     shape = jax.eval_shape(eval_step, state, images).shape
     logits = np.zeros(shape, np.float32)
-    carry = sharding.replicate((np.int32(0), logits))
+    carry = devices.replicate((np.int32(0), logits))
     _, logits = run(carry, math.ceil(len(labels) / batch_size), state, examples)
     metrics, probabilities = score(logits)
     return jax.device_get(metrics).means(), probabilities

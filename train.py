@@ -25,14 +25,14 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-import checkpoints
 import input_pipeline
-import logger as logger_lib
+from machine import devices
+from machine import processes
 import ops
-import processes
-import sharding
+from rundir import checkpoints
+from rundir import directory
+from rundir import logger as logger_lib
 import steps
-import workdir as workdir_lib
 
 _PROJECT = pathlib.Path(__file__).resolve().parent
 _DEFAULT_CONFIG = str(_PROJECT / "configs/default.py")
@@ -82,7 +82,7 @@ def train_and_evaluate(
     SystemExit: SIGINT or SIGTERM came, and the state was saved.
   """
   workdir = pathlib.Path(workdir).expanduser()
-  workdir_lib.validate(config)
+  directory.validate(config)
   data = input_pipeline.load(config)
   train_size = data.train.labels.size
   if config.batch_size > train_size:
@@ -90,7 +90,7 @@ def train_and_evaluate(
       f"config.batch_size={config.batch_size}: accepted is at most"
       f" {train_size}, the size of config.train_split={config.train_split}"
     )
-  num_devices = sharding.mesh().size
+  num_devices = devices.mesh().size
   if config.batch_size % num_devices:
     lower = config.batch_size // num_devices * num_devices
     nearest = {max(lower, num_devices), lower + num_devices}
@@ -100,11 +100,11 @@ def train_and_evaluate(
     )
   image_shape = data.train.image_shape
   with processes.first_goes_first("create the run directory"):
-    workdir_lib.create(workdir, config, image_shape, data.class_names)
-  with workdir_lib.lock(workdir), processes.noted_signals() as noted_signal:
+    directory.create(workdir, config, image_shape, data.class_names)
+  with directory.lock(workdir), processes.noted_signals() as noted_signal:
     logging.info("Run directory %s", workdir)
     init_rng, _, _ = _rngs(config)
-    state = workdir_lib.create_state(
+    state = directory.create_state(
       init_rng, config, image_shape, data.class_names
     )
     logging.info(
@@ -141,12 +141,14 @@ def train_and_evaluate(
 
 def _write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes the result and a picture of how it came about."""
-  workdir_lib.write_json(workdir / "result.json", result)
+  directory.write_json(workdir / "result.json", result)
 
-  import pictures  # matplotlib takes half a second: not at the start.
+  from report import (
+    figures,  # matplotlib takes half a second: not at the start.
+  )
 
-  picture = pictures.learning_curves(workdir_lib.read_metrics(workdir))
-  pictures.save(picture, workdir / "learning_curve.png")
+  picture = figures.learning_curves(directory.read_metrics(workdir))
+  figures.save(picture, workdir / "learning_curve.png")
 
 
 def _rngs(config: ml_collections.ConfigDict) -> jax.Array:
@@ -365,7 +367,7 @@ def main(argv: list[str]) -> None:
     _use_platform(_PLATFORM.value)
     if not processes.is_first():
       logging.set_verbosity(logging.WARNING)
-    workdir = _WORKDIR.value or pathlib.Path("runs") / workdir_lib.name(
+    workdir = _WORKDIR.value or pathlib.Path("runs") / directory.name(
       config, _load_config(path), pathlib.Path(path).stem
     )
     result = train_and_evaluate(config, workdir)

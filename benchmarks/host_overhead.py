@@ -27,11 +27,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-import checkpoints  # noqa: E402
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
-import logger as logger_lib  # noqa: E402
 import ops  # noqa: E402
+from rundir import checkpoints  # noqa: E402
+from rundir import logger as logger_lib  # noqa: E402
 import steps  # noqa: E402
 import train  # noqa: E402
 

@@ -24,12 +24,12 @@ import jax
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import checkpoints  # noqa: E402
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
 import ops  # noqa: E402
+from rundir import checkpoints  # noqa: E402
+from rundir import directory  # noqa: E402
 import steps  # noqa: E402
-import workdir as workdir_lib  # noqa: E402
 
 _TINY = {
   "train_split": "train[5000:6000]",
@@ -62,7 +62,7 @@ def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
       memory[int(match[1])] = resident_mebibytes(process.pid)
   if process.wait():
     raise RuntimeError("train.py failed")
-  records = workdir_lib.read_metrics(folder)
+  records = directory.read_metrics(folder)
   ms = {
     record["step"]: 1000 / record["steps_per_second"]
     for record in records
@@ -96,7 +96,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
   data = input_pipeline.load(config)
   image_shape = data.train.image_shape
   init_rng, order_rng, dropout_rng = jax.random.split(jax.random.key(0), 3)
-  state = workdir_lib.create_state(
+  state = directory.create_state(
     init_rng, config, image_shape, data.class_names
   )
   order = input_pipeline.order_at(
@@ -161,7 +161,7 @@ def main() -> None:
     }
   print(json.dumps(result, indent=2))
   if args.json:
-    workdir_lib.write_json(args.json, result)
+    directory.write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 A step on n devices computes its part of the batch, and then adds up the
 gradients in a ring: each device sends and receives 2 (n - 1) / n times their
-bytes. Nothing is measured here; the bytes are those that tests/test_sharding.py
+bytes. Nothing is measured here; the bytes are those that tests/test_devices.py
 finds in the compiled program.
 """
 

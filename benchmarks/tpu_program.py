@@ -42,9 +42,9 @@ import numpy as np  # noqa: E402
 import peers  # noqa: E402
 
 import input_pipeline  # noqa: E402
+from machine import devices  # noqa: E402
 import model as model_lib  # noqa: E402
 import ops  # noqa: E402
-import sharding  # noqa: E402
 import steps  # noqa: E402
 
 _NUM_EXAMPLES = 55_000
@@ -59,7 +59,7 @@ _HOST_TRANSFER = re.compile(
 
 
 def topology_mesh(topology: str) -> jax.sharding.Mesh:
-  """Returns what `sharding.mesh` does, for a topology such as "v5e:2x4"."""
+  """Returns what `devices.mesh` does, for a topology such as "v5e:2x4"."""
   options = {}
   if math.prod(map(int, topology.split(":")[1].split("x"))) == 1:
     options["chips_per_host_bounds"] = [1, 1, 1]
@@ -80,7 +80,7 @@ def compile_loop(step, start) -> jax.stages.Compiled:
   """
   carry, *args = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding.replicated()
+      x.shape, x.dtype, sharding=devices.replicated()
     ),
     jax.eval_shape(start),
   )
@@ -135,10 +135,10 @@ def compile_plain_flax(
     state, _ = carry
     rng = jax.random.fold_in(rng, state.step)
     shape = (config.batch_size,)
-    batch = sharding.split(jax.random.randint(rng, shape, 0, _NUM_EXAMPLES))
+    batch = devices.split(jax.random.randint(rng, shape, 0, _NUM_EXAMPLES))
     scaled = images[batch].astype(jnp.float32) / 255
-    carry = train_step(state, sharding.split(scaled), labels[batch], rng)
-    return sharding.replicate(carry)
+    carry = train_step(state, devices.split(scaled), labels[batch], rng)
+    return devices.replicate(carry)
 
   return compile_loop(step, start)
 
@@ -224,7 +224,7 @@ def main() -> None:
   # train.py requires that the chips divide the batch.
   config.batch_size += -config.batch_size % mesh.size
   with (
-    mock.patch.object(sharding, "mesh", lambda: mesh),
+    mock.patch.object(devices, "mesh", lambda: mesh),
     mock.patch.object(jax, "default_backend", lambda: "tpu"),
   ):
     result = {

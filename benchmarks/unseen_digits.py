@@ -25,10 +25,10 @@ import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import images as images_lib  # noqa: E402
-import pictures  # noqa: E402
 import predict  # noqa: E402
-import workdir as workdir_lib  # noqa: E402
+from report import figures  # noqa: E402
+from rundir import directory  # noqa: E402
+from sources import photographs  # noqa: E402
 
 FONTS = (
   "DejaVuSans",
@@ -98,13 +98,13 @@ def main() -> None:
   parser.add_argument("--json", help="where to write the result")
   parser.add_argument("--picture", help="where to draw what fails")
   args = parser.parse_args()
-  run = workdir_lib.open_run(args.workdir, args.checkpoint)
+  run = directory.open_run(args.workdir, args.checkpoint)
   predictor = predict.predictor(run)
   result, shown = {}, []
   for name, (images, labels) in make_sets().items():
     seen = np.stack(
       [
-        images_lib.to_mnist_form(image)[..., None]
+        photographs.to_mnist_form(image)[..., None]
         for image in tqdm.tqdm(images, desc=name, disable=None)
       ]
     )
@@ -127,7 +127,7 @@ def main() -> None:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
   if args.picture and shown:
     given, seen, probabilities, titles = zip(*shown, strict=True)
-    pictures.predictions(
+    figures.predictions(
       given, np.stack(seen), np.stack(probabilities), titles, run.class_names
     ).savefig(args.picture, dpi=100)
 

@@ -21,9 +21,9 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from configs import default
-import idx_dataset
 import input_pipeline
 import ops
+from sources import idx_dataset
 import train
 
 PROJECT = pathlib.Path(__file__).parent.parent

@@ -16,11 +16,11 @@ import optax
 PROJECT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import checkpoints  # noqa: E402
 import input_pipeline  # noqa: E402
+from machine import devices  # noqa: E402
 import model  # noqa: E402
 import ops  # noqa: E402
-import sharding  # noqa: E402
+from rundir import checkpoints  # noqa: E402
 import steps  # noqa: E402
 
 BATCH_SIZE, NUM_STEPS = 16, 50
@@ -52,7 +52,7 @@ def use(num_devices):
     axis_types=(jax.sharding.AxisType.Auto,),
     devices=jax.devices()[:num_devices],
   )
-  sharding.mesh = lambda: mesh
+  devices.mesh = lambda: mesh
 
 
 def train(num_devices, state, workdir=None):
@@ -61,7 +61,7 @@ def train(num_devices, state, workdir=None):
   Halfway it saves a checkpoint, if it is told where.
   """
   use(num_devices)
-  data = sharding.replicate(examples(100, seed=0))
+  data = devices.replicate(examples(100, seed=0))
   start_step = int(state.step)
   order = input_pipeline.order_at(ORDER_RNG, start_step, BATCH_SIZE, 100)
   training = steps.start_training(
@@ -85,7 +85,7 @@ def train(num_devices, state, workdir=None):
 def all_reduces(num_devices, training):
   """The shapes that the step adds up over the devices."""
   use(num_devices)
-  data = sharding.replicate(examples(100, seed=0))
+  data = devices.replicate(examples(100, seed=0))
   step = train_steps(num_devices)
   compiled = step.lower(training, data, ORDER_RNG, DROPOUT_RNG).compile()
   return re.findall(r"= (.*) all-reduce\(", compiled.as_text())
@@ -115,7 +115,7 @@ def main() -> None:
       "devices": len(training.state.params["dense"]["kernel"].devices()),
     }
     if num_devices in (1, 8):  # Eight divide 32, and not 30.
-      test = sharding.replicate(examples(70, seed=1))
+      test = devices.replicate(examples(70, seed=1))
       result[str(num_devices)]["tests"] = [
         steps.evaluator(test, batch_size)(training.state)[0]
         for batch_size in (32, 30)

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-import checkpoints
 from model import CNN
+from rundir import checkpoints
 import steps
 
 ZERO = steps.Metrics.zero()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-import idx_dataset
+from sources import idx_dataset
 
 SHIPPED = PROJECT / "data/mnist"
 FILES = (

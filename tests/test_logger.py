@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import default
-import logger as logger_lib
-import workdir as workdir_lib
+from rundir import directory
+from rundir import logger as logger_lib
 
 
 def scalars(workdir, tag):
@@ -111,7 +111,7 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(
   assert any(
     f"{tmp_path}/metrics.jsonl cannot be written" in text for text in lost
   )
-  steps = [record["step"] for record in workdir_lib.read_metrics(tmp_path)]
+  steps = [record["step"] for record in directory.read_metrics(tmp_path)]
   assert steps == [*range(1, len(steps) + 1)]  # But for the one cut off.
   with logger_lib.Logger(tmp_path, config, 1):
     pass

@@ -13,9 +13,9 @@ import pytest
 import input_pipeline
 import ops
 import predict
+from rundir import directory
 import steps
 import train
-import workdir as workdir_lib
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 6, 5), (2, 7, 5, 3), (1, 3, 3, 1)])
@@ -88,7 +88,7 @@ def test_all_of_a_network_is_compiled_with_the_options(
       return repeated(step)
 
   monkeypatch.setattr(ops, "compiler_options", lambda: {"xla_unknown": True})
-  run = workdir_lib.open_run(tiny_run)
+  run = directory.open_run(tiny_run)
   if path == "inspect":  # All that train.py compiles but the loops.
     monkeypatch.setattr(ops, "repeated", repeated_with_options)
     tiny_config.update(num_steps=1)

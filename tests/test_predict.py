@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import images
 import predict
-import workdir as workdir_lib
+from rundir import directory
+from sources import photographs
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def digits(mnist, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(mnist, tiny_run):
   """The probabilities of the ten images, as they are."""
-  run = workdir_lib.open_run(tiny_run)
+  run = directory.open_run(tiny_run)
   return predict.predictor(run)(np.asarray(pixels(mnist.test)[:10]))
 
 
@@ -196,7 +196,7 @@ def test_the_checkpoint_that_is_asked_for_predicts(
   )
   image = np.asarray(pixels(mnist.test)[:1])
   rows = [
-    predict.predictor(workdir_lib.open_run(tiny_run, step))(image)[0]
+    predict.predictor(directory.open_run(tiny_run, step))(image)[0]
     for step in ("12", "20")
   ]
   record = json.loads(completed.stdout)
@@ -219,9 +219,9 @@ def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
     cwd=tmp_path,
   )
   forms = {
-    choice: images.to_mnist_form(image, choice) for choice in ("yes", "no")
+    choice: photographs.to_mnist_form(image, choice) for choice in ("yes", "no")
   }
-  predictor = predict.predictor(workdir_lib.open_run(tiny_run))
+  predictor = predict.predictor(directory.open_run(tiny_run))
   rows = {
     choice: predictor(form.reshape(1, 28, 28, 1))[0]
     for choice, form in forms.items()

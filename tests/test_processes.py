@@ -16,14 +16,14 @@ import jax
 import numpy as np
 import pytest
 
-import checkpoints
 from configs import default
-import processes
+from machine import processes
+from rundir import checkpoints
+from rundir import directory
 import train
-import workdir
 
 NUM_STEPS = 40
-MAX_DIFFERENCE = 1e-5  # Of rounding, as in test_sharding.py.
+MAX_DIFFERENCE = 1e-5  # Of rounding, as in test_devices.py.
 
 
 def start(workdir, configs, devices):
@@ -124,7 +124,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   assert "loss" not in errors[1]
 
   train.train_and_evaluate(config, alone)  # On one device.
-  states = [workdir.open_run(each).state for each in (run, alone)]
+  states = [directory.open_run(each).state for each in (run, alone)]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=MAX_DIFFERENCE),
     *((state.params, state.ema_params) for state in states),
@@ -175,7 +175,7 @@ def test_what_cannot_be_found_out_is_asked_for(tmp_path):
 def test_a_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
   with pytest.raises(app.UsageError, match="a directory that all share"):
-    workdir.create(tmp_path / "run", default.get_config(), (28, 28, 1), "01")
+    directory.create(tmp_path / "run", default.get_config(), (28, 28, 1), "01")
 
 
 def test_processes_with_different_data_are_refused(config, tmp_path):

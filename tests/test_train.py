@@ -22,14 +22,14 @@ import numpy as np
 import optax
 import pytest
 
-import checkpoints
 import input_pipeline
-import logger as logger_lib
 from model import CNN
 import ops
+from rundir import checkpoints
+from rundir import directory
+from rundir import logger as logger_lib
 import steps
 import train
-import workdir as workdir_lib
 
 TINY = (
   "--config.train_split=train[5000:5100]",
@@ -173,7 +173,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
   assert train_step.call_args.args[-1] == tiny_config.label_smoothing
   result = train.train_and_evaluate(tiny_config, stopped)
   assert result == train.train_and_evaluate(tiny_config, whole)
-  states = [workdir_lib.open_run(each).state for each in (stopped, whole)]
+  states = [directory.open_run(each).state for each in (stopped, whole)]
   assert_same_state(*states)
   average, last = states[0].ema_params, states[0].params
   assert (average["conv1"]["kernel"] != last["conv1"]["kernel"]).any()
@@ -349,7 +349,7 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
   result = json.loads(first.stdout.splitlines()[-1])
   assert result["global_step"] == 6
   (workdir,) = (tmp_path / "runs").iterdir()
-  assert workdir.name.startswith("default,batch_size=16,data_dir=")
+  assert directory.name.startswith("default,batch_size=16,data_dir=")
   assert json.loads((workdir / "result.json").read_text()) == result
   again = run_train(
     f"--config={PROJECT}/configs/default.py", *args, cwd=tmp_path, **environment
@@ -422,19 +422,19 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_config, tmp_path):
 def test_a_run_directory_has_one_process_at_a_time(tiny_config, tmp_path):
   path = tmp_path / "run"
   path.mkdir()
-  with workdir_lib.lock(path):
+  with directory.lock(path):
     with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
-      with workdir_lib.lock(path):
+      with directory.lock(path):
         pass
-  with workdir_lib.lock(path):  # Free again.
+  with directory.lock(path):  # Free again.
     pass
 
 
 def test_training_holds_the_lock_of_its_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
   digits = [str(digit) for digit in range(10)]
-  workdir_lib.create(path, tiny_config, (28, 28, 1), digits)
-  with workdir_lib.lock(path):
+  directory.create(path, tiny_config, (28, 28, 1), digits)
+  with directory.lock(path):
     with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
       train.train_and_evaluate(tiny_config, path)
   assert not (path / "checkpoints").exists()

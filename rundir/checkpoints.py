@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-import processes
-import sharding
+from machine import devices
+from machine import processes
 from steps import Metrics
 from steps import TrainState
 
@@ -63,7 +63,7 @@ def restore(
     DamagedError: what is there is not what was saved.
   """
   path = _folder(workdir) / str(step)
-  replicated = sharding.replicated()
+  replicated = devices.replicated()
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     {"state": state, "since_log": Metrics.zero(), "checksum": np.uint32(0)},

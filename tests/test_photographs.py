@@ -18,7 +18,7 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
-import images
+from sources import photographs
 
 
 def drawing(height=60, width=90, paper=255, ink=0):
@@ -36,7 +36,7 @@ def encode(image, file_format, **options):
 
 
 def read_one(content):
-  (image,) = images.read(content)
+  (image,) = photographs.read(content)
   return image
 
 
@@ -72,7 +72,7 @@ def test_reads_every_format(content, tmp_path):
   (tmp_path / "image").write_bytes(content)
   for image in (read_one(content), read_one(tmp_path / "image")):
     assert image.dtype == np.uint8
-    grey = images.to_grey(image)
+    grey = photographs.to_grey(image)
     np.testing.assert_allclose(grey, drawing(), atol=12)  # JPEG rings.
 
 
@@ -90,7 +90,7 @@ def test_ink_on_nothing_stays_visible(ink):
   rgba[drawing() == 0] = (ink, ink, ink, 255)
   image = read_one(encode(Image.fromarray(rgba), "PNG"))
   expected = drawing(paper=255 - ink, ink=ink)
-  np.testing.assert_array_equal(images.to_grey(image), expected)
+  np.testing.assert_array_equal(photographs.to_grey(image), expected)
 
 
 def npy(array, **options):
@@ -116,10 +116,10 @@ def npy(array, **options):
 def test_reads_arrays(array, tmp_path):
   (tmp_path / "a.npy").write_bytes(npy(array))
   for image in (read_one(npy(array)), read_one(tmp_path / "a.npy")):
-    np.testing.assert_allclose(images.to_grey(image), drawing(), atol=0.5)
+    np.testing.assert_allclose(photographs.to_grey(image), drawing(), atol=0.5)
   three = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
   for shape in ((3, 28, 28), (3, 784), (3, 28, 28, 1)):
-    actual = list(images.read(npy(three.reshape(shape))))
+    actual = list(photographs.read(npy(three.reshape(shape))))
     np.testing.assert_array_equal(actual, three)
 
 
@@ -171,7 +171,7 @@ def test_a_bad_file_is_refused_with_the_reason(name, tmp_path):
   (tmp_path / "file").write_bytes(content)
   for source in (content, tmp_path / "file"):
     with pytest.raises(ValueError, match=f"^{message}"):
-      list(images.read(source))
+      list(photographs.read(source))
 
 
 WHOLE = [
@@ -187,7 +187,7 @@ WHOLE = [
 @hypothesis.given(st.binary(max_size=200) | damaged(WHOLE))
 def test_any_bytes_are_images_or_a_clean_error(content):
   try:
-    read = list(images.read(content))
+    read = list(photographs.read(content))
   except ValueError as error:
     assert "\n" not in str(error)
   else:
@@ -218,10 +218,10 @@ def test_memory_is_bounded(tmp_path):
     (tmp_path / name).write_bytes(content)
   script = """if True:
     import pathlib, sys
-    import images
+    from sources import photographs
     for path in map(pathlib.Path, sys.argv[1:]):
       try:
-        print(*(image.shape for image in images.read(path)))
+        print(*(image.shape for image in photographs.read(path)))
       except ValueError as error:
         print(error)
     print(*[line for line in open("/proc/self/status") if "VmHWM" in line])
@@ -251,9 +251,9 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
   with pytest.raises(ValueError, match="No such file"):
-    list(images.read(tmp_path / "none.png"))
+    list(photographs.read(tmp_path / "none.png"))
   with pytest.raises(ValueError, match="folder without images"):
-    list(images.read(tmp_path))
+    list(photographs.read(tmp_path))
 
 
 def bounding_box(image):
@@ -270,7 +270,7 @@ def test_the_ink_fills_a_box_of_20_and_keeps_its_aspect(
 ):
   image = np.zeros((3 * height, 2 * width), np.uint8)
   image[height : 2 * height, 5 : 5 + width] = 200
-  result = images.to_mnist_form(image)
+  result = photographs.to_mnist_form(image)
   assert result.shape == (28, 28)
   assert result.dtype == np.uint8
   np.testing.assert_allclose(bounding_box(result), expected, atol=1)
@@ -280,7 +280,7 @@ def test_the_ink_fills_a_box_of_20_and_keeps_its_aspect(
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_centre_of_mass_is_at_the_centre(flip):
   image = drawing()[::-1] if flip else drawing()
-  result = images.to_mnist_form(image)
+  result = photographs.to_mnist_form(image)
   np.testing.assert_allclose(
     ndimage.center_of_mass(result), (14, 14), atol=0.51
   )
@@ -288,13 +288,15 @@ def test_the_centre_of_mass_is_at_the_centre(flip):
 
 def test_both_polarities_give_the_same():
   image = drawing(paper=250, ink=30)
-  expected = images.to_mnist_form(image)
+  expected = photographs.to_mnist_form(image)
   assert expected[14, 14] < expected.max()  # The L is hollow there.
-  np.testing.assert_array_equal(images.to_mnist_form(255 - image), expected)
   np.testing.assert_array_equal(
-    images.to_mnist_form(image, invert="yes"), expected
+    photographs.to_mnist_form(255 - image), expected
   )
-  inverted = images.to_mnist_form(255 - image, invert="no")
+  np.testing.assert_array_equal(
+    photographs.to_mnist_form(image, invert="yes"), expected
+  )
+  inverted = photographs.to_mnist_form(255 - image, invert="no")
   np.testing.assert_array_equal(inverted, expected)
 
 
@@ -305,8 +307,8 @@ def test_uneven_light_noise_and_specks_do_not_count():
   light = 0.7 + 0.3 * columns / 90 + 0.2 * rows / 60
   noise = np.random.default_rng(0).normal(0, 4, clean.shape)
   photo = np.clip(clean * light + noise, 0, 255).astype(np.uint8)
-  result = images.to_mnist_form(photo)
-  expected = images.to_mnist_form(drawing())
+  result = photographs.to_mnist_form(photo)
+  expected = photographs.to_mnist_form(drawing())
   assert np.abs(result.astype(int) - expected).mean() < 6
   np.testing.assert_allclose(
     bounding_box(result), bounding_box(expected), atol=1
@@ -319,7 +321,7 @@ def test_a_thin_stroke_is_found_whatever_the_paper(shape):
   image = np.full(shape, 255, np.uint8)
   size = shape[0]
   image[size // 3 : 2 * size // 3, size // 2 : size // 2 + size // 90] = 0
-  results = [images.to_mnist_form(x) for x in (image, 255 - image)]
+  results = [photographs.to_mnist_form(x) for x in (image, 255 - image)]
   np.testing.assert_array_equal(*results)
   assert bounding_box(results[0])[0] == 20
 
@@ -327,14 +329,14 @@ def test_a_thin_stroke_is_found_whatever_the_paper(shape):
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_blank_image_has_no_ink(value):
   with pytest.raises(ValueError, match="has no ink"):
-    images.to_mnist_form(np.full((50, 50), value, np.uint8))
+    photographs.to_mnist_form(np.full((50, 50), value, np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3000, 3)])
 def test_no_shape_crashes(shape):
   noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
   try:
-    assert images.to_mnist_form(noise).shape == (28, 28)
+    assert photographs.to_mnist_form(noise).shape == (28, 28)
   except ValueError as error:
     assert "no ink" in str(error)
 
@@ -342,6 +344,6 @@ def test_no_shape_crashes(shape):
 def test_mnists_own_digits_keep_their_form(mnist):
   """What has the form already changes little."""
   originals = np.asarray(pixels(mnist.test)[:50, ..., 0])
-  results = np.stack([images.to_mnist_form(image) for image in originals])
+  results = np.stack([photographs.to_mnist_form(image) for image in originals])
   difference = np.abs(results.astype(int) - originals)
   assert difference.mean() < 3

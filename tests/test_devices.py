@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-import sharding
+from machine import devices
 import train
 
 # A rounding that decides on which side of 0 a ReLU's input is, or which of two
@@ -98,7 +98,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(
   tiny_config.batch_size = batch_size
   data = input_pipeline.load(tiny_config)
   monkeypatch.setattr(input_pipeline, "load", lambda config: data)
-  monkeypatch.setattr(sharding, "mesh", EightDevices)
+  monkeypatch.setattr(devices, "mesh", EightDevices)
   with pytest.raises(app.UsageError, match=f"nearest that work are {nearest}"):
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

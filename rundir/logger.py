@@ -28,11 +28,11 @@ from tensorboardX import summary
 import tqdm
 
 import input_pipeline
-import processes
+from machine import processes
+from rundir import directory
 import steps
-import workdir as workdir_lib
 
-_PROJECT = pathlib.Path(__file__).resolve().parent
+_PROJECT = pathlib.Path(__file__).resolve().parent.parent
 _PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
 
 
@@ -50,11 +50,16 @@ def setup_console() -> None:
   )
   handler.addFilter(
     lambda record: (
-      pathlib.Path(record.pathname).resolve().parent == _PROJECT
+      _is_ours(pathlib.Path(record.pathname).resolve())
       # What libraries log with a traceback they raise too.
       or (record.levelno > python_logging.INFO and not record.exc_info)
     )
   )
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  """Returns whether a file is this project's, not of packages in its folder."""
+  return _PROJECT in path.parents and "site-packages" not in path.parts
 
 
 def _log_unraisable(unraisable) -> None:
@@ -307,7 +312,7 @@ def _draw_pictures(examples, probabilities, params, inspection, class_names):
   """The figures that TensorBoard shows, by tag."""
   from sklearn import metrics
 
-  import pictures  # These two take a second: not at the start.
+  from report import figures  # These two take a second: not at the start.
 
   matrix = metrics.confusion_matrix(
     examples.labels,
@@ -316,21 +321,21 @@ def _draw_pictures(examples, probabilities, params, inspection, class_names):
   )
   deformed = {}
   if inspection.deformed is not None:
-    deformed["augmentation"] = pictures.deformations(
+    deformed["augmentation"] = figures.deformations(
       inspection.originals, inspection.deformed
     )
   return {
     **deformed,
-    "confusion_matrix": pictures.confusion_matrix(matrix, class_names),
-    "mistakes": pictures.mistakes(
+    "confusion_matrix": figures.confusion_matrix(matrix, class_names),
+    "mistakes": figures.mistakes(
       examples.unflatten(examples.images),
       examples.labels,
       probabilities,
       class_names,
       count=10,
     ),
-    "filters": pictures.filters(params["conv1"]["kernel"]),
-    "activations": pictures.activations(
+    "filters": figures.filters(params["conv1"]["kernel"]),
+    "activations": figures.activations(
       inspection.image,
       inspection.layers,
       inspection.probabilities,
@@ -350,4 +355,4 @@ def _truncate(path: pathlib.Path, step: int) -> None:
     return record["step"] <= step and "test_loss" not in record
 
   lines = path.read_text().splitlines(keepends=True)
-  workdir_lib.write_text(path, "".join(filter(is_kept, lines)))
+  directory.write_text(path, "".join(filter(is_kept, lines)))

@@ -18,11 +18,11 @@ import filelock
 import jax
 import ml_collections
 
-import checkpoints
 from configs import default
 import input_pipeline
+from machine import processes
 import model as model_lib
-import processes
+from rundir import checkpoints
 import steps
 
 _MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import checkpoints
 from configs import default
+from rundir import checkpoints
+from rundir import directory
 import steps
-import workdir
 
 
 def test_a_run_is_named_after_its_overrides():
@@ -18,7 +18,7 @@ def test_a_run_is_named_after_its_overrides():
   def name(**overrides):
     config = default.get_config()
     config.update(overrides)
-    return workdir.name(config, base, "default")
+    return directory.name(config, base, "default")
 
   assert name() == "default"
   assert name(batch_size=100) == "default"  # One experiment, one directory.
@@ -62,7 +62,7 @@ def test_impossible_values_are_named(key, value):
   config = default.get_config()
   config[key] = value
   with pytest.raises(app.UsageError) as error:
-    workdir.validate(config)
+    directory.validate(config)
   assert str(error.value).startswith(f"config.{key}={value}: accepted is ")
 
 
@@ -88,30 +88,30 @@ def test_what_nothing_would_read_is_refused(changes, message):
   config = default.get_config()
   config.update(changes)
   with pytest.raises(app.UsageError, match=message):
-    workdir.validate(config)
+    directory.validate(config)
 
 
 def test_the_default_config_is_valid():
-  workdir.validate(default.get_config())
+  directory.validate(default.get_config())
 
 
 def test_create_writes_the_config_and_finds_it_again(tmp_path):
   config = default.get_config()
   path = tmp_path / "runs" / "one"
-  workdir.create(path, config, (28, 28, 1), tuple("0123456789"))
+  directory.create(path, config, (28, 28, 1), tuple("0123456789"))
   assert json.loads((path / "config.json").read_text()) == config.to_dict()
-  workdir.create(path, config, (28, 28, 1), tuple("0123456789"))
+  directory.create(path, config, (28, 28, 1), tuple("0123456789"))
 
 
 def test_another_config_is_refused_with_the_differing_keys(tmp_path):
-  workdir.create(
+  directory.create(
     tmp_path / "run", default.get_config(), (28, 28, 1), tuple("0123456789")
   )
   before = (tmp_path / "run/config.json").read_bytes()
   config = default.get_config()
   config.update(batch_size=256, seed=3)
   with pytest.raises(app.UsageError) as error:
-    workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("0123456789"))
+    directory.create(tmp_path / "run", config, (28, 28, 1), tuple("0123456789"))
   message = str(error.value)
   assert "batch_size (100 there, 256 here)" in message
   assert "seed (0 there, 3 here)" in message
@@ -121,10 +121,10 @@ def test_another_config_is_refused_with_the_differing_keys(tmp_path):
 
 def test_other_data_of_the_same_name_are_refused(tmp_path):
   config = default.get_config()
-  workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("0123456789"))
+  directory.create(tmp_path / "run", config, (28, 28, 1), tuple("0123456789"))
   before = (tmp_path / "run/dataset.json").read_bytes()
   with pytest.raises(app.UsageError, match="another dataset: class_names"):
-    workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("abc"))
+    directory.create(tmp_path / "run", config, (28, 28, 1), tuple("abc"))
   assert (tmp_path / "run/dataset.json").read_bytes() == before
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_config_json_is_named(tmp_path, content):
   with pytest.raises(
     app.UsageError, match="config.json: (is not JSON|holds .*, not)"
   ):
-    workdir.create(
+    directory.create(
       tmp_path, default.get_config(), (28, 28, 1), tuple("0123456789")
     )
 
@@ -142,7 +142,7 @@ def test_a_damaged_config_json_is_named(tmp_path, content):
 def test_a_directory_of_other_files_is_refused(tmp_path):
   (tmp_path / "thesis.tex").touch()
   with pytest.raises(app.UsageError, match="no config.json"):
-    workdir.create(
+    directory.create(
       tmp_path, default.get_config(), (28, 28, 1), tuple("0123456789")
     )
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -152,7 +152,7 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
   (tmp_path / "file").touch()
   for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / "a[1]"):
     with pytest.raises(app.UsageError, match=f"--workdir={tmp_path}"):
-      workdir.create(
+      directory.create(
         path, default.get_config(), (28, 28, 1), tuple("0123456789")
       )
 
@@ -161,8 +161,8 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
   tiny_config, tmp_path
 ):
   names = [str(digit) for digit in range(10)]
-  workdir.create(tmp_path, tiny_config, (28, 28, 1), names)
-  state = workdir.create_state(
+  directory.create(tmp_path, tiny_config, (28, 28, 1), names)
+  state = directory.create_state(
     jax.random.key(0), tiny_config, (28, 28, 1), names
   )
   with checkpoints.open_manager(tmp_path, 0) as manager:
@@ -174,9 +174,9 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
         steps.Metrics.zero(),
         accuracy,
       )
-  assert workdir.open_run(tmp_path, "best").step == 2
-  assert workdir.open_run(tmp_path, "last").step == 3
-  assert workdir.open_run(tmp_path, "1").step == 1
+  assert directory.open_run(tmp_path, "best").step == 2
+  assert directory.open_run(tmp_path, "last").step == 3
+  assert directory.open_run(tmp_path, "1").step == 1
 
 
 # These say where things are, or how often something is reported.
@@ -197,5 +197,5 @@ NOT_THE_EXPERIMENT = {
 def test_what_changes_the_experiment_is_in_its_name(key):
   config = default.get_config()
   config[key] = "other" if isinstance(config[key], str) else config[key] + 1
-  name = workdir.name(config, default.get_config(), "default")
+  name = directory.name(config, default.get_config(), "default")
   assert name == f"default,{key}={config[key]}"

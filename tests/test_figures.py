@@ -3,7 +3,7 @@ import io
 from matplotlib import image
 import numpy as np
 
-import pictures
+from report import figures
 
 
 def pixels(figure):
@@ -21,7 +21,7 @@ def test_learning_curves_draw_what_was_logged():
     {"step": 2, "validation_loss": 0.9, "validation_accuracy": 0.6},
     {"step": 2, "test_loss": 0.8, "test_accuracy": 0.75},
   ]
-  figure = pictures.learning_curves(records)
+  figure = figures.learning_curves(records)
   loss, accuracy = figure.axes
   lines = {line.get_label(): line.get_xydata() for line in accuracy.lines}
   np.testing.assert_array_equal(
@@ -40,7 +40,7 @@ def texts(axes):
 
 def test_confusion_matrix_has_the_counts():
   matrix = np.array([[8, 2], [0, 10]])
-  figure = pictures.confusion_matrix(matrix, ("cat", "dog"))
+  figure = figures.confusion_matrix(matrix, ("cat", "dog"))
   (axes,) = figure.axes
   assert texts(axes) == ["8", "2", "10"]
   assert [label.get_text() for label in axes.get_yticklabels()] == [
@@ -55,7 +55,7 @@ def test_mistakes_are_the_surest_ones():
   images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
   labels = np.array([0, 1, 1, 0])
   probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.2, 0.8]])
-  figure = pictures.mistakes(images, labels, probabilities, ("a", "b"), count=2)
+  figure = figures.mistakes(images, labels, probabilities, ("a", "b"), count=2)
   titles = [axes.get_title() for axes in figure.axes]
   assert titles[:3] == [
     "2: b, taken for a\n(80% sure)",
@@ -66,22 +66,22 @@ def test_mistakes_are_the_surest_ones():
     figure.axes[0].images[0].get_array(), images[2, ..., 0]
   )
   assert pixels(figure).std() > 0.05
-  none = pictures.mistakes(images, labels, np.eye(2)[labels], ("a", "b"))
+  none = figures.mistakes(images, labels, np.eye(2)[labels], ("a", "b"))
   assert "0 of 4 are wrong" in none.get_suptitle()
 
 
 def test_deformations_stand_below_their_originals():
   images = np.linspace(0, 1, 23).reshape(23, 1, 1, 1) * np.ones((28, 28, 3))
-  figure = pictures.deformations(images, 1 - images)
+  figure = figures.deformations(images, 1 - images)
   shown = [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes]
   expected = np.uint8(255 * images[:20, 0, 0, 0]).astype(int)
   below = np.uint8(255 * (1 - images[:20, 0, 0, 0])).astype(int)
   assert shown == [*expected[:10], *below[:10], *expected[10:], *below[10:]]
-  assert len(pictures.deformations(images[:3], images[:3]).axes) == 6
+  assert len(figures.deformations(images[:3], images[:3]).axes) == 6
 
 
 def test_calibration_draws_the_accuracy_of_each_bin():
-  figure = pictures.calibration(np.array([0, 2, 6]), np.array([0, 0.5, 1]), 0.1)
+  figure = figures.calibration(np.array([0, 2, 6]), np.array([0, 0.5, 1]), 0.1)
   upper, lower = figure.axes
   heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
   assert heights == [[0, 0.5, 1], [0, 2, 6]]
@@ -93,25 +93,25 @@ def test_names_are_no_markup_and_all_in_the_legend():
   name = "$_$.png"  # Not TeX.
   image = np.zeros((2, 2), np.uint8)
   probabilities = np.full((1, 2), 0.5)
-  figure = pictures.predictions(
+  figure = figures.predictions(
     [image], image[None], probabilities, [name], ("a", "b")
   )
   assert pixels(figure).std() > 0.05
   runs = {"_a": [{"step": 2, "validation_accuracy": 0.5}]}
-  (axes,) = pictures.compare_curves(runs).axes
+  (axes,) = figures.compare_curves(runs).axes
   assert [text.get_text() for text in axes.get_legend().texts] == ["_a"]
 
 
 def test_filters_and_activations_show_every_feature():
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(5, 5, 1, 32))
-  figure = pictures.filters(kernel)
+  figure = figures.filters(kernel)
   drawn = figure.axes[0].images[0].get_array()
   np.testing.assert_array_equal(drawn[:5, :5], kernel[:, :, 0, 0])
   np.testing.assert_array_equal(drawn[6:11, 12:17], kernel[:, :, 0, 10])
   np.testing.assert_allclose(drawn.compressed().sum(), kernel.sum())
   layers = {"conv": rng.normal(size=(3, 3, 5)), "dense": rng.normal(size=7)}
-  figure = pictures.activations(
+  figure = figures.activations(
     np.zeros((28, 28, 1), np.uint8), layers, np.full(2, 0.5), ("a", "b")
   )
   _, conv, dense, _ = (axes.images for axes in figure.axes)
@@ -129,7 +129,7 @@ def test_predictions_and_curves_are_drawn():
   given = [np.zeros((9, 5), np.uint8), np.zeros((4, 4, 3), np.uint8)]
   seen = rng.integers(0, 256, (2, 28, 28, 1), np.uint8)
   probabilities = np.array([[0.25, 0.75], [0.9, 0.1]])
-  figure = pictures.predictions(
+  figure = figures.predictions(
     given, seen, probabilities, ("x.png", "y.png"), ("a", "b")
   )
   assert [axes.get_title() for axes in figure.axes] == [
@@ -139,7 +139,7 @@ def test_predictions_and_curves_are_drawn():
   np.testing.assert_allclose(heights, probabilities[0])
   assert pixels(figure).std() > 0.05
   runs = {"a": [{"step": 2, "validation_accuracy": 0.5}], "b": []}
-  (axes,) = pictures.compare_curves(runs).axes
+  (axes,) = figures.compare_curves(runs).axes
   (line,) = axes.lines
   assert line.get_label() == "a"
   np.testing.assert_array_equal(line.get_xydata(), [[2, 0.5]])
