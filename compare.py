@@ -12,8 +12,9 @@ from typing import Any
 
 from absl import app
 
+from machine import console
 from rundir import directory
-from rundir import logger
+from rundir import files
 
 
 def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -35,7 +36,7 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
 
 def summarise(run: pathlib.Path) -> dict[str, Any]:
   """The newest metrics of a run, None where there are none yet."""
-  records = directory.read_metrics(run)
+  records = files.read_metrics(run)
 
   def last(key):
     values = [record[key] for record in records if key in record]
@@ -58,7 +59,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
     Of each run: its directory, the config keys that are not the same in all,
     and what `summarise` says.
   """
-  configs = [directory.read_json(run / "config.json") for run in runs]
+  configs = [files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
   differing = [
     key
@@ -100,12 +101,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = logger.exit_with
+  parser.error = console.exit_with
   parser.add_argument("folders", nargs="+", type=pathlib.Path)
   parser.add_argument("--csv", action="store_true", help="print CSV")
   parser.add_argument("--plot", help="a picture file for the learning curves")
   args = parser.parse_args()
-  with logger.one_line_errors():
+  with console.one_line_errors():
     rows = compare(find_runs(args.folders))
     if args.csv:
       writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
@@ -117,8 +118,7 @@ def main() -> None:
       from report import figures
 
       curves = {
-        row["run"]: directory.read_metrics(pathlib.Path(row["run"]))
-        for row in rows
+        row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
       }
       figures.save(figures.compare_curves(curves), args.plot)
 

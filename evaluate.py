@@ -24,10 +24,11 @@ import numpy as np
 from sklearn import metrics
 
 import input_pipeline
-import ops
+from machine import compiling
+from machine import console
 from report import figures
-from rundir import directory
-from rundir import logger
+from rundir import files
+from rundir import runs
 import steps
 
 
@@ -85,7 +86,7 @@ def evaluate(
   """
   if len(workdirs) > 1 and not output:
     raise app.UsageError("--output is needed where several runs are scored")
-  runs = [directory.open_run(each, checkpoint) for each in workdirs]
+  runs = [runs.open_run(each, checkpoint) for each in workdirs]
   run, config = runs[0], runs[0].config
   for each, other in zip(workdirs, runs, strict=True):
     trained_on = (other.config.dataset, other.image_shape, other.class_names)
@@ -167,7 +168,7 @@ def _write(
     )
 
   folder.mkdir(parents=True, exist_ok=True)
-  directory.write_json(
+  files.write_json(
     folder / "metrics.json",
     {
       **result,
@@ -186,7 +187,7 @@ def _write(
   for index, row in enumerate(probabilities):
     names = (class_names[labels[index]], class_names[predicted[index]])
     writer.writerow([index, *names, *(f"{p:.6g}" for p in row)])
-  directory.write_text(folder / "predictions.csv", table.getvalue())
+  files.write_text(folder / "predictions.csv", table.getvalue())
   for name, picture in {
     "confusion_matrix": figures.confusion_matrix(matrix, class_names),
     "mistakes": figures.mistakes(images, labels, probabilities, class_names),
@@ -204,7 +205,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = logger.exit_with
+  parser.error = console.exit_with
   parser.add_argument(
     "--workdir",
     required=True,
@@ -225,10 +226,10 @@ def main() -> None:
     help="where to write; by default evaluation/ in the run directory",
   )
   args = parser.parse_args()
-  logger.setup_console()
-  ops.cache_compilations()
-  ops.keep_freed_memory()
-  with logger.one_line_errors():
+  console.setup_console()
+  compiling.cache_compilations()
+  compiling.keep_freed_memory()
+  with console.one_line_errors():
     result, report = evaluate(
       [workdir.expanduser() for workdir in args.workdir],
       args.split,

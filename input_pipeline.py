@@ -9,13 +9,10 @@ from collections.abc import Sequence
 import contextlib
 import functools
 import importlib.util
-import json
-import math
 import os
 import pathlib
 import sys
 from typing import NamedTuple
-import zipfile
 
 from absl import app
 from absl import logging
@@ -25,16 +22,13 @@ from jax import lax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from scipy import ndimage
 import tensorflow_datasets as tfds
-import tqdm
 
 from machine import devices
 from machine import processes
+from sources import arrays
 from sources import idx_dataset
 
-_ELASTIC_SIGMA = 4.0  # Pixels, of the Gaussian that smooths displacements.
-_FINENESS = 4  # Pixels for each one of the image that is deformed.
 _PROJECT_DATA = pathlib.Path(__file__).parent / "data"
 
 
@@ -125,7 +119,7 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     parts = []
     for part in instructions:
       if part.splitname not in whole:
-        whole[part.splitname] = _read_split(builder, part.splitname)
+        whole[part.splitname] = arrays.read_split(builder, part.splitname)
       images, labels = whole[part.splitname]
       parts.append((images[part.from_ : part.to], labels[part.from_ : part.to]))
     images, labels = map(np.concatenate, zip(*parts, strict=True))
@@ -225,218 +219,9 @@ def _prepared_idx_builder(
   return builder
 
 
-def _read_split(
-  builder: tfds.core.DatasetBuilder, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-  """Reads a split's images, [n, height, width, channels], and its labels.
-
-  Takes them from the split's array file, which it writes if it has to.
-  """
-  folder = pathlib.Path(builder.data_dir)
-  files = [folder / "dataset_info.json"]
-  files += map(pathlib.Path, builder.info.splits[split].filepaths)
-  # What the arrays were made from: other files, other arrays.
-  source = json.dumps(
-    [
-      (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-      for file in files
-    ]
-  )
-  path = folder / f"{split}.arrays.npz"
-  try:
-    # The zip format has a CRC of each array, and reading checks it.
-    with np.load(path, allow_pickle=False) as arrays:
-      if arrays["source"].item() == source:
-        return arrays["images"], arrays["labels"]
-    logging.info("%s is outdated and made anew", path)
-  except FileNotFoundError:
-    pass
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    logging.warning("%s is damaged (%s) and made anew", path, error)
-  images, labels = _read_records(builder, split)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-  try:
-    with open(temporary, "wb") as file:
-      np.savez(file, source=source, images=images, labels=labels)
-    os.replace(temporary, path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    logging.warning("%s cannot be written (%s): starts stay slow", path, error)
-  return images, labels
-
-
-def _read_records(
-  builder: tfds.core.DatasetBuilder, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-  size = builder.info.splits[split].num_examples
-  images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
-  labels = np.empty(size, np.int32)
-  progress = tqdm.tqdm(desc=f"Reading {split}", total=size, disable=None)
-  try:
-    records = builder.as_data_source(split)
-    for start in range(0, size, 1000):  # Twice as fast as one by one.
-      chunk = records.__getitems__(range(start, min(start + 1000, size)))
-      for index, example in enumerate(chunk, start):
-        images[index], labels[index] = example["image"], example["label"]
-      progress.update(len(chunk))
-  except Exception as error:  # TFDS and array_record raise anything.
-    raise app.UsageError(
-      f"{builder.data_dir}: the records of {split} are damaged: {error};"
-      " remove it and run again"
-    ) from error
-  finally:
-    progress.close()
-  return images, labels
-
-
 def to_float(images: jax.Array) -> jax.Array:
   """Scales uint8 images to float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
-
-
-class Augmentation(NamedTuple):
-  """The largest random deformations of an image, and how long they last.
-
-  Attributes:
-    rotation: in degrees, to either side.
-    scale: 0.1 makes it up to 1.1 times as large or as small, in each direction.
-    shear: how much a row moves sideways for each row from the centre.
-    shift: in pixels, in each direction.
-    elastic: in pixels, before the field of random displacements is smoothed.
-    num_steps: of training that see deformed images; None is all.
-  """
-
-  rotation: float
-  scale: float
-  shear: float
-  shift: float
-  elastic: float
-  num_steps: int | None = None
-
-
-def augmentation(config: ml_collections.ConfigDict) -> Augmentation | None:
-  """What the config's `augment_*` keys say; None where all are 0."""
-  result = Augmentation(
-    rotation=config.augment_rotation,
-    scale=config.augment_scale,
-    shear=config.augment_shear,
-    shift=config.augment_shift,
-    elastic=config.augment_elastic,
-  )
-  if not any(result):
-    return None
-  if not config.clean_steps:
-    return result
-  return result._replace(num_steps=config.num_steps - config.clean_steps)
-
-
-def augment(
-  rng: jax.Array, images: jax.Array, limits: Augmentation
-) -> jax.Array:
-  """Deforms each image at random, differently.
-
-  The elastic deformation is that of Simard, Steinkraus and Platt, "Best
-  Practices for Convolutional Neural Networks Applied to Visual Document
-  Analysis", 2003.
-
-  Args:
-    rng: of this batch.
-    images: float32 [B, height, width, channels], in [0, 1].
-    limits: of the deformations.
-
-  Returns:
-    Images of the same shape, interpolated; 0 where there was nothing.
-  """
-  batch, height, width, channels = images.shape
-  rngs = jax.random.split(rng, 5)
-
-  def uniform(rng, shape, limit):
-    return jax.random.uniform(rng, (batch, *shape), minval=-limit, maxval=limit)
-
-  angle = uniform(rngs[0], (), math.radians(limits.rotation))
-  scale = jnp.exp(uniform(rngs[1], (2,), math.log1p(limits.scale)))
-  shear = uniform(rngs[2], (), limits.shear)
-  shift = uniform(rngs[3], (2,), limits.shift)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  # Of each pixel, (row, column) from the centre: where its value comes from.
-  matrix = scale[:, :, None] * jnp.stack(
-    [
-      jnp.stack([cos - sin * shear, -sin], axis=-1),
-      jnp.stack([sin + cos * shear, cos], axis=-1),
-    ],
-    axis=1,
-  )
-  center = np.array([height - 1, width - 1], np.float32)[:, None, None] / 2
-  grid = np.indices((height, width), np.float32) - center
-  sources = center + shift[:, :, None, None]
-  sources += jnp.einsum("bij,jhw->bihw", matrix, grid, precision="highest")
-  if limits.elastic:
-    # A TPU draws long rows four times as fast as short ones.
-    field = uniform(rngs[4], (2 * height * width,), limits.elastic)
-    field = lax.optimization_barrier(field).reshape(batch, 2, height, width)
-    rows, columns = (
-      ndimage.gaussian_filter1d(np.eye(size), _ELASTIC_SIGMA, mode="constant")
-      for size in (height, width)
-    )
-    sources += jnp.einsum("ij,bcjw,vw->bciv", rows, field, columns)
-
-  # Linear interpolation blurs what evaluation will see sharp; between the
-  # pixels of a finer image, it hardly does.
-  fine = jax.image.scale_and_translate(
-    images,
-    (batch, _FINENESS * height, _FINENESS * width, channels),
-    spatial_dims=(1, 2),
-    scale=jnp.full(2, float(_FINENESS)),
-    # So that the image's own pixels are among the finer ones.
-    translation=jnp.full(2, (1 - _FINENESS) / 2),
-    method="lanczos3",
-    precision="high",  # A TPU's default, bfloat16, is visibly coarser.
-  )
-
-  return _interpolate(jnp.clip(fine, 0, 1), _FINENESS * sources)
-
-
-def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
-  """Interpolates linearly; 0 outside of an image.
-
-  A TPU gathers one number at a time. There the same sums are matrix products,
-  which would be slower on a CPU.
-
-  Args:
-    images: [B, height, width, channels].
-    sources: [B, 2, rows, columns], the (row, column) that each value is at.
-
-  Returns:
-    [B, rows, columns, channels].
-  """
-  return lax.platform_dependent(
-    images,
-    sources,
-    tpu=jax.vmap(_interpolate_by_products),
-    default=jax.vmap(_interpolate_by_gathers),
-  )
-
-
-def _interpolate_by_gathers(image, sources):
-  def resample(channel):
-    return jax.scipy.ndimage.map_coordinates(channel, [*sources], order=1)
-
-  return jax.vmap(resample, in_axes=-1, out_axes=-1)(image)
-
-
-def _interpolate_by_products(image, sources):
-  """Sums all pixels, with weights that fall from 1 to 0 within one pixel."""
-
-  def weights(positions, size):  # [size, values]
-    distances = positions.ravel() - jnp.arange(size)[:, None]
-    return jnp.maximum(1 - jnp.abs(distances), 0)
-
-  height, width, _ = image.shape
-  lines = jnp.einsum(
-    "hwc,wv->chv", image, weights(sources[1], width), precision="high"
-  )
-  values = (lines * weights(sources[0], height)).sum(axis=1)
-  return values.T.reshape(*sources.shape[1:], -1)
 
 
 class Order(struct.PyTreeNode):

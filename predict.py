@@ -23,9 +23,9 @@ import numpy as np
 import tqdm
 
 import input_pipeline
-import ops
-from rundir import directory
-from rundir import logger
+from machine import compiling
+from machine import console
+from rundir import runs
 from sources import photographs
 import steps
 
@@ -33,10 +33,10 @@ _BATCH_SIZE = 100
 _MAX_ON_SHEET = 50
 
 
-def predictor(run: directory.Run) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from n uint8 images to [n, classes] probabilities."""
 
-  @functools.partial(jax.jit, compiler_options=ops.compiler_options())
+  @functools.partial(jax.jit, compiler_options=compiling.compiler_options())
   def predict_batch(state, images):
     return jax.nn.softmax(
       steps.eval_step(state, input_pipeline.to_float(images))
@@ -159,7 +159,7 @@ def _print(names, probabilities, class_names, as_json: bool) -> None:
       )
 
 
-def _report(args, run: directory.Run, images: list[Loaded]) -> None:
+def _report(args, run: runs.Run, images: list[Loaded]) -> None:
   """Prints the predictions, and draws them if that is asked for."""
   names, given, seen = map(list, zip(*images, strict=True))
   probabilities = predictor(run)(np.stack(seen))
@@ -181,7 +181,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = logger.exit_with
+  parser.error = console.exit_with
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
   parser.add_argument("--workdir", required=True, help="a run directory")
   parser.add_argument(
@@ -199,10 +199,10 @@ def main() -> None:
   parser.add_argument("--json", action="store_true", help="one object a line")
   parser.add_argument("--sheet", help="a picture file to draw all this in")
   args = parser.parse_args()
-  logger.setup_console()
-  ops.cache_compilations()
-  with logger.one_line_errors():
-    run = directory.open_run(args.workdir, args.checkpoint)
+  console.setup_console()
+  compiling.cache_compilations()
+  with console.one_line_errors():
+    run = runs.open_run(args.workdir, args.checkpoint)
     if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(
         f"{args.workdir}: trained on {run.config.dataset}, and the form of"

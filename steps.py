@@ -10,14 +10,14 @@ from flax.training import train_state
 import jax
 from jax import lax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+import augmentation
 import input_pipeline
+from machine import compiling
 from machine import devices
 import model as model_lib
-import ops
 
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
 _NUM_DEFORMED = 20  # How many are shown.
@@ -91,44 +91,6 @@ class Metrics(struct.PyTreeNode):
       "loss": float(self.loss) / num_examples,
       "accuracy": int(self.num_correct) / num_examples,
     }
-
-
-def learning_rate(config: ml_collections.ConfigDict) -> optax.ScalarOrSchedule:
-  """The learning rate, or a function of the steps taken that returns it."""
-  peak, num_steps = config.learning_rate, config.num_steps
-  if config.schedule == "one_cycle":
-    # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
-    return optax.linear_onecycle_schedule(
-      num_steps,
-      peak,
-      pct_start=(config.warmup_steps + 0.5) / num_steps,  # optax rounds down.
-    )
-  if config.schedule == "cosine":
-    # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warm-up.
-    return optax.warmup_cosine_decay_schedule(
-      0.0, peak, config.warmup_steps, num_steps
-    )
-  return peak
-
-
-def optimizer(
-  config: ml_collections.ConfigDict,
-) -> optax.GradientTransformation:
-  """What `config.optimizer` and the keys that belong to it say."""
-  rate = learning_rate(config)
-  if config.optimizer == "sgd":
-    return optax.sgd(rate, config.momentum or None, nesterov=True)
-  return optax.adamw(
-    rate,
-    b2=config.adam_b2,
-    weight_decay=config.weight_decay,
-    mask=_are_kernels,
-    nesterov=config.optimizer == "nadamw",
-  )
-
-
-def _are_kernels(params):
-  return jax.tree.map(lambda param: param.ndim > 1, params)
 
 
 def create_train_state(
@@ -254,7 +216,7 @@ def inspect(
   *,
   batch_size: int,
   label_smoothing: float = 0.0,
-  augmentation: input_pipeline.Augmentation | None = None,
+  limits: augmentation.Limits | None = None,
 ) -> Inspection:
   """Looks at the first examples, and at the gradients of the first batch."""
   images = input_pipeline.to_float(examples.images[:batch_size])
@@ -272,8 +234,8 @@ def inspect(
     for name in ("conv1", "conv2", "dense")
   }
   originals, deformed = images[:_NUM_DEFORMED], None
-  if augmentation:
-    deformed = _augment(dropout_rng, state.step, originals, augmentation)
+  if limits:
+    deformed = _augment(dropout_rng, state.step, originals, limits)
   return Inspection(
     image=examples.images[0].reshape(examples.image_shape),
     layers=layers,
@@ -341,16 +303,16 @@ def _zeros_like(metrics):
   return devices.replicate(jax.tree.map(jnp.zeros_like, metrics))
 
 
-def _augment(dropout_rng, step, images, augmentation):
+def _augment(dropout_rng, step, images, limits):
   """What a step makes of its images."""
   # Of the step's own key, into which Flax folds other numbers than this.
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
-  augment = functools.partial(input_pipeline.augment, rng, images, augmentation)
-  if augmentation.num_steps is None:
+  augment = functools.partial(augmentation.augment, rng, images, limits)
+  if limits.num_steps is None:
     return augment()
   # He et al., "Data Augmentation Revisited", arXiv 1909.09148: the last steps
   # learn from what evaluation will see.
-  return lax.cond(step < augmentation.num_steps, augment, lambda: images)
+  return lax.cond(step < limits.num_steps, augment, lambda: images)
 
 
 def train_on_next_batch(
@@ -361,7 +323,7 @@ def train_on_next_batch(
   *,
   batch_size: int,
   label_smoothing: float = 0.0,
-  augmentation: input_pipeline.Augmentation | None = None,
+  limits: augmentation.Limits | None = None,
 ) -> Training:
   """Gathers the next batch in the order, and takes a step on it."""
   indices, order = input_pipeline.next_indices(
@@ -369,9 +331,9 @@ def train_on_next_batch(
   )
   rows = input_pipeline.to_float(examples.images[devices.split(indices)])
   images = devices.split(examples.unflatten(rows))
-  if augmentation:
+  if limits:
     images = devices.split(
-      _augment(dropout_rng, training.state.step, images, augmentation)
+      _augment(dropout_rng, training.state.step, images, limits)
     )
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(
@@ -431,7 +393,7 @@ def evaluator(
   """
   labels = examples.labels
   batch_size = min(batch_size, len(labels))
-  run = ops.repeated(
+  run = compiling.repeated(
     functools.partial(eval_on_next_batch, batch_size=batch_size)
   )
 

@@ -25,13 +25,20 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
+import augmentation
 import input_pipeline
+from machine import compiling
+from machine import console
 from machine import devices
 from machine import processes
-import ops
+from machine import signals
+import optimizer
 from rundir import checkpoints
 from rundir import directory
+from rundir import experiment
+from rundir import files
 from rundir import logger as logger_lib
+from rundir import runs
 import steps
 
 _PROJECT = pathlib.Path(__file__).resolve().parent
@@ -82,7 +89,7 @@ def train_and_evaluate(
     SystemExit: SIGINT or SIGTERM came, and the state was saved.
   """
   workdir = pathlib.Path(workdir).expanduser()
-  directory.validate(config)
+  experiment.validate(config)
   data = input_pipeline.load(config)
   train_size = data.train.labels.size
   if config.batch_size > train_size:
@@ -101,12 +108,10 @@ def train_and_evaluate(
   image_shape = data.train.image_shape
   with processes.first_goes_first("create the run directory"):
     directory.create(workdir, config, image_shape, data.class_names)
-  with directory.lock(workdir), processes.noted_signals() as noted_signal:
+  with directory.lock(workdir), signals.noted_signals() as noted_signal:
     logging.info("Run directory %s", workdir)
     init_rng, _, _ = _rngs(config)
-    state = directory.create_state(
-      init_rng, config, image_shape, data.class_names
-    )
+    state = runs.create_state(init_rng, config, image_shape, data.class_names)
     logging.info(
       "%s parameters, %s training images, on %d x %s with jax %s",
       f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
@@ -141,13 +146,13 @@ def train_and_evaluate(
 
 def _write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes the result and a picture of how it came about."""
-  directory.write_json(workdir / "result.json", result)
+  files.write_json(workdir / "result.json", result)
 
   from report import (
     figures,  # matplotlib takes half a second: not at the start.
   )
 
-  picture = figures.learning_curves(directory.read_metrics(workdir))
+  picture = figures.learning_curves(files.read_metrics(workdir))
   figures.save(picture, workdir / "learning_curve.png")
 
 
@@ -170,16 +175,16 @@ def _train(
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
-    "augmentation": input_pipeline.augmentation(config),
+    "limits": augmentation.from_config(config),
   }
-  train_steps = ops.repeated(
+  train_steps = compiling.repeated(
     functools.partial(steps.train_on_next_batch, **static)
   )
-  learning_rate = steps.learning_rate(config)
+  learning_rate = optimizer.learning_rate(config)
   evaluate = steps.evaluator(data.validation, config.eval_batch_size)
   inspect = jax.jit(
     functools.partial(steps.inspect, **static),
-    compiler_options=ops.compiler_options(),
+    compiler_options=compiling.compiler_options(),
   )
   validation_examples = jax.device_get(data.validation)
   step = start_step = int(state.step)
@@ -332,11 +337,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     args = flags.FLAGS(argv)
     list(_CONFIG.value)  # A file that could not be read raises here.
   except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
-    logger_lib.exit_with(_explain(str(error)))
+    console.exit_with(_explain(str(error)))
   if args[1:]:
-    logger_lib.exit_with(
-      f"unexpected argument {args[1]}; options begin with --"
-    )
+    console.exit_with(f"unexpected argument {args[1]}; options begin with --")
   return args
 
 
@@ -355,19 +358,19 @@ def _explain(error: str) -> str:
 
 def main(argv: list[str]) -> None:
   del argv
-  logger_lib.setup_console()
-  ops.cache_compilations()
-  ops.keep_freed_memory()
+  console.setup_console()
+  compiling.cache_compilations()
+  compiling.keep_freed_memory()
   config = _CONFIG.value
   path = config_flags.get_config_filename(flags.FLAGS["config"])
-  with logger_lib.one_line_errors():
+  with console.one_line_errors():
     processes.join(
       _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
     _use_platform(_PLATFORM.value)
     if not processes.is_first():
       logging.set_verbosity(logging.WARNING)
-    workdir = _WORKDIR.value or pathlib.Path("runs") / directory.name(
+    workdir = _WORKDIR.value or pathlib.Path("runs") / experiment.name(
       config, _load_config(path), pathlib.Path(path).stem
     )
     result = train_and_evaluate(config, workdir)

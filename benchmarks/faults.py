@@ -27,7 +27,8 @@ PROJECT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from rundir import checkpoints  # noqa: E402
-from rundir import directory  # noqa: E402
+from rundir import files  # noqa: E402
+from rundir import runs  # noqa: E402
 
 _STEPS_PER_ROUND = 60
 _CONFIG = {
@@ -60,7 +61,7 @@ def phase(folder: pathlib.Path, records_before: int) -> str:
   """What the process in a run directory is doing, judged from its files."""
   if list(folder.glob("checkpoints/*tmp*")):
     return "saving"
-  records = directory.read_metrics(folder)
+  records = files.read_metrics(folder)
   if len(records) <= records_before:
     return "starting"
   last = records[-1]
@@ -78,7 +79,7 @@ def interrupt(
   for line in process.stderr:
     if "Run directory" in line:
       break
-  records = len(directory.read_metrics(folder))
+  records = len(files.read_metrics(folder))
   try:
     process.wait(rng.expovariate(1 / _MEAN_LIFE))
     return None
@@ -112,11 +113,11 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
   speed = {"steps_per_second", "images_per_second"}
   records = [
     [{k: r[k] for k in r if k not in speed} for r in read]
-    for read in map(directory.read_metrics, (a, b))
+    for read in map(files.read_metrics, (a, b))
   ]
   if records[0] != records[1]:
     found.append("metrics.jsonl")
-  states = [directory.open_run(folder).state for folder in (a, b)]
+  states = [runs.open_run(folder).state for folder in (a, b)]
   for (path, x), y in zip(
     jax.tree.leaves_with_path(states[0]),
     jax.tree.leaves(states[1]),
@@ -167,7 +168,7 @@ def main() -> None:
   }
   print(json.dumps(result, indent=2))
   if args.json:
-    directory.write_json(args.json, result)
+    files.write_json(args.json, result)
   sys.exit(1 if found else 0)
 
 

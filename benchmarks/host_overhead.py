@@ -29,7 +29,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
-import ops  # noqa: E402
+from machine import compiling
 from rundir import checkpoints  # noqa: E402
 from rundir import logger as logger_lib  # noqa: E402
 import steps  # noqa: E402
@@ -92,7 +92,7 @@ def measure(num_steps: int) -> dict[str, Any]:
   config = default.get_config()
   config.num_steps = num_steps
   clock, times = Clock(), {}
-  repeated, wait = ops.repeated, checkpoints.wait
+  repeated, wait = compiling.repeated, checkpoints.wait
 
   def timed_repeated(step):
     run = repeated(step)
@@ -119,7 +119,7 @@ def measure(num_steps: int) -> dict[str, Any]:
   logger = logger_lib.Logger
   patches = [
     (jax, "default_backend", lambda: "tpu"),
-    (ops, "repeated", timed_repeated),
+    (compiling, "repeated", timed_repeated),
     (steps, "train_on_next_batch", no_step),
     (steps, "eval_on_next_batch", no_evaluation),
     (steps, "inspect", no_inspection),

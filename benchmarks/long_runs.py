@@ -26,9 +26,10 @@ sys.path.insert(0, str(PROJECT))
 
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
-import ops  # noqa: E402
+from machine import compiling  # noqa: E402
 from rundir import checkpoints  # noqa: E402
-from rundir import directory  # noqa: E402
+from rundir import files  # noqa: E402
+from rundir import runs  # noqa: E402
 import steps  # noqa: E402
 
 _TINY = {
@@ -62,7 +63,7 @@ def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
       memory[int(match[1])] = resident_mebibytes(process.pid)
   if process.wait():
     raise RuntimeError("train.py failed")
-  records = directory.read_metrics(folder)
+  records = files.read_metrics(folder)
   ms = {
     record["step"]: 1000 / record["steps_per_second"]
     for record in records
@@ -96,16 +97,14 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
   data = input_pipeline.load(config)
   image_shape = data.train.image_shape
   init_rng, order_rng, dropout_rng = jax.random.split(jax.random.key(0), 3)
-  state = directory.create_state(
-    init_rng, config, image_shape, data.class_names
-  )
+  state = runs.create_state(init_rng, config, image_shape, data.class_names)
   order = input_pipeline.order_at(
     order_rng, 0, config.batch_size, data.train.labels.size
   )
   training = steps.start_training(
     state, steps.Metrics.zero(), order, config.batch_size, len(data.class_names)
   )
-  train_steps = ops.repeated(
+  train_steps = compiling.repeated(
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
   )
 
@@ -161,7 +160,7 @@ def main() -> None:
     }
   print(json.dumps(result, indent=2))
   if args.json:
-    directory.write_json(args.json, result)
+    files.write_json(args.json, result)
 
 
 if __name__ == "__main__":

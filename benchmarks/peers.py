@@ -21,6 +21,8 @@ import time
 
 import numpy as np
 
+from machine import compiling
+
 NUM_IMAGES = 10_000
 LEARNING_RATE = 0.001
 DROPOUT_RATE = 0.4
@@ -66,10 +68,9 @@ class This:
 
     import input_pipeline
     import model
-    import ops
     import steps
 
-    ops.keep_freed_memory()
+    compiling.keep_freed_memory()
     self._block = jax.block_until_ready
     network = model.CNN(dropout_rate=DROPOUT_RATE)
     state = steps.create_train_state(
@@ -88,7 +89,7 @@ class This:
     self._training = steps.start_training(
       state, steps.Metrics.zero(), order, batch_size, 10
     )
-    self._run = ops.repeated(
+    self._run = compiling.repeated(
       functools.partial(steps.train_on_next_batch, batch_size=batch_size)
     )
     self._evaluate = steps.evaluator(self._examples, 1000)

@@ -41,10 +41,12 @@ import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
 
+import augmentation  # noqa: E402
 import input_pipeline  # noqa: E402
+from machine import compiling  # noqa: E402
 from machine import devices  # noqa: E402
 import model as model_lib  # noqa: E402
-import ops  # noqa: E402
+import optimizer  # noqa: E402
 import steps  # noqa: E402
 
 _NUM_EXAMPLES = 55_000
@@ -85,7 +87,7 @@ def compile_loop(step, start) -> jax.stages.Compiled:
     jax.eval_shape(start),
   )
   num_steps = jax.ShapeDtypeStruct((), jnp.int32)
-  return ops.loop_on_device(step).lower(carry, num_steps, *args).compile()
+  return compiling.loop_on_device(step).lower(carry, num_steps, *args).compile()
 
 
 def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
@@ -95,7 +97,7 @@ def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
     model = model_lib.CNN(dropout_rate=config.dropout_rate, dtype=config.dtype)
     rng = jax.random.key(0)
     state = steps.create_train_state(
-      rng, model, steps.optimizer(config), config.ema_decay
+      rng, model, optimizer.create(config), config.ema_decay
     )
     order = input_pipeline.order_at(rng, 0, config.batch_size, _NUM_EXAMPLES)
     training = steps.start_training(
@@ -110,7 +112,7 @@ def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
     steps.train_on_next_batch,
     batch_size=config.batch_size,
     label_smoothing=config.label_smoothing,
-    augmentation=input_pipeline.augmentation(config),
+    limits=augmentation.from_config(config),
   )
   return compile_loop(step, start)
 
@@ -126,7 +128,7 @@ def compile_plain_flax(
     images = jnp.zeros((_NUM_EXAMPLES, *_IMAGE_SHAPE), jnp.uint8)
     params = network.init(rng, jnp.zeros((1, *_IMAGE_SHAPE)), False)["params"]
     state = train_state.TrainState.create(
-      apply_fn=network.apply, params=params, tx=steps.optimizer(config)
+      apply_fn=network.apply, params=params, tx=optimizer.create(config)
     ).replace(step=jnp.int32(0))
     labels = jnp.zeros(_NUM_EXAMPLES, jnp.int32)
     return (state, jnp.float32(0)), images, labels, rng

@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import predict  # noqa: E402
 from report import figures  # noqa: E402
-from rundir import directory  # noqa: E402
+from rundir import runs
 from sources import photographs  # noqa: E402
 
 FONTS = (
@@ -98,7 +98,7 @@ def main() -> None:
   parser.add_argument("--json", help="where to write the result")
   parser.add_argument("--picture", help="where to draw what fails")
   args = parser.parse_args()
-  run = directory.open_run(args.workdir, args.checkpoint)
+  run = runs.open_run(args.workdir, args.checkpoint)
   predictor = predict.predictor(run)
   result, shown = {}, []
   for name, (images, labels) in make_sets().items():

@@ -22,7 +22,7 @@ from tensorboardX.proto import event_pb2
 
 from configs import default
 import input_pipeline
-import ops
+from machine import compiling
 from sources import idx_dataset
 import train
 
@@ -30,7 +30,7 @@ PROJECT = pathlib.Path(__file__).parent.parent
 
 # Compiled as the programs are. Without it, JAX 0.7.2 on a CPU may multiply by
 # weights that lay at the same address before; see ops.py.
-jit = functools.partial(jax.jit, compiler_options=ops.compiler_options())
+jit = functools.partial(jax.jit, compiler_options=compiling.compiler_options())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,9 +17,9 @@ PROJECT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import input_pipeline  # noqa: E402
+from machine import compiling  # noqa: E402
 from machine import devices  # noqa: E402
 import model  # noqa: E402
-import ops  # noqa: E402
 from rundir import checkpoints  # noqa: E402
 import steps  # noqa: E402
 
@@ -41,7 +41,7 @@ def train_steps(num_devices):
   del num_devices  # For each number another program.
   return jax.jit(
     functools.partial(steps.train_on_next_batch, batch_size=BATCH_SIZE),
-    compiler_options=ops.compiler_options(),
+    compiler_options=compiling.compiler_options(),
   )
 
 

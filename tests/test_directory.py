@@ -9,6 +9,8 @@ import pytest
 from configs import default
 from rundir import checkpoints
 from rundir import directory
+from rundir import experiment
+from rundir import runs
 import steps
 
 
@@ -18,7 +20,7 @@ def test_a_run_is_named_after_its_overrides():
   def name(**overrides):
     config = default.get_config()
     config.update(overrides)
-    return directory.name(config, base, "default")
+    return experiment.name(config, base, "default")
 
   assert name() == "default"
   assert name(batch_size=100) == "default"  # One experiment, one directory.
@@ -62,7 +64,7 @@ def test_impossible_values_are_named(key, value):
   config = default.get_config()
   config[key] = value
   with pytest.raises(app.UsageError) as error:
-    directory.validate(config)
+    experiment.validate(config)
   assert str(error.value).startswith(f"config.{key}={value}: accepted is ")
 
 
@@ -88,11 +90,11 @@ def test_what_nothing_would_read_is_refused(changes, message):
   config = default.get_config()
   config.update(changes)
   with pytest.raises(app.UsageError, match=message):
-    directory.validate(config)
+    experiment.validate(config)
 
 
 def test_the_default_config_is_valid():
-  directory.validate(default.get_config())
+  experiment.validate(default.get_config())
 
 
 def test_create_writes_the_config_and_finds_it_again(tmp_path):
@@ -162,9 +164,7 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
 ):
   names = [str(digit) for digit in range(10)]
   directory.create(tmp_path, tiny_config, (28, 28, 1), names)
-  state = directory.create_state(
-    jax.random.key(0), tiny_config, (28, 28, 1), names
-  )
+  state = runs.create_state(jax.random.key(0), tiny_config, (28, 28, 1), names)
   with checkpoints.open_manager(tmp_path, 0) as manager:
     for step, accuracy in enumerate((0.1, 0.9, 0.2), 1):
       checkpoints.save(
@@ -174,9 +174,9 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
         steps.Metrics.zero(),
         accuracy,
       )
-  assert directory.open_run(tmp_path, "best").step == 2
-  assert directory.open_run(tmp_path, "last").step == 3
-  assert directory.open_run(tmp_path, "1").step == 1
+  assert runs.open_run(tmp_path, "best").step == 2
+  assert runs.open_run(tmp_path, "last").step == 3
+  assert runs.open_run(tmp_path, "1").step == 1
 
 
 # These say where things are, or how often something is reported.
@@ -197,5 +197,5 @@ NOT_THE_EXPERIMENT = {
 def test_what_changes_the_experiment_is_in_its_name(key):
   config = default.get_config()
   config[key] = "other" if isinstance(config[key], str) else config[key] + 1
-  name = directory.name(config, default.get_config(), "default")
+  name = experiment.name(config, default.get_config(), "default")
   assert name == f"default,{key}={config[key]}"

@@ -15,7 +15,7 @@ import pytest
 
 import evaluate
 import input_pipeline
-from rundir import directory
+from rundir import runs
 import steps
 
 PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
@@ -30,7 +30,7 @@ def run(tiny_run, tmp_path):
 def test_equals_numpy(run, mnist):
   result, report = evaluate.evaluate([run])
 
-  state = directory.open_run(run).state
+  state = runs.open_run(run).state
   images = input_pipeline.to_float(pixels(mnist.test)[:70])
   logits = np.asarray(jit(steps.eval_step)(state, images))
   labels = np.asarray(mnist.test.labels[:70])
@@ -94,7 +94,7 @@ def test_calibration_of_known_bins():
 def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
   result, _ = evaluate.evaluate([run], "train[100:130]", checkpoint="12")
   assert (result["global_step"], result["n"]) == (12, 30)
-  state = directory.open_run(run, "12").state
+  state = runs.open_run(run, "12").state
   images = input_pipeline.to_float(pixels(mnist.validation)[100:130])
   logits = jit(steps.eval_step)(state, images)
   labels = mnist.validation.labels[100:130]
@@ -109,7 +109,7 @@ def test_the_best_checkpoint_is_the_best_validated(run):
     if "validation" in line
   ]
   accuracy = {r["step"]: r["validation_accuracy"] for r in records}
-  best = directory.open_run(run, "best")
+  best = runs.open_run(run, "best")
   assert accuracy[best.step] == max(accuracy.values())
   assert int(best.state.step) == best.step
 
@@ -136,8 +136,7 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   labels = np.asarray(mnist.test.labels[:70])
   eval_step = jit(steps.eval_step)
   logits = [
-    eval_step(directory.open_run(each).state, images)
-    for each in (tiny_run, run)
+    eval_step(runs.open_run(each).state, images) for each in (tiny_run, run)
   ]
   probabilities = np.mean([jax.nn.softmax(each) for each in logits], axis=0)
   assert result["global_step"] == [20, 12]

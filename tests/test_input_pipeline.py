@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+import augmentation
 import input_pipeline
 from input_pipeline import next_indices
 from input_pipeline import order_at
+from sources import arrays
 
 KEY = jax.random.key(0)
 jitted_next_indices = jax.jit(next_indices, static_argnums=2)
@@ -187,13 +189,13 @@ def prepared_set(tiny_builder, tiny_set_config, monkeypatch):
   """Its config, and how often its records were read."""
   input_pipeline.load(tiny_set_config)
   reads = []
-  read_records = input_pipeline._read_records
+  read_records = arrays.read_records
 
   def counted(builder, split):
     reads.append(split)
     return read_records(builder, split)
 
-  monkeypatch.setattr(input_pipeline, "_read_records", counted)
+  monkeypatch.setattr(arrays, "read_records", counted)
   return tiny_builder, tiny_set_config, reads
 
 
@@ -274,14 +276,12 @@ def test_windows_is_told_to_use_wsl2(default_config, monkeypatch):
     input_pipeline.load(default_config)
 
 
-NONE = input_pipeline.Augmentation(0, 0, 0, 0, 0)
+NONE = augmentation.Limits(0, 0, 0, 0, 0)
 
 
 def augmented(images, seed=0, **limits):
   limits = NONE._replace(**limits)
-  return np.asarray(
-    input_pipeline.augment(jax.random.key(seed), images, limits)
-  )
+  return np.asarray(augmentation.augment(jax.random.key(seed), images, limits))
 
 
 def bars(count):
@@ -376,11 +376,11 @@ def test_a_tpu_interpolates_to_the_same_values():
   image = np.float32(rng.random((12, 9, 3)))
   sources = np.float32(rng.uniform(-3, 14, (2, 20, 10)))  # Some are outside.
   sources[:, 0, :9] = np.arange(9)  # Pixels as they are.
-  by_products = input_pipeline._interpolate_by_products(image, sources)
+  by_products = augmentation._interpolate_by_products(image, sources)
   np.testing.assert_allclose(by_products[0, :9], image.diagonal().T[:9])
   np.testing.assert_allclose(
     by_products,
-    input_pipeline._interpolate_by_gathers(image, sources),
+    augmentation._interpolate_by_gathers(image, sources),
     atol=1e-5,
   )
 
@@ -388,7 +388,7 @@ def test_a_tpu_interpolates_to_the_same_values():
 def test_only_a_tpu_interpolates_by_products():
   images = jnp.zeros((2, 28, 28, 1))
   limits = NONE._replace(shift=2)
-  lowered = jax.jit(functools.partial(input_pipeline.augment, limits=limits))
+  lowered = jax.jit(functools.partial(augmentation.augment, limits=limits))
   traced = lowered.trace(jax.random.key(0), images)
 
   def count(operation, platform):
@@ -418,8 +418,8 @@ def test_deformations_follow_from_the_key(mnist):
 
 def test_augmentation_is_off_where_all_is_0(default_config):
   config = default_config.copy_and_resolve_references()
-  assert input_pipeline.augmentation(config) is None
+  assert augmentation.from_config(config) is None
   config.augment_shear = 0.5
-  assert input_pipeline.augmentation(config) == NONE._replace(shear=0.5)
+  assert augmentation.from_config(config) == NONE._replace(shear=0.5)
   config.clean_steps = 1000
-  assert input_pipeline.augmentation(config).num_steps == 19000
+  assert augmentation.from_config(config).num_steps == 19000

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from rundir import directory
+from rundir import files
 from rundir import logger as logger_lib
 
 
@@ -111,7 +111,7 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(
   assert any(
     f"{tmp_path}/metrics.jsonl cannot be written" in text for text in lost
   )
-  steps = [record["step"] for record in directory.read_metrics(tmp_path)]
+  steps = [record["step"] for record in files.read_metrics(tmp_path)]
   assert steps == [*range(1, len(steps) + 1)]  # But for the one cut off.
   with logger_lib.Logger(tmp_path, config, 1):
     pass

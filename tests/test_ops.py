@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import input_pipeline
+from machine import compiling
 import ops
 import predict
-from rundir import directory
+from rundir import runs
 import steps
 import train
 
@@ -52,15 +53,15 @@ def test_unknown_compiler_options_are_left_out(monkeypatch):
       ((known, unknown), known),
       ((unknown,), {}),
     ):
-      monkeypatch.setattr(ops, "_CPU_OPTIONS", candidates)
-      ops.compiler_options.cache_clear()
-      assert ops.compiler_options() == expected
+      monkeypatch.setattr(compiling, "_CPU_OPTIONS", candidates)
+      compiling.compiler_options.cache_clear()
+      assert compiling.compiler_options() == expected
   finally:
-    ops.compiler_options.cache_clear()
+    compiling.compiler_options.cache_clear()
 
 
 def test_repeated_applies_the_step_so_many_times():
-  run = ops.repeated(lambda carry, x: (carry[0] + 1, carry[1] * x))
+  run = compiling.repeated(lambda carry, x: (carry[0] + 1, carry[1] * x))
   for num_steps in (0, 1, 5):
     count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
     assert (count, product) == (num_steps, 2.0**num_steps)
@@ -72,7 +73,7 @@ def test_the_options_of_each_jax_release_are_those_that_were_measured():
   else:
     ynnpack = "LIBRARY_FUSION_TYPE_DOT"
     expected = {"xla_cpu_experimental_ynn_fusion_type": ynnpack}
-  assert ops.compiler_options() == expected
+  assert compiling.compiler_options() == expected
 
 
 @pytest.mark.parametrize("path", ["train", "evaluate", "inspect", "predict"])
@@ -80,17 +81,19 @@ def test_all_of_a_network_is_compiled_with_the_options(
   path, tiny_run, tiny_config, tmp_path, monkeypatch
 ):
   """An option that XLA does not know is refused wherever it gets to."""
-  repeated, options = ops.repeated, ops.compiler_options()
+  repeated, options = compiling.repeated, compiling.compiler_options()
 
   def repeated_with_options(step):
     with monkeypatch.context() as patch:
-      patch.setattr(ops, "compiler_options", lambda: options)
+      patch.setattr(compiling, "compiler_options", lambda: options)
       return repeated(step)
 
-  monkeypatch.setattr(ops, "compiler_options", lambda: {"xla_unknown": True})
-  run = directory.open_run(tiny_run)
+  monkeypatch.setattr(
+    compiling, "compiler_options", lambda: {"xla_unknown": True}
+  )
+  run = runs.open_run(tiny_run)
   if path == "inspect":  # All that train.py compiles but the loops.
-    monkeypatch.setattr(ops, "repeated", repeated_with_options)
+    monkeypatch.setattr(compiling, "repeated", repeated_with_options)
     tiny_config.update(num_steps=1)
   images = np.zeros((1, 28, 28, 1), np.uint8)
   examples = input_pipeline.Examples(images.reshape(1, -1), np.zeros(1, int))
@@ -112,7 +115,7 @@ def test_freed_memory_is_kept():
     import ctypes, ops, sys
 
     if sys.argv[1] == "kept":
-      ops.keep_freed_memory()
+      compiling.keep_freed_memory()
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     block = libc.malloc(ctypes.c_size_t(2**28))
@@ -133,5 +136,5 @@ def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
   """Else a progress bar would count steps that only wait in a queue."""
   waited_for = []
   monkeypatch.setattr(jax, "block_until_ready", waited_for.append)
-  assert ops.repeated(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
+  assert compiling.repeated(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
   assert waited_for == [0, 1, 2, 3, 4]

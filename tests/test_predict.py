@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 import predict
-from rundir import directory
+from rundir import runs
 from sources import photographs
 
 
@@ -36,7 +36,7 @@ def digits(mnist, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(mnist, tiny_run):
   """The probabilities of the ten images, as they are."""
-  run = directory.open_run(tiny_run)
+  run = runs.open_run(tiny_run)
   return predict.predictor(run)(np.asarray(pixels(mnist.test)[:10]))
 
 
@@ -196,7 +196,7 @@ def test_the_checkpoint_that_is_asked_for_predicts(
   )
   image = np.asarray(pixels(mnist.test)[:1])
   rows = [
-    predict.predictor(directory.open_run(tiny_run, step))(image)[0]
+    predict.predictor(runs.open_run(tiny_run, step))(image)[0]
     for step in ("12", "20")
   ]
   record = json.loads(completed.stdout)
@@ -221,7 +221,7 @@ def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
   forms = {
     choice: photographs.to_mnist_form(image, choice) for choice in ("yes", "no")
   }
-  predictor = predict.predictor(directory.open_run(tiny_run))
+  predictor = predict.predictor(runs.open_run(tiny_run))
   rows = {
     choice: predictor(form.reshape(1, 28, 28, 1))[0]
     for choice, form in forms.items()

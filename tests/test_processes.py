@@ -18,8 +18,10 @@ import pytest
 
 from configs import default
 from machine import processes
+from machine import signals
 from rundir import checkpoints
 from rundir import directory
+from rundir import runs
 import train
 
 NUM_STEPS = 40
@@ -124,7 +126,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   assert "loss" not in errors[1]
 
   train.train_and_evaluate(config, alone)  # On one device.
-  states = [directory.open_run(each).state for each in (run, alone)]
+  states = [runs.open_run(each).state for each in (run, alone)]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=MAX_DIFFERENCE),
     *((state.params, state.ema_params) for state in states),
@@ -210,7 +212,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
 
 def test_a_second_signal_is_not_caught():
   before = signal.getsignal(signal.SIGINT)
-  with processes.noted_signals() as noted_signal:
+  with signals.noted_signals() as noted_signal:
     assert noted_signal() is None
     signal.raise_signal(signal.SIGTERM)
     assert noted_signal() == signal.SIGTERM

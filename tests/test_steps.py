@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+import augmentation
 from configs import default
 import input_pipeline
+from machine import compiling
 from model import CNN
-import ops
+import optimizer
 import steps
 
 
@@ -31,7 +33,9 @@ def trained(num_steps, examples, order_rng, dropout_rng, **static):
     batch_size,
     10,
   )
-  run = ops.repeated(functools.partial(steps.train_on_next_batch, **static))
+  run = compiling.repeated(
+    functools.partial(steps.train_on_next_batch, **static)
+  )
   return run(training, num_steps, examples, order_rng, dropout_rng)
 
 
@@ -196,7 +200,7 @@ def make_config(**changes):
 
 
 def test_the_default_learning_rate_is_one_number():
-  assert steps.learning_rate(make_config()) == 0.001
+  assert optimizer.learning_rate(make_config()) == 0.001
 
 
 @pytest.mark.parametrize(
@@ -212,18 +216,18 @@ def test_schedules(schedule, expected):
   config = make_config(
     schedule=schedule, warmup_steps=20, num_steps=100, learning_rate=3.0
   )
-  rate = steps.learning_rate(config)
+  rate = optimizer.learning_rate(config)
   found = {step: float(rate(step)) / 3 for step in expected}
   assert found == pytest.approx(expected, abs=1e-5)
 
 
 def updates(config, params, grads):
   """The parameters after each of the gradients."""
-  optimizer = steps.optimizer(config)
-  state = optimizer.init(params)
+  tx = optimizer.create(config)
+  state = tx.init(params)
   result = []
   for grad in grads:
-    update, state = optimizer.update(grad, state, params)
+    update, state = tx.update(grad, state, params)
     params = optax.apply_updates(params, update)
     result.append(params)
   return result
@@ -321,18 +325,18 @@ def test_smoothed_labels_shape_the_gradients_alone(mnist):
 
 def test_training_deforms_the_images_by_seed_and_step(mnist):
   """And dropout is the same as without."""
-  limits = input_pipeline.Augmentation(10, 0, 0, 2, 0)
+  limits = augmentation.Limits(10, 0, 0, 2, 0)
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = trained(
-    2, examples, order_rng, dropout_rng, batch_size=20, augmentation=limits
+    2, examples, order_rng, dropout_rng, batch_size=20, limits=limits
   )
 
   state, train_step = create_state(), jit(steps.train_step)
   order = input_pipeline.epoch_indices(order_rng, 0, 50)
   for step, batch in enumerate((order[:20], order[20:40])):
     rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
-    images = input_pipeline.augment(
+    images = augmentation.augment(
       rng, input_pipeline.to_float(pixels(examples)[batch]), limits
     )
     state, _, probabilities = train_step(
@@ -343,13 +347,13 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
   )
   # What is shown are the first images, with the key of the step.
   inspection = steps.inspect(
-    state, examples, dropout_rng, batch_size=20, augmentation=limits
+    state, examples, dropout_rng, batch_size=20, limits=limits
   )
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, 2), 1)
   images = input_pipeline.to_float(pixels(examples)[:20])
   np.testing.assert_array_equal(inspection.originals, images)
   np.testing.assert_array_equal(
-    inspection.deformed, input_pipeline.augment(rng, images, limits)
+    inspection.deformed, augmentation.augment(rng, images, limits)
   )
 
 
@@ -359,17 +363,17 @@ def test_the_last_steps_see_the_images_as_they_are(mnist):
 
   def probabilities(limits):
     training = trained(
-      1, examples, order_rng, dropout_rng, batch_size=20, augmentation=limits
+      1, examples, order_rng, dropout_rng, batch_size=20, limits=limits
     )
     return training.probabilities
 
-  limits = input_pipeline.Augmentation(10, 0, 0, 2, 0, num_steps=0)
+  limits = augmentation.Limits(10, 0, 0, 2, 0, num_steps=0)
   clean = probabilities(None)
   np.testing.assert_allclose(probabilities(limits), clean, rtol=1e-5)
   deformed = probabilities(limits._replace(num_steps=1))
   assert abs(deformed - clean).max() > 1e-3
   inspection = steps.inspect(
-    create_state(), examples, dropout_rng, batch_size=20, augmentation=limits
+    create_state(), examples, dropout_rng, batch_size=20, limits=limits
   )
   np.testing.assert_array_equal(inspection.deformed, inspection.originals)
 

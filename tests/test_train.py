@@ -23,11 +23,13 @@ import optax
 import pytest
 
 import input_pipeline
+from machine import compiling
 from model import CNN
-import ops
+import optimizer
 from rundir import checkpoints
 from rundir import directory
 from rundir import logger as logger_lib
+from rundir import runs
 import steps
 import train
 
@@ -173,14 +175,14 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
   assert train_step.call_args.args[-1] == tiny_config.label_smoothing
   result = train.train_and_evaluate(tiny_config, stopped)
   assert result == train.train_and_evaluate(tiny_config, whole)
-  states = [directory.open_run(each).state for each in (stopped, whole)]
+  states = [runs.open_run(each).state for each in (stopped, whole)]
   assert_same_state(*states)
   average, last = states[0].ema_params, states[0].params
   assert (average["conv1"]["kernel"] != last["conv1"]["kernel"]).any()
   records = without_speed(read_jsonl(whole))
   assert without_speed(read_jsonl(stopped)) == records
   rates = [r["learning_rate"] for r in records if "learning_rate" in r]
-  schedule = steps.learning_rate(tiny_config)
+  schedule = optimizer.learning_rate(tiny_config)
   assert rates == [float(schedule(step - 1)) for step in (5, 10, 15, 20)]
 
 
@@ -235,7 +237,7 @@ def test_a_run_on_an_accelerator_is_the_same(
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   dispatches = []  # Of each, the number of steps and of the fetches after it.
   guard = contextlib.ExitStack()
-  repeated, train_loop = ops.repeated, train._train
+  repeated, train_loop = compiling.repeated, train._train
   device_get = jax.device_get
 
   def guarded_train(*args):
@@ -260,7 +262,7 @@ def test_a_run_on_an_accelerator_is_the_same(
 
     return counting_run
 
-  monkeypatch.setattr(ops, "repeated", counted)
+  monkeypatch.setattr(compiling, "repeated", counted)
   monkeypatch.setattr(train, "_train", guarded_train)
   monkeypatch.setattr(jax, "device_get", recorded_get)
   train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
@@ -299,8 +301,8 @@ def test_the_speed_is_that_of_training_alone(
 
     return run
 
-  repeated, save = ops.repeated, checkpoints.save
-  monkeypatch.setattr(ops, "repeated", lambda step: timed(repeated(step)))
+  repeated, save = compiling.repeated, checkpoints.save
+  monkeypatch.setattr(compiling, "repeated", lambda step: timed(repeated(step)))
   monkeypatch.setattr(
     checkpoints, "save", lambda *args: passes(1000, save(*args))
   )

@@ -1,0 +1,88 @@
+"""What a program says on a terminal, and how it ends over a mistake."""
+
+from collections.abc import Iterator
+import contextlib
+import logging as python_logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+from typing import NoReturn
+import warnings
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+
+_PROJECT = pathlib.Path(__file__).resolve().parent.parent
+_PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
+
+
+def setup_console() -> None:
+  """Shows our own messages and everybody's warnings, with the time alone."""
+  if not flags.FLAGS.is_parsed():  # absl would warn of that.
+    flags.FLAGS.mark_as_parsed()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  sys.unraisablehook = _log_unraisable
+  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(
+    python_logging.Formatter("%(asctime)s %(message)s", "%X")
+  )
+  handler.addFilter(
+    lambda record: (
+      _is_ours(pathlib.Path(record.pathname).resolve())
+      # What libraries log with a traceback they raise too.
+      or (record.levelno > python_logging.INFO and not record.exc_info)
+    )
+  )
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  """Returns whether a file is this project's, not of packages in its folder."""
+  return _PROJECT in path.parents and "site-packages" not in path.parts
+
+
+def _log_unraisable(unraisable) -> None:
+  """Of threads and coroutines that Orbax leaves behind where a read fails."""
+  logging.debug("Ignored: %s", unraisable.exc_value)
+
+
+def exit_with(message: str, status: int = 1) -> NoReturn:
+  """Ends the program with one line on stderr."""
+  line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
+  # A stranger's file is no reason to send a terminal its escape sequences.
+  printable = (c if c.isprintable() else ascii(c)[1:-1] for c in line)
+  print("".join(printable), file=sys.stderr)
+  warnings.simplefilter("ignore")  # What libraries say while they are ended.
+  if jax.distributed.is_initialized():
+    # At its exit JAX waits minutes for the others, who may wait for this one.
+    end = threading.Timer(_PATIENCE, os._exit, [status])
+    end.daemon = True
+    end.start()
+  sys.exit(status)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+  """Ends the program with one line over a mistake of the user or a fault."""
+  try:
+    yield
+    sys.stdout.flush()
+  except BrokenPipeError:  # `| head` has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+  except (app.UsageError, OSError) as error:
+    exit_with(str(error))
+  except KeyboardInterrupt:
+    exit_with("interrupted", 128 + signal.SIGINT)
+  except jax.errors.JaxRuntimeError as error:
+    if not jax.distributed.is_initialized():
+      raise
+    exit_with(
+      "a device or another process has failed; the checkpoints are kept, and"
+      f" the same command resumes: {error}"
+    )

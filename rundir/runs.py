@@ -1,0 +1,143 @@
+"""Opening a run: its config and what was trained, from its directory alone."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import NamedTuple
+
+from absl import app
+import jax
+import ml_collections
+
+from configs import default
+import model as model_lib
+import optimizer
+from rundir import checkpoints
+from rundir import directory
+from rundir import experiment
+from rundir import files
+import steps
+
+
+class Run(NamedTuple):
+  """What a run directory holds.
+
+  Attributes:
+    config: of the run.
+    image_shape: (height, width, channels) of the images it was trained on.
+    class_names: of the labels.
+    state: as it was after `step` steps.
+    step: of the checkpoint.
+  """
+
+  config: ml_collections.ConfigDict
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...]
+  state: steps.TrainState
+  step: int
+
+
+def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
+  """Restores what was trained from its run directory alone.
+
+  Args:
+    workdir: the run directory.
+    checkpoint: "last", "best" by validation accuracy, or a step.
+
+  Raises:
+    app.UsageError: names what is missing or wrong there.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  directory.check_contained(workdir)
+  config = _read_config(workdir / "config.json")
+  image_shape, class_names = _read_dataset(workdir / "dataset.json")
+  state = jax.eval_shape(
+    lambda: create_state(jax.random.key(0), config, image_shape, class_names)
+  )
+  state = _restore(workdir, checkpoint, state)
+  return Run(config, image_shape, class_names, state, int(state.step))
+
+
+def create_state(
+  rng: jax.Array,
+  config: ml_collections.ConfigDict,
+  image_shape: Sequence[int],
+  class_names: Sequence[str],
+) -> steps.TrainState:
+  """The state that a run of this config begins with."""
+  model = model_lib.CNN(
+    num_classes=len(class_names),
+    dropout_rate=config.dropout_rate,
+    image_shape=tuple(image_shape),
+    dtype=config.dtype,
+  )
+  return steps.create_train_state(
+    rng, model, optimizer.create(config), config.ema_decay
+  )
+
+
+def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+  found = files.read_json(path)
+  config = default.get_config()
+  if set(found) != set(config):
+    raise app.UsageError(
+      f"{path}: {', '.join(sorted(set(found) ^ set(config)))} is too much or"
+      f" missing; the keys are {', '.join(config)}"
+    )
+  try:
+    config.update(found)
+  except TypeError as error:
+    raise app.UsageError(f"{path}: {error}") from error
+  for key, value in found.items():
+    if value is None:
+      raise app.UsageError(f"{path}: {key} is null")
+  experiment.validate(config)
+  return config
+
+
+def _read_dataset(
+  path: pathlib.Path,
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+  """The shape of the images and the names of the classes."""
+  match files.read_json(path):
+    case {
+      "image_shape": [int(height), int(width), int(channels)],
+      "class_names": [_, *_] as names,
+    } if min(height // 4, width // 4, channels) > 0 and all(
+      isinstance(name, str) and name.isprintable() for name in names
+    ):
+      return (height, width, channels), tuple(names)
+    case found:
+      raise app.UsageError(
+        f"{path}: holds {found}; accepted are image_shape, three numbers, and"
+        " class_names"
+      )
+
+
+def _restore(
+  workdir: pathlib.Path, checkpoint: str, state: steps.TrainState
+) -> steps.TrainState:
+  """Restores "last", "best" or a step, if it is there."""
+  there = checkpoints.all_steps(workdir)
+  if not there:
+    raise app.UsageError(
+      f"{workdir}: has no complete checkpoint; train.py saves them"
+    )
+  if checkpoint == "last":
+    return checkpoints.restore_newest(workdir, state)[0]
+  if checkpoint == "best":
+    if (step := checkpoints.best_step(workdir)) is None:
+      raise app.UsageError(f"{workdir}: no checkpoint was validated yet")
+  elif checkpoint in map(str, there):
+    step = int(checkpoint)
+  else:
+    raise app.UsageError(
+      f"--checkpoint={checkpoint}: accepted are last, best and the steps"
+      f" {', '.join(map(str, there))}"
+    )
+  try:
+    return checkpoints.restore(workdir, step, state)[0]
+  except checkpoints.DamagedError as error:
+    raise app.UsageError(
+      f"{workdir}: the checkpoint of step {step} is damaged: {error}"
+    ) from error
