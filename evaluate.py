@@ -86,9 +86,9 @@ def evaluate(
   """
   if len(workdirs) > 1 and not output:
     raise app.UsageError("--output is needed where several runs are scored")
-  runs = [runs.open_run(each, checkpoint) for each in workdirs]
-  run, config = runs[0], runs[0].config
-  for each, other in zip(workdirs, runs, strict=True):
+  opened = [runs.open_run(each, checkpoint) for each in workdirs]
+  run, config = opened[0], opened[0].config
+  for each, other in zip(workdirs, opened, strict=True):
     trained_on = (other.config.dataset, other.image_shape, other.class_names)
     if trained_on != (config.dataset, run.image_shape, run.class_names):
       raise app.UsageError(
@@ -109,15 +109,15 @@ def evaluate(
       f" {list(run.image_shape)}, as in training"
     )
   evaluator = steps.evaluator(data.test, config.eval_batch_size)
-  scores = [evaluator(each.state) for each in runs]
+  scores = [evaluator(each.state) for each in opened]
   images, labels = jax.device_get((data.test.images, data.test.labels))
-  if len(runs) == 1:
+  if len(opened) == 1:
     means, probabilities = jax.device_get(scores[0])
     global_step = run.step
   else:
     probabilities = np.mean([jax.device_get(p) for _, p in scores], axis=0)
     means = _score(probabilities, labels)
-    global_step = [each.step for each in runs]
+    global_step = [each.step for each in opened]
 
   result = {**means, "global_step": global_step, "n": labels.size}
   report = _write(
