@@ -226,7 +226,7 @@ def main() -> None:
     help="where to write; by default evaluation/ in the run directory",
   )
   args = parser.parse_args()
-  console.setup_console()
+  console.setup()
   compiling.cache_compilations()
   compiling.keep_freed_memory()
   with console.one_line_errors():

@@ -12,7 +12,9 @@ import importlib.util
 import os
 import pathlib
 import sys
+from typing import Any
 from typing import NamedTuple
+import zlib
 
 from absl import app
 from absl import logging
@@ -55,12 +57,30 @@ class Examples(struct.PyTreeNode):
 
 
 class Data(NamedTuple):
-  """The splits that were loaded of a data set, and the names of its classes."""
+  """A data set, or the splits of it that were loaded.
+
+  Attributes:
+    class_names: of the labels.
+    crc32: a checksum of each split that was loaded.
+    train: the images that are trained on.
+    validation: those that a run is watched with.
+    test: those that it is scored with.
+  """
 
   class_names: tuple[str, ...]
+  crc32: dict[str, int]
   train: Examples | None = None
   validation: Examples | None = None
   test: Examples | None = None
+
+  def description(self) -> dict[str, Any]:
+    """What the data are, as JSON takes it; for a run's dataset.json."""
+    examples = self.train or self.validation or self.test
+    return {
+      "image_shape": list(examples.image_shape),
+      "class_names": list(self.class_names),
+      "crc32": self.crc32,
+    }
 
 
 def load(
@@ -89,10 +109,10 @@ def load(
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
-  if not processes.have_the_same(*jax.tree.leaves(data[1:])):
+  if not processes.have_the_same(list(data.crc32.values())):
     raise app.UsageError(
       f"config.dataset={config.dataset}: not all processes have the same"
-      " examples; accepted is one config, and the same files on all hosts"
+      " examples; all hosts must have one config and the same files"
     )
   return data._replace(
     **{split: devices.replicate(getattr(data, split)) for split in splits}
@@ -128,10 +148,19 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     flat = images.reshape(len(labels), -1)
     return Examples(flat, labels, images.shape[1:])
 
+  examples = {split: read(split) for split in splits}
   return Data(
     class_names=tuple(builder.info.features["label"].names),
-    **{split: read(split) for split in splits},
+    crc32={split: _crc32(examples[split]) for split in splits},
+    **examples,
   )
+
+
+def _crc32(examples: Examples) -> int:
+  checksum = zlib.crc32(repr(examples.image_shape).encode())
+  for array in (examples.images, examples.labels):
+    checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
+  return checksum
 
 
 def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:

@@ -1,43 +1,69 @@
-"""Optimisers and learning rate schedules by name, from optax."""
+"""Optimisers and learning rate schedules by name, from optax.
+
+An entry in a table is all that a new one needs: its arguments name the config
+keys that it reads.
+"""
+
+from collections.abc import Callable
+import inspect
 
 import jax
 import ml_collections
 import optax
 
 
-def learning_rate(config: ml_collections.ConfigDict) -> optax.ScalarOrSchedule:
-  """The learning rate, or a function of the steps taken that returns it."""
-  peak, num_steps = config.learning_rate, config.num_steps
-  if config.schedule == "one_cycle":
-    # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
-    return optax.linear_onecycle_schedule(
+def _are_kernels(params):
+  return jax.tree.map(lambda param: param.ndim > 1, params)
+
+
+OPTIMIZERS = {
+  "sgd": lambda rate, momentum: optax.sgd(
+    rate, momentum or None, nesterov=True
+  ),
+  "adam": lambda rate, adam_b2: optax.adam(rate, b2=adam_b2),
+  "adamw": lambda rate, adam_b2, weight_decay: optax.adamw(
+    rate, b2=adam_b2, weight_decay=weight_decay, mask=_are_kernels
+  ),
+  "nadamw": lambda rate, adam_b2, weight_decay: optax.nadamw(
+    rate, b2=adam_b2, weight_decay=weight_decay, mask=_are_kernels
+  ),
+}
+
+SCHEDULES = {
+  "constant": lambda peak: optax.constant_schedule(peak),
+  # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
+  "one_cycle": lambda peak, num_steps, warmup_steps: (
+    optax.linear_onecycle_schedule(
       num_steps,
       peak,
-      pct_start=(config.warmup_steps + 0.5) / num_steps,  # optax rounds down.
+      pct_start=(warmup_steps + 0.5) / num_steps,  # optax rounds down.
     )
-  if config.schedule == "cosine":
-    # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warm-up.
-    return optax.warmup_cosine_decay_schedule(
-      0.0, peak, config.warmup_steps, num_steps
-    )
-  return peak
+  ),
+  # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warm-up.
+  "cosine": lambda peak, num_steps, warmup_steps: (
+    optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+  ),
+}
+
+
+def keys_read(entry: Callable) -> list[str]:
+  """Returns the config keys that an entry of the tables reads."""
+  return list(inspect.signature(entry).parameters)[1:]
+
+
+def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+  """Returns the learning rate as a function of the steps taken."""
+  entry = SCHEDULES[config.schedule]
+  values = {key: config[key] for key in keys_read(entry)}
+  return entry(config.learning_rate, **values)
 
 
 def create(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
-  """What `config.optimizer` and the keys that belong to it say."""
-  rate = learning_rate(config)
-  if config.optimizer == "sgd":
-    return optax.sgd(rate, config.momentum or None, nesterov=True)
-  return optax.adamw(
-    rate,
-    b2=config.adam_b2,
-    weight_decay=config.weight_decay,
-    mask=_are_kernels,
-    nesterov=config.optimizer == "nadamw",
-  )
-
-
-def _are_kernels(params):
-  return jax.tree.map(lambda param: param.ndim > 1, params)
+  """Returns the optimiser that the config names, under its schedule."""
+  entry = OPTIMIZERS[config.optimizer]
+  values = {key: config[key] for key in keys_read(entry)}
+  if config.schedule == "constant":  # optax needs no count of steps for it.
+    return entry(config.learning_rate, **values)
+  return entry(schedule(config), **values)

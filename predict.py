@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-import functools
 import json
 import pathlib
 import sys
@@ -36,7 +35,7 @@ _MAX_ON_SHEET = 50
 def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from n uint8 images to [n, classes] probabilities."""
 
-  @functools.partial(jax.jit, compiler_options=compiling.compiler_options())
+  @compiling.jit
   def predict_batch(state, images):
     return jax.nn.softmax(
       steps.eval_step(state, input_pipeline.to_float(images))
@@ -199,7 +198,7 @@ def main() -> None:
   parser.add_argument("--json", action="store_true", help="one object a line")
   parser.add_argument("--sheet", help="a picture file to draw all this in")
   args = parser.parse_args()
-  console.setup_console()
+  console.setup()
   compiling.cache_compilations()
   with console.one_line_errors():
     run = runs.open_run(args.workdir, args.checkpoint)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
-from flax import linen as nn
 from flax import struct
 from flax.training import train_state
 import jax
@@ -17,7 +17,9 @@ import augmentation
 import input_pipeline
 from machine import compiling
 from machine import devices
-import model as model_lib
+from model import CNN
+
+Params = dict[str, Any]  # Arrays in dicts, as deep as the network has modules.
 
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
 _NUM_DEFORMED = 20  # How many are shown.
@@ -31,11 +33,11 @@ class TrainState(train_state.TrainState):
     ema_decay: how much of it a step keeps.
   """
 
-  ema_params: dict[str, dict[str, jax.Array]] | None = None
+  ema_params: Params | None = None
   ema_decay: float = struct.field(pytree_node=False, default=0.0)
 
   @property
-  def eval_params(self) -> dict[str, dict[str, jax.Array]]:
+  def eval_params(self) -> Params:
     """The parameters that evaluation takes."""
     return self.params if self.ema_params is None else self.ema_params
 
@@ -53,49 +55,65 @@ class TrainState(train_state.TrainState):
     )
 
 
+def compute_metrics(
+  logits: jax.Array, labels: jax.Array
+) -> dict[str, jax.Array]:
+  """Measures each example; a metric of your own is one more line.
+
+  Args:
+    logits: float32 [B, classes].
+    labels: int32 [B].
+
+  Returns:
+    Values by name, [B], whose means are logged. "loss", in nats, is what
+    training lowers.
+  """
+  return {
+    "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+    "accuracy": logits.argmax(axis=-1) == labels,
+  }
+
+
 class Metrics(struct.PyTreeNode):
   """Sums and a count: they add up to the exact mean over any batches.
 
   Attributes:
-    loss: float32 scalar, the sum of the examples' cross-entropies, in nats.
-    num_correct: int32 scalar.
     num_examples: int32 scalar.
+    sums: of the metrics over the examples, scalars: float32 or, of metrics that
+      are whole numbers or true and false, int32.
   """
 
-  loss: jax.Array
-  num_correct: jax.Array
   num_examples: jax.Array
+  sums: dict[str, jax.Array]
 
   @classmethod
-  def zero(cls) -> "Metrics":
-    return cls(np.float32(0), np.int32(0), np.int32(0))
+  def zero(cls, num_classes: int) -> "Metrics":
+    shapes = jax.eval_shape(
+      cls.of, jnp.zeros((1, num_classes)), jnp.zeros(1, jnp.int32)
+    )
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
   @classmethod
   def of(cls, logits: jax.Array, labels: jax.Array) -> "Metrics":
     """Of [B, classes] logits and [B] labels."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = logits.argmax(axis=-1) == labels
     return cls(
-      loss=losses.sum(),
-      num_correct=correct.sum(dtype=jnp.int32),
       num_examples=jnp.int32(labels.size),
+      sums=jax.tree.map(jnp.sum, compute_metrics(logits, labels)),
     )
 
   def __add__(self, other: "Metrics") -> "Metrics":
     return jax.tree.map(jnp.add, self, other)
 
   def means(self) -> dict[str, float]:
-    """Returns the mean loss and the accuracy."""
-    num_examples = int(self.num_examples)
-    return {
-      "loss": float(self.loss) / num_examples,
-      "accuracy": int(self.num_correct) / num_examples,
-    }
+    """Returns the means by name, the loss first."""
+    names = sorted(self.sums, key=lambda name: (name != "loss", name))
+    count = int(self.num_examples)
+    return {name: np.asarray(self.sums[name]).item() / count for name in names}
 
 
 def create_train_state(
   rng: jax.Array,
-  model: model_lib.CNN,
+  model: CNN,
   tx: optax.GradientTransformation,
   ema_decay: float = 0.0,
 ) -> TrainState:
@@ -141,7 +159,7 @@ def _grads(state, images, labels, rng, label_smoothing):
     if label_smoothing:
       loss = _smoothed_loss(logits, labels, label_smoothing)
     else:
-      loss = metrics.loss / labels.size
+      loss = metrics.sums["loss"] / labels.size
     return loss, (metrics, logits)
 
   return jax.grad(loss_fn, has_aux=True)(state.params)
@@ -193,8 +211,9 @@ class Inspection(struct.PyTreeNode):
 
   Attributes:
     image: uint8 [height, width, channels].
-    layers: what each layer makes of the image: [height, width, features] or
-      [features].
+    layers: what each layer makes of the image, in order: [height, width,
+      features] or [features].
+    layer_names: of the layers.
     probabilities: of the image, [classes].
     grad_norms: of each parameter, the L2 norm of the loss's gradient.
     originals: some images, float32 [k, height, width, channels] in [0, 1].
@@ -202,9 +221,10 @@ class Inspection(struct.PyTreeNode):
   """
 
   image: jax.Array
-  layers: dict[str, jax.Array]
+  layers: list[jax.Array]
+  layer_names: tuple[str, ...] = struct.field(pytree_node=False)
   probabilities: jax.Array
-  grad_norms: dict[str, dict[str, jax.Array]]
+  grad_norms: Params
   originals: jax.Array
   deformed: jax.Array | None
 
@@ -218,7 +238,11 @@ def inspect(
   label_smoothing: float = 0.0,
   limits: augmentation.Limits | None = None,
 ) -> Inspection:
-  """Looks at the first examples, and at the gradients of the first batch."""
+  """Looks at the first examples, and at the gradients of the first batch.
+
+  The layers are those submodules of the network that have parameters, but for
+  one whose output is the logits.
+  """
   images = input_pipeline.to_float(examples.images[:batch_size])
   images = examples.unflatten(images)
   labels = examples.labels[:batch_size]
@@ -229,16 +253,19 @@ def inspect(
     capture_intermediates=True,
     mutable=["intermediates"],
   )
-  layers = {  # ReLU is part of the convolutions, and follows the dense layer.
-    name: nn.relu(variables["intermediates"][name]["__call__"][0][0])
-    for name in ("conv1", "conv2", "dense")
+  outputs = {
+    name: captured["__call__"][0]
+    for name, captured in variables["intermediates"].items()
+    if name in state.params
   }
+  outputs = {name: x for name, x in outputs.items() if x is not logits}
   originals, deformed = images[:_NUM_DEFORMED], None
   if limits:
     deformed = _augment(dropout_rng, state.step, originals, limits)
   return Inspection(
     image=examples.images[0].reshape(examples.image_shape),
-    layers=layers,
+    layers=[x[0] for x in outputs.values()],
+    layer_names=tuple(outputs),
     probabilities=jax.nn.softmax(logits[0]),
     grad_norms=jax.tree.map(lambda grad: jnp.sqrt((grad**2).sum()), grads),
     originals=originals,
@@ -288,7 +315,9 @@ def start_training(
 @jax.jit
 def is_finite(training: Training) -> jax.Array:
   """Whether all parameters and the loss since the last log are numbers."""
-  values = jax.tree.leaves((training.state.params, training.metrics.loss))
+  values = jax.tree.leaves(
+    (training.state.params, training.metrics.sums["loss"])
+  )
   return jnp.stack([jnp.isfinite(value).all() for value in values]).all()
 
 

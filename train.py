@@ -7,15 +7,16 @@ The last line on stdout is the result, as JSON.
 """
 
 from collections.abc import Callable
-import contextlib
 import functools
 import json
+import os
 import pathlib
 import re
 import runpy
 import signal
 import sys
 from typing import Any
+from typing import NamedTuple
 from typing import NoReturn
 
 from absl import app
@@ -37,7 +38,8 @@ from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
 from rundir import files
-from rundir import logger as logger_lib
+from rundir import logs
+from rundir import provenance
 from rundir import runs
 import steps
 
@@ -70,7 +72,9 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike,
+  init_from: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Trains to `config.num_steps` and evaluates the test split.
 
@@ -79,6 +83,7 @@ def train_and_evaluate(
   Args:
     config: see configs/default.py.
     workdir: the run directory.
+    init_from: the directory of a run whose last parameters to begin with.
 
   Returns:
     accuracy and loss on the test split, and global_step; also in result.json.
@@ -88,16 +93,57 @@ def train_and_evaluate(
       directory, or says that the loss is not a finite number.
     SystemExit: SIGINT or SIGTERM came, and the state was saved.
   """
+  console.setup()
   workdir = pathlib.Path(workdir).expanduser()
   experiment.validate(config)
   data = input_pipeline.load(config)
-  train_size = data.train.labels.size
+  _check_batch_size(config, data)
+  dataset = data.description()
+  with processes.first_goes_first("create the run directory"):
+    directory.create(workdir, config, dataset)
+  with directory.lock(workdir), signals.noted() as stop:
+    logging.info("Run directory %s", workdir)
+    init_from = provenance.init_from(workdir, init_from)
+    state, since_log = _restore(config, data, workdir, init_from)
+    start_step = int(state.step)
+    if processes.is_first():
+      directory.update(workdir, config, dataset)
+      provenance.record(
+        workdir,
+        start_step,
+        own_keys=experiment.own_keys(config),
+        init_from=init_from and str(init_from),
+      )
+    with (
+      checkpoints.open_manager(workdir, start_step) as manager,
+      logs.Logger(workdir, config, start_step) as logger,
+    ):
+      state = _train(config, data, state, since_log, manager, logger, stop)
+      test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
+      if signal_ := stop.check():
+        _stop(signal_, config.num_steps)
+      logger.evaluation(config.num_steps, "test", test)
+  result = {**test, "global_step": config.num_steps}
+  if processes.is_first():
+    files.write_json(workdir / "result.json", result)
+    from report import figures  # matplotlib takes half a second.
+
+    figures.save(
+      figures.learning_curves(files.read_metrics(workdir)),
+      workdir / "learning_curve.png",
+    )
+  return result
+
+
+def _check_batch_size(
+  config: ml_collections.ConfigDict, data: input_pipeline.Data
+) -> None:
+  train_size, num_devices = data.train.labels.size, devices.mesh().size
   if config.batch_size > train_size:
     raise app.UsageError(
-      f"config.batch_size={config.batch_size}: accepted is at most"
-      f" {train_size}, the size of config.train_split={config.train_split}"
+      f"config.batch_size={config.batch_size}: must be at most {train_size},"
+      f" the size of config.train_split={config.train_split}"
     )
-  num_devices = devices.mesh().size
   if config.batch_size % num_devices:
     lower = config.batch_size // num_devices * num_devices
     nearest = {max(lower, num_devices), lower + num_devices}
@@ -105,60 +151,87 @@ def train_and_evaluate(
       f"config.batch_size={config.batch_size}: {num_devices} devices do not"
       f" divide it; the nearest that work are {sorted(nearest)}"
     )
-  image_shape = data.train.image_shape
-  with processes.first_goes_first("create the run directory"):
-    directory.create(workdir, config, image_shape, data.class_names)
-  with directory.lock(workdir), signals.noted_signals() as noted_signal:
-    logging.info("Run directory %s", workdir)
-    init_rng, _, _ = _rngs(config)
-    state = runs.create_state(init_rng, config, image_shape, data.class_names)
-    logging.info(
-      "%s parameters, %s training images, on %d x %s with jax %s",
-      f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
-      f"{train_size:,}",
-      num_devices,
-      jax.devices()[0].device_kind,
-      jax.__version__,
-    )
-    start_step, since_log = 0, steps.Metrics.zero()
-    if checkpoints.all_steps(workdir):
-      state, since_log = checkpoints.restore_newest(workdir, state)
-      start_step = int(state.step)
-      is_complete = start_step == config.num_steps
-      done = "Complete at" if is_complete else "Resuming after"
-      logging.info("%s step %d", done, start_step)
-    with (
-      checkpoints.open_manager(workdir, start_step) as manager,
-      logger_lib.Logger(workdir, config, start_step) as logger,
-    ):
-      state = _train(
-        config, data, state, since_log, manager, logger, noted_signal
-      )
-      test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
-      if signal_ := noted_signal():
-        _stop(signal_, config.num_steps)
-      logger.evaluation(config.num_steps, "test", test)
-  result = {**test, "global_step": config.num_steps}
-  if processes.is_first():
-    _write_result(workdir, result)
-  return result
 
 
-def _write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
-  """Writes the result and a picture of how it came about."""
-  files.write_json(workdir / "result.json", result)
-
-  from report import (
-    figures,  # matplotlib takes half a second: not at the start.
+def _restore(
+  config: ml_collections.ConfigDict,
+  data: input_pipeline.Data,
+  workdir: pathlib.Path,
+  init_from: str | os.PathLike | None,
+) -> tuple[steps.TrainState, steps.Metrics]:
+  """The state to go on from, and the sums since the last log."""
+  state = runs.create_state(
+    _rngs(config).init, config, data.train.image_shape, data.class_names
   )
+  logging.info(
+    "%s parameters, %s training images, on %d x %s with jax %s",
+    f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
+    f"{data.train.labels.size:,}",
+    devices.mesh().size,
+    jax.devices()[0].device_kind,
+    jax.__version__,
+  )
+  since_log = steps.Metrics.zero(len(data.class_names))
+  if checkpoints.all_steps(workdir):
+    provenance.warn_of_another_model(workdir)
+    state, since_log = checkpoints.restore_newest(workdir, state, since_log)
+    done = int(state.step) == config.num_steps
+    logging.info(
+      "%s step %d", "Complete at" if done else "Resuming after", state.step
+    )
+  elif init_from:
+    state = runs.with_params_of(init_from, state)
+    logging.info("Beginning with the parameters of %s", init_from)
+  return state, since_log
 
-  picture = figures.learning_curves(files.read_metrics(workdir))
-  figures.save(picture, workdir / "learning_curve.png")
+
+class Rngs(NamedTuple):
+  """The keys of the initial parameters, of the order, and of dropout."""
+
+  init: jax.Array
+  order: jax.Array
+  dropout: jax.Array
 
 
-def _rngs(config: ml_collections.ConfigDict) -> jax.Array:
-  """The keys of the initial parameters, of the order and of dropout."""
-  return jax.random.split(jax.random.key(config.seed), 3)
+def _rngs(config: ml_collections.ConfigDict) -> Rngs:
+  return Rngs(*jax.random.split(jax.random.key(config.seed), 3))
+
+
+class Due(NamedTuple):
+  """A step, and what the host has to do after it."""
+
+  step: int
+  show: bool
+  log: bool
+  evaluate: bool
+  save: bool
+
+
+class Cadence:
+  """When the host has something to do."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._num_steps = config.num_steps
+    self._every = {
+      "show": config.log_probabilities_every_steps,
+      "log": config.log_every_steps,
+      "evaluate": config.eval_every_steps,
+      "save": config.checkpoint_every_steps,
+    }
+
+  def next(self, step: int) -> Due:
+    """Returns the next step at which something is due, and what it is."""
+    intervals = [n for n in self._every.values() if n]
+    following = min(step - step % n + n for n in intervals)
+    if compiling.takes_single_steps():  # Then the bar moves at each of them.
+      following = step + 1
+    following = min(following, self._num_steps)
+    due = {
+      name: n > 0 and following % n == 0 for name, n in self._every.items()
+    }
+    if following == self._num_steps:
+      due.update(log=True, evaluate=True, save=True)
+    return Due(following, **due)
 
 
 def _train(
@@ -167,11 +240,11 @@ def _train(
   state: steps.TrainState,
   since_log: steps.Metrics,
   manager: checkpoints.Manager,
-  logger: logger_lib.Logger,
-  noted_signal: Callable[[], signal.Signals | None],
+  logger: logs.Logger,
+  stop: signals.Stop,
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
-  _, order_rng, dropout_rng = _rngs(config)
+  rngs, cadence = _rngs(config), Cadence(config)
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
@@ -180,80 +253,98 @@ def _train(
   train_steps = compiling.repeated(
     functools.partial(steps.train_on_next_batch, **static)
   )
-  learning_rate = optimizer.learning_rate(config)
-  evaluate = steps.evaluator(data.validation, config.eval_batch_size)
-  inspect = jax.jit(
-    functools.partial(steps.inspect, **static),
-    compiler_options=compiling.compiler_options(),
-  )
-  validation_examples = jax.device_get(data.validation)
+  show_inside = _shows_inside(config, data, rngs, static, logger)
+  validate = steps.evaluator(data.validation, config.eval_batch_size)
+  schedule = optimizer.schedule(config)
   step = start_step = int(state.step)
-  order = input_pipeline.order_at(
-    order_rng, step, config.batch_size, data.train.labels.size
-  )
   training = steps.start_training(
-    state, since_log, order, config.batch_size, len(data.class_names)
+    state,
+    since_log,
+    input_pipeline.order_at(
+      rngs.order, step, config.batch_size, data.train.labels.size
+    ),
+    config.batch_size,
+    len(data.class_names),
   )
   while step < config.num_steps:
-    num_steps = _steps_to_dispatch(config, step)
+    due = cadence.next(step)
     training = train_steps(
-      training, num_steps, data.train, order_rng, dropout_rng
+      training, due.step - step, data.train, rngs.order, rngs.dropout
     )
     if step == start_step:  # Compiling is no training time.
       jax.block_until_ready(training)
-      logger.restart_clock(step + num_steps)
-    step += num_steps
-    logger.progress(_finished_steps(step))
-    is_last = step == config.num_steps
-    signal_ = noted_signal()  # Asked once: one may come at any moment.
-    shows = _is_due(config.log_probabilities_every_steps, step)
-    logs = is_last or _is_due(config.log_every_steps, step)
-    evaluates = is_last or _is_due(config.eval_every_steps, step)
-    saves = is_last or signal_ or _is_due(config.checkpoint_every_steps, step)
-    if shows or logs or evaluates or saves:
-      is_finite, metrics, *first = jax.device_get(  # All in one fetch.
-        (
-          steps.is_finite(training),
-          training.metrics,
-          training.labels,
-          training.probabilities,
-        )
-      )
-      logger.progress(step)
-      if not is_finite:
-        raise _not_finite(config, manager, step)
+      logger.restart_clock(due.step)
+    step = due.step
+    logger.progress(step)
+    signal_ = stop.check()  # Asked once: one may come at any moment.
+    if not (any(due[1:]) or signal_):
+      continue
 
-    if shows:
+    is_finite, metrics, *first = jax.device_get(  # All in one fetch.
+      (
+        steps.is_finite(training),
+        training.metrics,
+        training.labels,
+        training.probabilities,
+      )
+    )
+    if not is_finite:
+      raise _not_finite(config, manager, step)
+    if due.show:
       logger.probabilities(step, *first)
-    if logs:
-      rate = learning_rate
-      if callable(rate):  # Evaluated at the count before this step.
-        with _on_host():
-          rate = float(rate(step - 1))
+    if due.log:
+      with devices.on_host():  # The rate of the step before this count.
+        rate = float(schedule(step - 1))
       logger.train(step, metrics.means(), rate)
-      training = steps.reset_metrics(training)
-    validation = {}
-    if evaluates:
-      validation, probabilities = evaluate(training.state)
+      if step % config.log_every_steps == 0:  # The last log may come earlier.
+        training = steps.reset_metrics(training)
+    accuracy = None
+    if due.evaluate:
+      validation, probabilities = validate(training.state)
+      accuracy = validation["accuracy"]
       logger.evaluation(step, "validation", validation)
-      inspection = inspect(training.state, data.train, dropout_rng)
-      if is_last or logger.can_draw():
-        learned = (probabilities, training.state.eval_params, inspection)
-        logger.pictures(
-          step, validation_examples, *jax.device_get(learned), data.class_names
-        )
-    if saves:
-      accuracy = validation.get("accuracy")
+      show_inside(step, training.state, probabilities)
+    if due.save or signal_:
       checkpoints.save(
         manager, step, training.state, training.metrics, accuracy
       )
     if signal_:
       checkpoints.wait(manager)
       _stop(signal_, step)
-    if validation:
+    if due.evaluate:
       logger.restart_clock(step)  # All that was no training time.
   checkpoints.wait(manager)
   return training.state
+
+
+def _shows_inside(
+  config: ml_collections.ConfigDict,
+  data: input_pipeline.Data,
+  rngs: Rngs,
+  static: dict[str, Any],
+  logger: logs.Logger,
+) -> Callable[[int, steps.TrainState, jax.Array], None]:
+  """Returns a function that shows TensorBoard the inside of a network.
+
+  It takes the step, the state, and the probabilities of the validation split.
+  Nothing that fails there stops a run.
+  """
+  inspect = compiling.jit(functools.partial(steps.inspect, **static))
+  validation = jax.device_get(data.validation)
+
+  def show_inside(step, state, probabilities):
+    try:
+      inspection = inspect(state, data.train, rngs.dropout)
+      logger.grad_norms(step, jax.device_get(inspection.grad_norms))
+      if step == config.num_steps or logger.can_draw():
+        learned = (probabilities, state.eval_params, inspection)
+        logger.pictures(
+          step, validation, *jax.device_get(learned), data.class_names
+        )
+    except Exception as error:
+      logging.warning("The network of step %d is not shown: %s", step, error)
+
+  return show_inside
 
 
 def _not_finite(
@@ -275,53 +366,6 @@ def _stop(signal_: signal.Signals, step: int) -> NoReturn:
     step,
   )
   sys.exit(128 + signal_)
-
-
-def _is_due(every_steps: int, step: int) -> bool:
-  return every_steps > 0 and step % every_steps == 0
-
-
-def _steps_to_dispatch(config: ml_collections.ConfigDict, step: int) -> int:
-  """How many steps from here the device takes without the host."""
-  if jax.default_backend() == "cpu":  # Dispatch is free, and the bar moves.
-    return 1
-  boundaries = [config.num_steps]
-  for key in config:
-    if key.endswith("_every_steps") and config[key]:
-      boundaries.append((step // config[key] + 1) * config[key])
-  return min(boundaries) - step
-
-
-def _finished_steps(step: int) -> int:
-  """Returns how many steps to show after dispatching this many.
-
-  A CPU is still computing the last one. An accelerator takes all steps up to a
-  boundary in one dispatch, and does not say how far it is.
-  """
-  return step - 1 if jax.default_backend() == "cpu" else step
-
-
-def _on_host() -> contextlib.AbstractContextManager:
-  """Computes on the host's CPU if JAX may use it, so nothing is fetched."""
-  try:
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
-  except RuntimeError:  # JAX_PLATFORMS names others only.
-    return contextlib.nullcontext()
-
-
-def _use_platform(platform: str | None) -> None:
-  """Trains there, or says what there is: never silently somewhere else."""
-  if platform == "cpu":
-    jax.config.update("jax_platforms", "cpu")
-  try:
-    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
-  except RuntimeError as error:  # Of JAX_PLATFORMS.
-    raise app.UsageError(f"JAX finds no device: {error}") from error
-  if platform and jax.default_backend() != platform:
-    raise app.UsageError(
-      f"--platform={platform}: JAX finds {jax.device_count()} x {found}, of"
-      f" the platform {jax.default_backend()}"
-    )
 
 
 def _load_config(path: str) -> ml_collections.ConfigDict:
@@ -352,13 +396,13 @@ def _explain(error: str) -> str:
     r"flag --(config\.(\w+)=.*): (invalid literal|could not convert)", error
   ):
     accepted = {int: "an integer", float: "a number"}
-    return f"{match[1]}: accepted is {accepted[type(config[match[2]])]}"
+    return f"{match[1]}: must be {accepted[type(config[match[2]])]}"
   return error.splitlines()[-1].strip()
 
 
 def main(argv: list[str]) -> None:
   del argv
-  console.setup_console()
+  console.setup()
   compiling.cache_compilations()
   compiling.keep_freed_memory()
   config = _CONFIG.value
@@ -367,7 +411,7 @@ def main(argv: list[str]) -> None:
     processes.join(
       _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-    _use_platform(_PLATFORM.value)
+    devices.use_platform(_PLATFORM.value)
     if not processes.is_first():
       logging.set_verbosity(logging.WARNING)
     workdir = _WORKDIR.value or pathlib.Path("runs") / experiment.name(

@@ -31,7 +31,7 @@ from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
 from machine import compiling
 from rundir import checkpoints  # noqa: E402
-from rundir import logger as logger_lib  # noqa: E402
+from rundir import logs  # noqa: E402
 import steps  # noqa: E402
 import train  # noqa: E402
 
@@ -116,7 +116,7 @@ def measure(num_steps: int) -> dict[str, Any]:
       times["kinds"] = dict(clock.seconds)
     wait(manager)
 
-  logger = logger_lib.Logger
+  logger = logs.Logger
   patches = [
     (jax, "default_backend", lambda: "tpu"),
     (compiling, "repeated", timed_repeated),

@@ -38,6 +38,18 @@ def compiler_options() -> dict[str, str | bool]:
   return {}
 
 
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Jits a function with `compiler_options`."""
+  return jax.jit(function, compiler_options=compiler_options())
+
+
+def takes_single_steps() -> bool:
+  """Returns whether `repeated` dispatches each step by itself."""
+  # In a loop, XLA's CPU backend loses its fast convolutions and is 18 times
+  # slower, while a dispatch costs a thousandth of a step.
+  return jax.default_backend() == "cpu"
+
+
 def repeated(step: Callable[..., Any]) -> Callable[..., Any]:
   """Jits `step(carry, *args) -> carry` to run many times in one dispatch.
 
@@ -47,11 +59,9 @@ def repeated(step: Callable[..., Any]) -> Callable[..., Any]:
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.
   """
-  if jax.default_backend() == "cpu":
-    # No loop: inside one, XLA's CPU backend loses its fast convolutions and is
-    # 18 times slower, while a dispatch costs a thousandth of a step. And no
-    # donation: to update parameters in place, it copies them first.
-    jitted = jax.jit(step, compiler_options=compiler_options())
+  if takes_single_steps():
+    # No donation: to update parameters in place, a CPU copies them first.
+    jitted = jit(step)
 
     def run(carry, num_steps, *args):
       for _ in range(num_steps):

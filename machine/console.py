@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import logging as python_logging
 import os
 import pathlib
@@ -20,7 +21,8 @@ _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 _PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
 
 
-def setup_console() -> None:
+@functools.cache  # Once in a process, however often it trains.
+def setup() -> None:
   """Shows our own messages and everybody's warnings, with the time alone."""
   if not flags.FLAGS.is_parsed():  # absl would warn of that.
     flags.FLAGS.mark_as_parsed()

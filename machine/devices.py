@@ -1,8 +1,10 @@
 """The devices: arrays are copied to all of them, a batch is split over them."""
 
+import contextlib
 import functools
 from typing import TypeVar
 
+from absl import app
 import jax
 from jax import lax
 from jax.sharding import AxisType
@@ -40,3 +42,26 @@ def split(batch: jax.Array) -> jax.Array:
     return batch
   sharding = NamedSharding(mesh(), PartitionSpec("data"))
   return lax.with_sharding_constraint(batch, sharding)
+
+
+def use_platform(platform: str | None) -> None:
+  """Trains there, or says what there is: never silently somewhere else."""
+  if platform == "cpu":
+    jax.config.update("jax_platforms", "cpu")
+  try:
+    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+  except RuntimeError as error:  # Of JAX_PLATFORMS.
+    raise app.UsageError(f"JAX finds no device: {error}") from error
+  if platform and jax.default_backend() != platform:
+    raise app.UsageError(
+      f"--platform={platform}: JAX finds {jax.device_count()} x {found}, of"
+      f" the platform {jax.default_backend()}"
+    )
+
+
+def on_host() -> contextlib.AbstractContextManager:
+  """Computes on the host's CPU if JAX may use it, so nothing is fetched."""
+  try:
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+  except RuntimeError:  # JAX_PLATFORMS names others only.
+    return contextlib.nullcontext()

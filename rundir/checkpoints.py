@@ -34,6 +34,10 @@ class DamagedError(Exception):
   """A checkpoint is not what was saved; the message says why."""
 
 
+class OtherNetworkError(app.UsageError):
+  """A checkpoint is of another network than model.py's."""
+
+
 def all_steps(workdir: pathlib.Path) -> list[int]:
   """The steps of the complete checkpoints, ascending."""
   return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
@@ -50,56 +54,127 @@ def best_step(workdir: pathlib.Path) -> int | None:
 
 
 def restore(
-  workdir: pathlib.Path, step: int, state: TrainState
-) -> tuple[TrainState, Metrics]:
+  workdir: pathlib.Path,
+  step: int,
+  state: TrainState,
+  since_log: Metrics | None = None,
+) -> tuple[TrainState, Metrics | None]:
   """Restores the state and the sums since the last log to the device.
 
   Args:
     workdir: the run directory.
     step: one of `all_steps`.
     state: arrays, or their shapes and dtypes alone.
+    since_log: sums to begin with where those that were saved are not of the
+      same metrics.
 
   Raises:
     DamagedError: what is there is not what was saved.
+    OtherNetworkError: names the first array that the state has and the
+      checkpoint has not, or the other way round.
   """
   path = _folder(workdir) / str(step)
-  replicated = devices.replicated()
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-    {"state": state, "since_log": Metrics.zero(), "checksum": np.uint32(0)},
-  )
+  found = _read_metadata(path)
+  check_same_network(path, state, found.pop("state"))
+  target = {"state": state, **found}
   _read_accuracy(workdir, step)
-  declared = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-  found = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-  if declared > _MAX_COMPRESSION * found:
-    raise DamagedError(f"its files have {found} bytes for {declared} of arrays")
+  declared = sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(target)
+  )
+  size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+  if declared > _MAX_COMPRESSION * size:
+    raise DamagedError(f"its files have {size} bytes for {declared} of arrays")
+  replicated = devices.replicated()
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.restore(path / "default", abstract)
+      saved = checkpointer.restore(
+        path / "default",
+        jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+          target,
+        ),
+      )
   except Exception as error:  # Orbax and TensorStore raise anything.
     raise DamagedError(_reason(error)) from error
   checksum = saved.pop("checksum")
   # TensorStore does not notice when a byte of an array has changed.
   if checksum != _checksum(saved) or saved["state"].step != step:
     raise DamagedError("its checksum is wrong")
-  return saved["state"], saved["since_log"]
+  return saved["state"], _resumed(saved["since_log"], since_log)
+
+
+def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
+  """The shapes and dtypes of what a checkpoint holds, in nested dicts."""
+  try:
+    # Not a Checkpointer, which warns of other metadata that we do not save.
+    metadata = ocp.StandardCheckpointHandler().metadata(path / "default")
+    found = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree
+    )
+    if found.keys() != {"state", "since_log", "checksum"}:
+      raise ValueError(f"it holds {', '.join(found)}")
+  except Exception as error:  # Orbax and the parser raise anything.
+    raise DamagedError(f"its metadata: {_reason(error)}") from error
+  return found
+
+
+def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
+  """Checks that two trees have arrays of the same names, shapes and dtypes.
+
+  Args:
+    path: of what was found, to name it.
+    state: what it is to be.
+    found: what it is.
+
+  Raises:
+    OtherNetworkError: names the first array that differs.
+  """
+  ours, theirs = _shapes(state), _shapes(found)
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name):
+      raise OtherNetworkError(
+        f"{path} is of another network than model.py's: {name} is"
+        f" {theirs.get(name, 'missing')} there and"
+        f" {ours.get(name, 'missing')} here"
+      )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """Maps the name of each array, such as params/conv1/kernel, to its shape."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{np.dtype(x.dtype).name} {list(x.shape)}"
+    )
+    for path, x in leaves
+  }
+
+
+def _resumed(
+  found: dict[str, Any], since_log: Metrics | None
+) -> Metrics | None:
+  """The sums that were saved, where they are of the metrics that are logged."""
+  if since_log is None:
+    return None
+  if _shapes(found) != _shapes(since_log):
+    logging.info("Other metrics were logged: the next log begins them here")
+    return since_log
+  return Metrics(**found)
 
 
 def restore_newest(
-  workdir: pathlib.Path, state: TrainState
-) -> tuple[TrainState, Metrics]:
-  """Restores the newest checkpoint that is not damaged.
-
-  Args:
-    workdir: the run directory, with at least one checkpoint.
-    state: arrays, or their shapes and dtypes alone.
+  workdir: pathlib.Path, state: TrainState, since_log: Metrics | None = None
+) -> tuple[TrainState, Metrics | None]:
+  """Restores the newest checkpoint that is not damaged; see `restore`.
 
   Raises:
     app.UsageError: all of them are damaged.
+    OtherNetworkError: as `restore` does.
   """
   for step in reversed(all_steps(workdir)):
     try:
-      return restore(workdir, step, state)
+      return restore(workdir, step, state, since_log)
     except DamagedError as error:
       path = _folder(workdir) / str(step)
       logging.warning("%s is damaged and passed over: %s", path, error)

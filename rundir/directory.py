@@ -1,7 +1,6 @@
-"""Run directories: their name, the config they hold, what was trained."""
+"""Run directories: one run each, and one process at a time."""
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
@@ -15,67 +14,76 @@ import jax
 import ml_collections
 
 from machine import processes
+from rundir import experiment
 from rundir import files
 
 
 def create(
-  workdir: str | os.PathLike,
+  workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
-  image_shape: Sequence[int],
-  class_names: Sequence[str],
+  dataset: dict[str, Any],
 ) -> None:
-  """Creates a run directory, or checks that the one there is has this config.
+  """Creates a run directory, or checks that the one there is of this run.
 
-  Besides config.json it gets dataset.json, so that `open_run` needs no data.
+  Args:
+    workdir: the run directory.
+    config: of the run; in config.json.
+    dataset: what the data are; in dataset.json, so that a run opens without.
 
   Raises:
-    app.UsageError: it cannot be created, or holds another config.
+    app.UsageError: it cannot be created, or holds another run.
   """
-  workdir = pathlib.Path(workdir)
   if forbidden := set("[]*?") & set(str(workdir)):
     raise app.UsageError(
       f"--workdir={workdir}: {' '.join(sorted(forbidden))} cannot be in its"
       " path: Orbax would take it for a pattern"
     )
-  config = config.to_dict()
-  dataset = {"image_shape": [*image_shape], "class_names": [*class_names]}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     check_contained(workdir)
     if (workdir / "config.json").exists():
-      _check_same(workdir / "config.json", config)
+      _check_same(workdir, config, dataset)
     elif not processes.is_first():
       raise app.UsageError(
         f"--workdir={workdir}: process {jax.process_index()} does not see what"
-        " process 0 has written there; accepted is a directory that all share"
+        " process 0 has written there; it must be a directory that all share"
       )
     elif any(workdir.iterdir()):
       raise app.UsageError(
-        f"--workdir={workdir}: has files but no config.json; accepted is a new"
+        f"--workdir={workdir}: has files but no config.json; it must be a new"
         " or empty directory, or one of an earlier run"
       )
     else:
-      files.write_json(workdir / "config.json", config)
-    if (workdir / "dataset.json").exists():
-      _check_same(workdir / "dataset.json", dataset)
-    else:
-      files.write_json(workdir / "dataset.json", dataset)
+      update(workdir, config, dataset)
   except OSError as error:
     raise app.UsageError(f"--workdir={workdir}: {error}") from error
 
 
-def _check_same(path: pathlib.Path, ours: dict[str, Any]) -> None:
-  found = files.read_json(path)
-  differing = [
-    f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
-    for key in sorted(found.keys() | ours.keys())
-    if found.get(key) != ours.get(key)
-  ]
-  if differing:
-    raise app.UsageError(
-      f"{path.parent} holds a run of another {path.stem}:"
-      f" {', '.join(differing)}; name another --workdir"
-    )
+def update(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  dataset: dict[str, Any],
+) -> None:
+  """Writes what `create` was given, where it is not there."""
+  for name, ours in (
+    ("config.json", config.to_dict()),
+    ("dataset.json", dataset),
+  ):
+    path = workdir / name
+    if not path.exists() or files.read_json(path) != ours:
+      files.write_json(path, ours)
+
+
+def _check_same(workdir, config, dataset) -> None:
+  path = workdir / "config.json"
+  found = experiment.read(path, own_keys=config.keys())
+  experiment.check_same(path, found.to_dict(), config.to_dict())
+  path = workdir / "dataset.json"
+  if path.exists():
+    found = files.read_json(path)
+    # Older runs have no checksums.
+    older = dataset.keys() - found.keys() & {"crc32"}
+    files.check_same(path, found, dataset, except_for=older)
 
 
 def check_contained(workdir: pathlib.Path) -> None:

@@ -1,14 +1,34 @@
-"""What a config may hold, and the name of the run that it describes."""
+"""The config of a run: what it may hold, its name, and which run it describes.
 
+A key needs no rule; one that has a rule has it in `_RULES`.
+"""
+
+from collections.abc import Iterable
 import math
+import pathlib
 import re
+from typing import Any
 
 from absl import app
+from absl import logging
 import ml_collections
 
 import augmentation
 from configs import default
+import optimizer
+from rundir import files
 
+# Where things are and how often something is reported: a run may change these,
+# and is not named after them.
+INCIDENTAL = (
+  "data_dir",
+  "manual_dir",
+  "eval_batch_size",
+  "log_every_steps",
+  "log_probabilities_every_steps",
+  "eval_every_steps",
+  "checkpoint_every_steps",
+)
 _MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
 
 
@@ -22,7 +42,7 @@ def _one_of(*names):
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
-_ACCEPTED = {
+_RULES = {
   # Without TFDS's namespaces, which would run code from elsewhere.
   "dataset": (
     re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII).fullmatch,
@@ -34,9 +54,9 @@ _ACCEPTED = {
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
   "learning_rate": (lambda x: 0 < x < math.inf, "a number above 0"),
-  "schedule": _one_of("constant", "one_cycle", "cosine"),
+  "schedule": _one_of(*optimizer.SCHEDULES),
   "warmup_steps": _at_least(0),
-  "optimizer": _one_of("sgd", "adamw", "nadamw"),
+  "optimizer": _one_of(*optimizer.OPTIMIZERS),
   "momentum": _FRACTION,
   "adam_b2": _FRACTION,
   "weight_decay": _AMOUNT,
@@ -60,35 +80,53 @@ _ACCEPTED = {
 
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises app.UsageError where a value is wrong whatever the data."""
-  for key, (is_accepted, accepted) in _ACCEPTED.items():
-    if not is_accepted(config[key]):
-      raise app.UsageError(
-        f"config.{key}={config[key]}: accepted is {accepted}"
-      )
   defaults = default.get_config()
-  for key, is_read in {
-    "momentum": config.optimizer == "sgd",
-    "adam_b2": config.optimizer != "sgd",
-    "weight_decay": config.optimizer != "sgd",
-    "warmup_steps": config.schedule != "constant",
-  }.items():
-    if config[key] != defaults[key] and not is_read:
+  for key in defaults:
+    if key not in config:
       raise app.UsageError(
-        f"config.{key}={config[key]}: accepted is {defaults[key]} with"
+        f"the config has no {key}; it must have all keys of configs/default.py"
+      )
+  for key, value in config.items():
+    if value is None:
+      raise app.UsageError(f"config.{key} is None; it must have a value")
+    is_accepted, accepted = _RULES.get(key, (lambda _: True, ""))
+    if not is_accepted(value):
+      raise app.UsageError(f"config.{key}={value}: must be {accepted}")
+  _check_all_is_read(config, defaults)
+  for key in ("warmup_steps", "clean_steps"):
+    if config[key] > config.num_steps // 2:
+      raise app.UsageError(
+        f"lower config.{key}={config[key]} to at most"
+        f" {config.num_steps // 2}, half of config.num_steps"
+      )
+
+
+def _check_all_is_read(config, defaults) -> None:
+  """Raises app.UsageError where a value was changed that nothing would read."""
+  tables = (optimizer.OPTIMIZERS, optimizer.SCHEDULES)
+  chosen = (tables[0][config.optimizer], tables[1][config.schedule])
+  read = {key for entry in chosen for key in optimizer.keys_read(entry)}
+  for key in (
+    {
+      key
+      for table in tables
+      for entry in table.values()
+      for key in optimizer.keys_read(entry)
+    }
+    - read
+    - {"num_steps"}
+  ):
+    if config[key] != defaults.get(key, config[key]):
+      raise app.UsageError(
+        f"config.{key}={config[key]}: must be {defaults[key]} with"
         f" config.optimizer={config.optimizer} and"
         f" config.schedule={config.schedule}, which have no use for it"
       )
   if config.clean_steps and not augmentation.from_config(config):
     raise app.UsageError(
-      f"config.clean_steps={config.clean_steps}: accepted is 0 where no"
+      f"config.clean_steps={config.clean_steps}: must be 0 where no"
       " config.augment_* is above 0: all steps are"
     )
-  for key in ("warmup_steps", "clean_steps"):
-    if config[key] > config.num_steps // 2:
-      raise app.UsageError(
-        f"config.{key}={config[key]}: accepted is at most half of"
-        f" config.num_steps={config.num_steps}"
-      )
 
 
 def name(
@@ -107,13 +145,81 @@ def name(
     app.UsageError: the name would be too long for a file system.
   """
   overrides = [
-    f"{key}={config[key]}" for key in sorted(config) if config[key] != base[key]
+    f"{key}={config[key]}"
+    for key in sorted(config)
+    if key not in INCIDENTAL and config[key] != base[key]
   ]
-  # Paths and split slices: a slash would nest, and Orbax fails on brackets.
-  result = re.sub(r"[^\w.,=+%-]", "_", ",".join([base_name, *overrides]))
+  result = ",".join([base_name, *overrides])
   if len(result.encode()) > _MAX_NAME_LENGTH:
     raise app.UsageError(
       f"too many overrides to name a run directory after: {result}; name one"
       " with --workdir"
     )
-  return result
+  return files.to_file_name(result)
+
+
+def check_same(
+  path: pathlib.Path, found: dict[str, Any], ours: dict[str, Any]
+) -> None:
+  """Checks that a run directory holds a run of this experiment.
+
+  Args:
+    path: of its config.json.
+    found: that config.
+    ours: the config with which it is to go on. `num_steps` may be larger where
+      no step depends on it.
+
+  Raises:
+    app.UsageError: names the keys that differ.
+  """
+  found = {**found}
+  if _may_grow(ours) and found["num_steps"] < ours["num_steps"]:
+    found["num_steps"] = ours["num_steps"]
+  files.check_same(path, found, ours, except_for=INCIDENTAL)
+
+
+def _may_grow(config: dict[str, Any]) -> bool:
+  """Returns whether what a step does is independent of how many there are."""
+  entry = optimizer.SCHEDULES[config["schedule"]]
+  return not (
+    config["clean_steps"] or "num_steps" in optimizer.keys_read(entry)
+  )
+
+
+def own_keys(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the keys that a config file added to configs/default.py's."""
+  return sorted({*config} - {*default.get_config()})
+
+
+def read(
+  path: pathlib.Path, own_keys: Iterable[str] = ()
+) -> ml_collections.ConfigDict:
+  """Reads the config of a run, maybe of an older version or a stranger's.
+
+  Args:
+    path: of its config.json.
+    own_keys: those that the run's config file added to configs/default.py's.
+
+  Raises:
+    app.UsageError: names what is wrong there.
+  """
+  found = files.read_json(path)
+  config = default.get_config()
+  for key in found.keys() - config.keys():
+    if key not in own_keys:
+      raise app.UsageError(
+        f"{path}: {key} is not a key; the keys are {', '.join(config)}"
+      )
+  if missing := [key for key in config if key not in found]:
+    logging.info(
+      "%s has no %s: it is older, and today's defaults are taken",
+      path,
+      ", ".join(missing),
+    )
+  try:
+    with config.unlocked():
+      config.update(found)
+  except TypeError as error:
+    raise app.UsageError(f"{path}: {error}") from error
+  validate(config)
+  return config

@@ -1,8 +1,10 @@
 """Files that are read and written whole."""
 
+from collections.abc import Collection
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from absl import app
@@ -38,6 +40,31 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     except ValueError:
       break
   return records
+
+
+def check_same(
+  path: pathlib.Path,
+  found: dict[str, Any],
+  ours: dict[str, Any],
+  except_for: Collection[str] = (),
+) -> None:
+  """Raises app.UsageError with the keys by which a run's file is another's."""
+  differing = [
+    f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
+    for key in sorted(found.keys() | ours.keys())
+    if found.get(key) != ours.get(key) and key not in except_for
+  ]
+  if differing:
+    raise app.UsageError(
+      f"{path.parent} holds a run of another {path.stem}:"
+      f" {', '.join(differing)}; name another --workdir, or begin there with"
+      f" --init_from={path.parent}"
+    )
+
+
+def to_file_name(text: str) -> str:
+  """Replaces what would nest, as a slash, or what Orbax takes for a pattern."""
+  return re.sub(r"[^\w.,=+%-]", "_", text)
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

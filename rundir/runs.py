@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from absl import app
 import jax
+import jax.numpy as jnp
 import ml_collections
 
-from configs import default
-import model as model_lib
+from model import CNN
 import optimizer
 from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
 from rundir import files
+from rundir import provenance
 import steps
 
 
@@ -49,13 +50,42 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   """
   workdir = pathlib.Path(workdir).expanduser()
   directory.check_contained(workdir)
-  config = _read_config(workdir / "config.json")
+  config = experiment.read(workdir / "config.json", _own_keys(workdir))
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
+  provenance.warn_of_another_model(workdir)
   state = jax.eval_shape(
     lambda: create_state(jax.random.key(0), config, image_shape, class_names)
   )
   state = _restore(workdir, checkpoint, state)
   return Run(config, image_shape, class_names, state, int(state.step))
+
+
+def with_params_of(
+  workdir: str | os.PathLike, state: steps.TrainState
+) -> steps.TrainState:
+  """Returns a state with the parameters of a run: averaged ones, if it has any.
+
+  Raises:
+    app.UsageError: the run cannot be opened, or is of another network.
+  """
+  params = open_run(workdir).state.eval_params
+  checkpoints.check_same_network(
+    workdir, {"params": state.params}, {"params": params}
+  )
+  state = state.replace(params=params)
+  if state.ema_params is not None:
+    state = state.replace(ema_params=jax.tree.map(jnp.copy, params))
+  return state
+
+
+def _own_keys(workdir: pathlib.Path) -> set[str]:
+  """The keys that the run's config file added to configs/default.py's."""
+  keys = set()
+  for start in provenance.read(workdir):
+    own_keys = start.get("own_keys", [])
+    if isinstance(own_keys, list):
+      keys.update(key for key in own_keys if isinstance(key, str))
+  return keys
 
 
 def create_state(
@@ -65,7 +95,7 @@ def create_state(
   class_names: Sequence[str],
 ) -> steps.TrainState:
   """The state that a run of this config begins with."""
-  model = model_lib.CNN(
+  model = CNN(
     num_classes=len(class_names),
     dropout_rate=config.dropout_rate,
     image_shape=tuple(image_shape),
@@ -76,25 +106,6 @@ def create_state(
   )
 
 
-def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
-  found = files.read_json(path)
-  config = default.get_config()
-  if set(found) != set(config):
-    raise app.UsageError(
-      f"{path}: {', '.join(sorted(set(found) ^ set(config)))} is too much or"
-      f" missing; the keys are {', '.join(config)}"
-    )
-  try:
-    config.update(found)
-  except TypeError as error:
-    raise app.UsageError(f"{path}: {error}") from error
-  for key, value in found.items():
-    if value is None:
-      raise app.UsageError(f"{path}: {key} is null")
-  experiment.validate(config)
-  return config
-
-
 def _read_dataset(
   path: pathlib.Path,
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -103,7 +114,7 @@ def _read_dataset(
     case {
       "image_shape": [int(height), int(width), int(channels)],
       "class_names": [_, *_] as names,
-    } if min(height // 4, width // 4, channels) > 0 and all(
+    } if min(height, width, channels) > 0 and all(
       isinstance(name, str) and name.isprintable() for name in names
     ):
       return (height, width, channels), tuple(names)

@@ -17,7 +17,7 @@ from model import CNN
 from rundir import checkpoints
 import steps
 
-ZERO = steps.Metrics.zero()
+ZERO = steps.Metrics.zero(10)
 
 
 def state_at(step):
@@ -48,11 +48,52 @@ def small_state(step):
 def test_restores_to_the_bit(tmp_path):
   state = state_at(3)
   with checkpoints.open_manager(tmp_path, 0) as manager:
-    since_log = steps.Metrics(np.float32(1.5), np.int32(4), np.int32(20))
+    sums = {"loss": np.float32(1.5), "accuracy": np.int32(4)}
+    since_log = steps.Metrics(np.int32(20), sums)
     checkpoints.save(manager, 3, state, since_log, None)
-  restored, since_log = checkpoints.restore(tmp_path, 3, state_at(0))
+  restored, since_log = checkpoints.restore(tmp_path, 3, state_at(0), ZERO)
   assert_same_state(restored, state)
-  assert (since_log.loss, since_log.num_examples) == (1.5, 20)
+  assert (since_log.num_examples, since_log.sums) == (20, sums)
+
+
+def test_other_sums_than_were_saved_begin_anew(four_steps):
+  other = steps.Metrics(np.int32(0), {"loss": np.float32(0)})
+  restored, since_log = checkpoints.restore(
+    four_steps, 4, small_state(0), other
+  )
+  assert_same_state(restored, small_state(4))
+  assert since_log is other
+
+
+@pytest.mark.parametrize(
+  ("params", "difference"),
+  [
+    (
+      {"other": np.zeros(3, np.float32)},
+      "params/other is missing there and float32 [3] here",
+    ),
+    ({}, "params/small is float32 [1000] there and missing here"),
+    (
+      {"small": np.zeros(9, np.float32)},
+      "params/small is float32 [1000] there and float32 [9] here",
+    ),
+  ],
+)
+def test_another_network_is_named_and_its_checkpoint_stays(
+  params, difference, four_steps
+):
+  other = small_state(0).replace(params=params)
+  for restore in (
+    lambda: checkpoints.restore(four_steps, 4, other),
+    lambda: checkpoints.restore_newest(four_steps, other),
+  ):
+    with pytest.raises(checkpoints.OtherNetworkError) as error:
+      restore()
+    assert str(error.value) == (
+      f"{four_steps}/checkpoints/4 is of another network than model.py's:"
+      f" {difference}"
+    )
+  assert checkpoints.all_steps(four_steps) == [1, 2, 3, 4]
 
 
 def test_keeps_the_newest_three_and_the_best(tmp_path):

@@ -65,24 +65,24 @@ def test_impossible_values_are_named(key, value):
   config[key] = value
   with pytest.raises(app.UsageError) as error:
     experiment.validate(config)
-  assert str(error.value).startswith(f"config.{key}={value}: accepted is ")
+  assert str(error.value).startswith(f"config.{key}={value}: must be ")
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"momentum": 0.9, "optimizer": "adamw"}, "momentum=0.9: accepted is 0"),
-    ({"adam_b2": 0.99}, "adam_b2=0.99: accepted is 0.999"),
-    ({"weight_decay": 0.1}, "weight_decay=0.1: accepted is 0"),
-    ({"warmup_steps": 5}, "warmup_steps=5: accepted is 0"),
+    ({"momentum": 0.9, "optimizer": "adamw"}, "momentum=0.9: must be 0"),
+    ({"adam_b2": 0.99}, "adam_b2=0.99: must be 0.999"),
+    ({"weight_decay": 0.1}, "weight_decay=0.1: must be 0"),
+    ({"warmup_steps": 5}, "warmup_steps=5: must be 0"),
     (
       {"warmup_steps": 5, "schedule": "cosine", "num_steps": 9},
-      "warmup_steps=5: accepted is at most half of config.num_steps=9",
+      "warmup_steps=5: must be at most half of config.num_steps=9",
     ),
-    ({"clean_steps": 5}, "clean_steps=5: accepted is 0 where"),
+    ({"clean_steps": 5}, "clean_steps=5: must be 0 where"),
     (
       {"clean_steps": 5, "augment_shift": 2.0, "num_steps": 9},
-      "clean_steps=5: accepted is at most half of config.num_steps=9",
+      "clean_steps=5: must be at most half of config.num_steps=9",
     ),
   ],
 )

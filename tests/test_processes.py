@@ -195,7 +195,7 @@ def test_processes_with_different_data_are_refused(config, tmp_path):
   "address", ["8476", ":8476", "host:", "host:x", "host:0", "host:65536"]
 )
 def test_an_address_that_is_none_is_named(address):
-  message = f"coordinator_address={address}: accepted is HOST:PORT"
+  message = f"coordinator_address={address}: must be HOST:PORT"
   with pytest.raises(app.UsageError, match=message):
     processes.join(address, 1, 0)
 

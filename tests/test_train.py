@@ -28,7 +28,7 @@ from model import CNN
 import optimizer
 from rundir import checkpoints
 from rundir import directory
-from rundir import logger as logger_lib
+from rundir import logs
 from rundir import runs
 import steps
 import train
@@ -45,7 +45,7 @@ TINY = (
 @pytest.fixture
 def no_pictures(monkeypatch):
   """Leaves out drawing them, which takes longer than a tiny run."""
-  monkeypatch.setattr(logger_lib.Logger, "_draw", lambda *args: None)
+  monkeypatch.setattr(logs.Logger, "_draw", lambda *args: None)
 
 
 def restore(workdir, step=None):
@@ -306,7 +306,7 @@ def test_the_speed_is_that_of_training_alone(
   monkeypatch.setattr(
     checkpoints, "save", lambda *args: passes(1000, save(*args))
   )
-  monkeypatch.setattr(logger_lib.time, "perf_counter", lambda: now)
+  monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
   # The first log comes before them.
   tiny_config.update(eval_every_steps=7, checkpoint_every_steps=7)
   train.train_and_evaluate(tiny_config, tmp_path)
@@ -322,7 +322,7 @@ def test_a_batch_larger_than_the_split_is_named(tiny_config, tmp_path):
   with pytest.raises(app.UsageError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   message = str(error.value)
-  assert message.startswith("config.batch_size=101: accepted is at most 100")
+  assert message.startswith("config.batch_size=101: must be at most 100")
   assert not (tmp_path / "run").exists()
 
 
@@ -366,7 +366,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
   assert done.returncode == 1
   assert done.stdout == ""
   (line,) = done.stderr.splitlines()
-  assert line.startswith("train.py: config.batch_size=0: accepted is an int")
+  assert line.startswith("train.py: config.batch_size=0: must be an int")
   assert not (tmp_path / "runs").exists()
 
 

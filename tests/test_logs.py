@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from rundir import files
-from rundir import logger as logger_lib
+from rundir import logs
 
 
 def scalars(workdir, tag):
@@ -29,7 +29,7 @@ def config():
 
 def test_writes_jsonl_and_tensorboard(tmp_path, config):
   probabilities = np.full((2, 10), 0.1)
-  with logger_lib.Logger(tmp_path, config, 0) as logger:
+  with logs.Logger(tmp_path, config, 0) as logger:
     logger.train(10, {"loss": 2.5, "accuracy": 0.25}, 0.001)
     logger.probabilities(10, np.array([3, 4]), probabilities)
     logger.evaluation(20, "validation", {"loss": 1.5, "accuracy": 0.5})
@@ -71,8 +71,8 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
     assert go_on.wait(60)
     drawn.append(step)
 
-  monkeypatch.setattr(logger_lib.Logger, "_draw", draw)
-  with logger_lib.Logger(tmp_path, config, 0) as logger:
+  monkeypatch.setattr(logs.Logger, "_draw", draw)
+  with logs.Logger(tmp_path, config, 0) as logger:
     assert logger.can_draw()
     logger.pictures(10, *[None] * 5)
     assert begun.wait(60)
@@ -83,13 +83,13 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
-  with logger_lib.Logger(tmp_path, config, 0) as logger:
+  with logs.Logger(tmp_path, config, 0) as logger:
     for step in (10, 20, 30):
       logger.train(step, {"loss": 1 / step, "accuracy": 0.5}, 0.001)
     logger.evaluation(30, "test", {"loss": 1.5, "accuracy": 0.5})
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 3')  # The process was killed here.
-  with logger_lib.Logger(tmp_path, config, 20):
+  with logs.Logger(tmp_path, config, 20):
     pass
   assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
 def test_metrics_that_cannot_be_written_do_not_stop_the_run(
   tmp_path, config, caplog
 ):
-  with logger_lib.Logger(tmp_path, config, 0) as logger:
+  with logs.Logger(tmp_path, config, 0) as logger:
     logger.train(1, {"loss": 1.0, "accuracy": 0.5}, 0.001)
     logger._tensorboard.flush()
     with files_of_at_most(1000):
@@ -113,16 +113,16 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(
   )
   steps = [record["step"] for record in files.read_metrics(tmp_path)]
   assert steps == [*range(1, len(steps) + 1)]  # But for the one cut off.
-  with logger_lib.Logger(tmp_path, config, 1):
+  with logs.Logger(tmp_path, config, 1):
     pass
   assert [record["step"] for record in read_jsonl(tmp_path)] == [1]
 
 
 def test_a_complete_run_keeps_its_lines_but_the_test_sets(tmp_path, config):
-  with logger_lib.Logger(tmp_path, config, 0) as logger:
+  with logs.Logger(tmp_path, config, 0) as logger:
     logger.train(30, {"loss": 1.0, "accuracy": 0.5}, 0.001)
     logger.evaluation(30, "test", {"loss": 1.5, "accuracy": 0.5})
-  with logger_lib.Logger(tmp_path, config, 30) as logger:
+  with logs.Logger(tmp_path, config, 30) as logger:
     logger.evaluation(30, "test", {"loss": 1.5, "accuracy": 0.5})
   kinds = [sorted(record)[-1] for record in read_jsonl(tmp_path)]
   assert kinds == ["train_loss", "test_loss"]

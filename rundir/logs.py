@@ -1,18 +1,20 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
 import json
 import os
 import pathlib
 import time
+from typing import IO
 from typing import Any
 
 from absl import logging
+import jax
 import ml_collections
 import numpy as np
 import tensorboardX
-from tensorboardX import record_writer
 from tensorboardX import summary
 import tqdm
 
@@ -25,12 +27,11 @@ import steps
 class _LossyFile:
   """A file that warns once when it cannot be written, and then drops the rest.
 
-  Metrics are worth less than the run. TensorBoardX takes it for a file too; its
-  own thread would end, and the training wait for it.
+  Metrics are worth less than the run.
   """
 
-  def __init__(self, path: str | os.PathLike, mode: str):
-    self._file = open(path, mode)
+  def __init__(self, file: IO):
+    self._file = file
     self._is_lost = False
 
   def write(self, data: str | bytes) -> None:
@@ -56,17 +57,14 @@ class _LossyFile:
       )
 
 
-class _LossyFiles:
-  """TensorBoardX's way of opening files, of paths that begin with `lossy:`."""
+def _make_lossy(writer: tensorboardX.SummaryWriter) -> None:
+  """Lets a writer's thread go on when its file cannot be written.
 
-  def open(self, path: str) -> _LossyFile:
-    return _LossyFile(path.removeprefix("lossy:"), "wb")
-
-  def directory_check(self, path: str) -> None:
-    """The run directory exists."""
-
-
-record_writer.register_writer_factory("lossy", _LossyFiles())
+  TensorBoardX knows other files by the prefix of their path, but with a prefix
+  the trackers that follow a run by its event files would not find them.
+  """
+  records = writer.file_writer.event_writer._ev_writer._py_recordio_writer
+  records._writer = _LossyFile(records._writer)
 
 
 class Logger:
@@ -88,13 +86,13 @@ class Logger:
     self._writes = processes.is_first()
     path = workdir / "metrics.jsonl"
     if self._writes and path.exists():
-      _truncate(path, start_step)
-    self._jsonl = _LossyFile(path if self._writes else os.devnull, "a")
+      _truncate(path, start_step, config.num_steps)
+    self._jsonl = _LossyFile(open(path if self._writes else os.devnull, "a"))
     self._tensorboard = tensorboardX.SummaryWriter(
-      f"lossy:{workdir}",
-      purge_step=start_step + 1,
-      write_to_disk=self._writes,
+      str(workdir), purge_step=start_step + 1, write_to_disk=self._writes
     )
+    if self._writes:
+      _make_lossy(self._tensorboard)
     # Not add_hparams: it writes to a subdirectory, a run of its own.
     for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):
       self._tensorboard.file_writer.add_summary(record)
@@ -127,13 +125,10 @@ class Logger:
     self._bar.update(step - self._bar.n)
 
   def train(self, step: int, means: dict[str, float], learning_rate: float):
-    """Logs the means of loss and accuracy over the steps since the last log."""
-    scalars = {
-      "train_loss": means["loss"],
-      "train_accuracy": means["accuracy"],
-      "learning_rate": learning_rate,
-    }
-    text = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}"
+    """Logs the means of the metrics over the steps since the last log."""
+    scalars = {f"train_{name}": value for name, value in means.items()}
+    scalars["learning_rate"] = learning_rate
+    text = _text(means)
     self._bar.set_postfix_str(text)
     last_step, last_time = self._clock
     self.restart_clock(step)
@@ -151,12 +146,9 @@ class Logger:
       self._say(step, text)
 
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
-    """Logs the mean loss and the accuracy on a whole split."""
-    self._write(step, {f"{split}_{key}": means[key] for key in means})
-    self._say(
-      step,
-      f"{split} loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}",
-    )
+    """Logs the means of the metrics on a whole split."""
+    self._write(step, {f"{split}_{name}": x for name, x in means.items()})
+    self._say(step, f"{split} {_text(means)}")
 
   def probabilities(
     self, step: int, labels: np.ndarray, probabilities: np.ndarray
@@ -165,6 +157,11 @@ class Logger:
     self._tensorboard.add_histogram("probabilities", probabilities, step)
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
+
+  def grad_norms(self, step: int, norms: steps.Params) -> None:
+    """Logs the norm of the gradient of each parameter, for TensorBoard."""
+    for name, norm in _named(norms):
+      self._tensorboard.add_scalar(f"grad_norm/{name}", norm, step)
 
   def can_draw(self) -> bool:
     """Returns whether no earlier pictures are still being drawn."""
@@ -175,7 +172,7 @@ class Logger:
     step: int,
     examples: input_pipeline.Examples,
     probabilities: np.ndarray,
-    params: dict[str, dict[str, np.ndarray]],
+    params: steps.Params,
     inspection: steps.Inspection,
     class_names: Sequence[str],
   ) -> None:
@@ -199,16 +196,14 @@ class Logger:
     self, step, examples, probabilities, params, inspection, class_names
   ) -> None:
     try:
-      for tag, picture in _draw_pictures(
+      from report import tensorboard  # Takes a second: not at the start.
+
+      for tag, picture in tensorboard.pictures(
         examples, probabilities, params, inspection, class_names
-      ).items():
+      ):
         self._tensorboard.add_figure(tag, picture, step, close=False)
-      for layer, values in params.items():
-        for name, value in values.items():
-          tag = f"{layer}/{name}"
-          self._tensorboard.add_histogram(f"params/{tag}", value, step)
-          norm = inspection.grad_norms[layer][name]
-          self._tensorboard.add_scalar(f"grad_norm/{tag}", norm, step)
+      for name, value in _named(params):
+        self._tensorboard.add_histogram(f"params/{name}", value, step)
     except Exception as error:  # No picture is worth the run.
       logging.warning("No pictures of step %d: %s", step, error)
 
@@ -226,43 +221,17 @@ class Logger:
       self._bar.write(line, file=self._bar.fp)
 
 
-def _draw_pictures(examples, probabilities, params, inspection, class_names):
-  """The figures that TensorBoard shows, by tag."""
-  from sklearn import metrics
-
-  from report import figures  # These two take a second: not at the start.
-
-  matrix = metrics.confusion_matrix(
-    examples.labels,
-    probabilities.argmax(axis=1),
-    labels=range(len(class_names)),
-  )
-  deformed = {}
-  if inspection.deformed is not None:
-    deformed["augmentation"] = figures.deformations(
-      inspection.originals, inspection.deformed
-    )
-  return {
-    **deformed,
-    "confusion_matrix": figures.confusion_matrix(matrix, class_names),
-    "mistakes": figures.mistakes(
-      examples.unflatten(examples.images),
-      examples.labels,
-      probabilities,
-      class_names,
-      count=10,
-    ),
-    "filters": figures.filters(params["conv1"]["kernel"]),
-    "activations": figures.activations(
-      inspection.image,
-      inspection.layers,
-      inspection.probabilities,
-      class_names,
-    ),
-  }
+def _named(tree: steps.Params) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the arrays of a tree with their names, such as conv1/kernel."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def _truncate(path: pathlib.Path, step: int) -> None:
+def _text(means: dict[str, float]) -> str:
+  return "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+
+
+def _truncate(path: pathlib.Path, step: int, num_steps: int) -> None:
   """Keeps the lines that a run restored at `step` will not write again."""
 
   def is_kept(line):
@@ -270,7 +239,8 @@ def _truncate(path: pathlib.Path, step: int) -> None:
       record = json.loads(line)
     except ValueError:  # The process ended while it wrote this.
       return False
-    return record["step"] <= step and "test_loss" not in record
+    is_final = record["step"] == num_steps and "test_loss" in record
+    return record["step"] <= step and not is_final
 
   lines = path.read_text().splitlines(keepends=True)
   files.write_text(path, "".join(filter(is_kept, lines)))

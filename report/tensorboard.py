@@ -1,0 +1,79 @@
+"""The pictures of a network that TensorBoard shows."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+from absl import logging
+import jax
+from matplotlib import figure
+import numpy as np
+from sklearn import metrics
+
+import input_pipeline
+from report import figures
+import steps
+
+
+def pictures(
+  examples: input_pipeline.Examples,
+  probabilities: np.ndarray,
+  params: steps.Params,
+  inspection: steps.Inspection,
+  class_names: Sequence[str],
+) -> Iterator[tuple[str, figure.Figure]]:
+  """Draws what was learned; warns of a picture that cannot be drawn.
+
+  Args:
+    examples: of the validation split, n.
+    probabilities: of the examples, [n, classes].
+    params: those that were evaluated.
+    inspection: of the network.
+    class_names: of the labels.
+
+  Yields:
+    Tags and figures.
+  """
+  drawings = {
+    "confusion_matrix": lambda: figures.confusion_matrix(
+      metrics.confusion_matrix(
+        examples.labels,
+        probabilities.argmax(axis=1),
+        labels=range(len(class_names)),
+      ),
+      class_names,
+    ),
+    "mistakes": lambda: figures.mistakes(
+      examples.unflatten(examples.images),
+      examples.labels,
+      probabilities,
+      class_names,
+      count=10,
+    ),
+    "activations": lambda: figures.activations(
+      inspection.image,
+      dict(zip(inspection.layer_names, inspection.layers, strict=True)),
+      inspection.probabilities,
+      class_names,
+    ),
+  }
+  kernels = _image_kernels(params, channels=inspection.image.shape[-1])
+  if kernels:
+    drawings["filters"] = lambda: figures.filters(kernels[0])
+  if inspection.deformed is not None:
+    drawings["augmentation"] = lambda: figures.deformations(
+      inspection.originals, inspection.deformed
+    )
+  for tag, draw in drawings.items():
+    try:
+      yield tag, draw()
+    except Exception as error:  # No picture is worth the run.
+      logging.warning("The picture %s cannot be drawn: %s", tag, error)
+
+
+def _image_kernels(params: steps.Params, channels: int) -> list[np.ndarray]:
+  """The kernels of convolutions that may be an image's, as it has channels."""
+  return [
+    leaf
+    for leaf in jax.tree.leaves(params)
+    if leaf.ndim == 4 and leaf.shape[2] == channels
+  ]
