@@ -243,6 +243,13 @@ class Logger:
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
 
+  def grad_norms(self, step: int, norms: dict[str, dict[str, float]]) -> None:
+    """Logs the norm of the gradient of each parameter, for TensorBoard."""
+    for layer, values in norms.items():
+      for name, norm in values.items():
+        tag = f"grad_norm/{layer}/{name}"
+        self._tensorboard.add_scalar(tag, norm, step)
+
   def can_draw(self) -> bool:
     """Returns whether no earlier pictures are still being drawn."""
     return self._writes and (self._drawing is None or self._drawing.done())
@@ -282,10 +289,8 @@ class Logger:
         self._tensorboard.add_figure(tag, picture, step, close=False)
       for layer, values in params.items():
         for name, value in values.items():
-          tag = f"{layer}/{name}"
-          self._tensorboard.add_histogram(f"params/{tag}", value, step)
-          norm = inspection.grad_norms[layer][name]
-          self._tensorboard.add_scalar(f"grad_norm/{tag}", norm, step)
+          tag = f"params/{layer}/{name}"
+          self._tensorboard.add_histogram(tag, value, step)
     except Exception as error:  # No picture is worth the run.
       logging.warning("No pictures of step %d: %s", step, error)
 

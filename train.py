@@ -230,6 +230,7 @@ def _train(
       validation, probabilities = evaluate(training.state)
       logger.evaluation(step, "validation", validation)
       inspection = inspect(training.state, data.train, dropout_rng)
+      logger.grad_norms(step, jax.device_get(inspection.grad_norms))
       if is_last or logger.can_draw():
         learned = (probabilities, training.state.eval_params, inspection)
         logger.pictures(
