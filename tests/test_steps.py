@@ -217,6 +217,21 @@ def test_schedules(schedule, expected):
   assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_the_peak_is_at_the_end_of_the_warm_up(schedule):
+  """Whatever its share of the steps is, which optax rounds down."""
+  for warmup_steps in range(1, 51):
+    config = make_config(
+      schedule=schedule,
+      warmup_steps=warmup_steps,
+      num_steps=100,
+      learning_rate=3.0,
+    )
+    rates = jax.vmap(steps.learning_rate(config))(jnp.arange(101))
+    assert rates.argmax() == warmup_steps
+    np.testing.assert_allclose(rates[warmup_steps], 3, rtol=1e-6)
+
+
 def updates(config, params, grads):
   """The parameters after each of the gradients."""
   optimizer = steps.optimizer(config)
