@@ -35,21 +35,18 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def summarise(run: pathlib.Path) -> dict[str, Any]:
-  """The newest metrics of a run, None where there are none yet."""
-  records = files.read_metrics(run)
-
-  def last(key):
-    values = [record[key] for record in records if key in record]
-    return values[-1] if values else None
-
-  rates = [r["steps_per_second"] for r in records if "steps_per_second" in r]
-  return {
-    "steps_done": last("step"),
-    "validation_accuracy": last("validation_accuracy"),
-    "test_accuracy": last("test_accuracy"),
-    "test_loss": last("test_loss"),
-    "steps_per_second": statistics.median(rates) if rates else None,
-  }
+  """The newest metrics of a run, as far as it has any."""
+  newest, rates = {}, []
+  for record in files.read_metrics(run):
+    newest.update(record)
+    if "steps_per_second" in record:
+      rates.append(record["steps_per_second"])
+  summary = {"steps_done": newest["step"]} if newest else {}
+  for split in ("validation_", "test_"):
+    summary |= {key: newest[key] for key in newest if key.startswith(split)}
+  if rates:
+    summary["steps_per_second"] = statistics.median(rates)
+  return summary
 
 
 def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
@@ -57,7 +54,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
 
   Returns:
     Of each run: its directory, the config keys that are not the same in all,
-    and what `summarise` says.
+    and what `summarise` says; None where one run alone lacks it.
   """
   configs = [files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
@@ -66,15 +63,17 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
     for key in keys
     if any(config.get(key) != configs[0].get(key) for config in configs)
   ]
+  summaries = [summarise(run) for run in runs]
+  metrics = dict.fromkeys(key for summary in summaries for key in summary)
   rows = [
     {
       "run": str(run),
       **{key: config.get(key) for key in differing},
-      **summarise(run),
+      **{key: summary.get(key) for key in metrics},
     }
-    for run, config in zip(runs, configs, strict=True)
+    for run, config, summary in zip(runs, configs, summaries, strict=True)
   ]
-  return sorted(rows, key=lambda row: -(row["validation_accuracy"] or 0))
+  return sorted(rows, key=lambda row: -(row.get("validation_accuracy") or 0))
 
 
 def _format(value: Any) -> str:

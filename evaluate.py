@@ -132,14 +132,9 @@ def evaluate(
 
 
 def _score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  return {
-    "loss": float(
-      metrics.log_loss(
-        labels, probabilities, labels=range(probabilities.shape[1])
-      )
-    ),
-    "accuracy": float(metrics.accuracy_score(labels, probabilities.argmax(1))),
-  }
+  """The means of the metrics, which are computed from logits."""
+  logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+  return jax.device_get(steps.Metrics.of(logits, labels)).means()
 
 
 def _write(

@@ -102,7 +102,11 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
     order_rng, 0, config.batch_size, data.train.labels.size
   )
   training = steps.start_training(
-    state, steps.Metrics.zero(), order, config.batch_size, len(data.class_names)
+    state,
+    steps.Metrics.zero(10),
+    order,
+    config.batch_size,
+    len(data.class_names),
   )
   train_steps = compiling.repeated(
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)

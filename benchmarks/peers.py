@@ -87,7 +87,7 @@ class This:
     self._rngs = tuple(jax.random.split(jax.random.key(1)))
     order = input_pipeline.order_at(self._rngs[0], 0, batch_size, num_images)
     self._training = steps.start_training(
-      state, steps.Metrics.zero(), order, batch_size, 10
+      state, steps.Metrics.zero(10), order, batch_size, 10
     )
     self._run = compiling.repeated(
       functools.partial(steps.train_on_next_batch, batch_size=batch_size)

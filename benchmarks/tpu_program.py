@@ -101,7 +101,11 @@ def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
     )
     order = input_pipeline.order_at(rng, 0, config.batch_size, _NUM_EXAMPLES)
     training = steps.start_training(
-      state, steps.Metrics.zero(), order, config.batch_size, model.num_classes
+      state,
+      steps.Metrics.zero(model.num_classes),
+      order,
+      config.batch_size,
+      model.num_classes,
     )
     images = jnp.zeros((_NUM_EXAMPLES, math.prod(_IMAGE_SHAPE)), jnp.uint8)
     labels = jnp.zeros(_NUM_EXAMPLES, jnp.int32)

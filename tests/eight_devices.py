@@ -66,7 +66,7 @@ def train(num_devices, state, workdir=None):
   order = input_pipeline.order_at(ORDER_RNG, start_step, BATCH_SIZE, 100)
   training = steps.start_training(
     jax.device_get(state),
-    steps.Metrics.zero(),
+    steps.Metrics.zero(10),
     jax.device_get(order),
     BATCH_SIZE,
     10,

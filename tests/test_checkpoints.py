@@ -114,6 +114,14 @@ def test_the_best_is_one_that_was_validated(tmp_path):
     assert checkpoints.best_step(tmp_path) == best
 
 
+def test_of_equally_good_ones_the_newest_is_the_best(tmp_path):
+  assert save_all(tmp_path, [(1, 0.9), (2, 0.9)]) == [1, 2]
+  assert checkpoints.best_step(tmp_path) == 2
+  later = [(3, 0.8), (4, 0.1), (5, 0.1)]
+  assert save_all(tmp_path, later, start_step=2) == [2, 3, 4, 5]
+  assert save_all(tmp_path, [(6, 0.9)], start_step=5) == [4, 5, 6]
+
+
 def test_a_state_may_change_while_it_is_saved(tmp_path):
   """Saving is asynchronous, and training does not wait for it."""
   state = small_state(1).replace(

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from configs import default
 from configs import kmnist
 import input_pipeline
+import optimizer
 import train
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
@@ -34,6 +35,9 @@ def test_every_key_is_read():
   read = set(re.findall(r"config\.(\w+)", code))
   # The splits are read in a loop over their names.
   read |= {"train_split", "validation_split", "test_split"}
+  for table in (optimizer.OPTIMIZERS, optimizer.SCHEDULES):
+    for entry in table.values():
+      read |= set(optimizer.keys_read(entry))
   assert set(default.get_config()) <= read
 
 

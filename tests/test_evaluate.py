@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from unittest import mock
 
 from absl import app
 from conftest import assert_not_blank
@@ -15,6 +16,7 @@ import pytest
 
 import evaluate
 import input_pipeline
+from report import figures
 from rundir import runs
 import steps
 
@@ -27,7 +29,9 @@ def run(tiny_run, tmp_path):
   return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-def test_equals_numpy(run, mnist):
+def test_equals_numpy(run, mnist, monkeypatch):
+  draw = mock.Mock(wraps=figures.confusion_matrix)
+  monkeypatch.setattr(figures, "confusion_matrix", draw)
   result, report = evaluate.evaluate([run])
 
   state = runs.open_run(run).state
@@ -56,6 +60,7 @@ def test_equals_numpy(run, mnist):
   metrics = json.loads((run / "evaluation/metrics.json").read_text())
   assert metrics.items() >= {**result, "split": "test[:70]"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
+  np.testing.assert_array_equal(draw.call_args.args[0], matrix)
   np.testing.assert_allclose(
     metrics["expected_calibration_error"], error, rtol=1e-4
   )
@@ -129,21 +134,21 @@ def test_the_command_prints_the_report_and_the_result(run):
 def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   run, tiny_run, tmp_path, mnist
 ):
-  for step in (16, 20):  # Then its last one is 12.
-    shutil.rmtree(run / "checkpoints" / str(step))
-  result, _ = evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
+  shutil.rmtree(run / "checkpoints/20")  # Then its last one is 16.
+  third = shutil.copytree(run, tmp_path / "third")
+  shutil.rmtree(third / "checkpoints/16")
+  workdirs = [tiny_run, run, third]
+  result, _ = evaluate.evaluate(workdirs, output=tmp_path / "all")
   images = input_pipeline.to_float(pixels(mnist.test)[:70])
   labels = np.asarray(mnist.test.labels[:70])
   eval_step = jit(steps.eval_step)
-  logits = [
-    eval_step(runs.open_run(each).state, images) for each in (tiny_run, run)
-  ]
+  logits = [eval_step(runs.open_run(each).state, images) for each in workdirs]
   probabilities = np.mean([jax.nn.softmax(each) for each in logits], axis=0)
-  assert result["global_step"] == [20, 12]
+  assert result["global_step"] == [20, 16, 12]
   assert result["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
   loss = -np.log(probabilities[np.arange(70), labels]).mean()
-  np.testing.assert_allclose(result["loss"], loss, rtol=1e-4)
-  written = json.loads((tmp_path / "both/metrics.json").read_text())
+  np.testing.assert_allclose(result["loss"], loss, rtol=1e-6)
+  written = json.loads((tmp_path / "all/metrics.json").read_text())
   assert written.items() >= result.items()
   assert not (run / "evaluation").exists()
 

@@ -34,15 +34,17 @@ def test_learning_curves_draw_what_was_logged():
   assert pixels(figure).std() > 0.05  # Not blank.
 
 
-def texts(axes):
-  return [text.get_text() for text in axes.texts]
-
-
 def test_confusion_matrix_has_the_counts():
   matrix = np.array([[8, 2], [0, 10]])
   figure = figures.confusion_matrix(matrix, ("cat", "dog"))
   (axes,) = figure.axes
-  assert texts(axes) == ["8", "2", "10"]
+  counts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+  assert counts == {(0, 0): "8", (0, 1): "2", (1, 1): "10"}
+  np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2], [0, 1]])
+  assert (axes.get_ylabel(), axes.get_xlabel()) == (
+    "true class",
+    "predicted class",
+  )
   assert [label.get_text() for label in axes.get_yticklabels()] == [
     "cat",
     "dog",
@@ -135,6 +137,11 @@ def test_predictions_and_curves_are_drawn():
   assert [axes.get_title() for axes in figure.axes] == [
     *("x.png", "", "b: 75.0%", "y.png", "", "a: 90.0%")
   ]
+  shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+  for actual, expected in zip(
+    shown, (given[0], seen[0, ..., 0], given[1], seen[1, ..., 0]), strict=True
+  ):
+    np.testing.assert_array_equal(actual, expected)
   heights = [bar.get_height() for bar in figure.axes[2].patches]
   np.testing.assert_allclose(heights, probabilities[0])
   assert pixels(figure).std() > 0.05

@@ -5,19 +5,27 @@ from conftest import read_events
 from conftest import read_jsonl
 import numpy as np
 import pytest
+import tensorboardX
+from tensorboardX.proto import event_pb2
 
 from configs import default
+import input_pipeline
 from rundir import files
 from rundir import logs
+import steps as steps_lib
 
 
 def scalars(workdir, tag):
-  return {
-    event.step: value.simple_value
-    for event in read_events(workdir)
-    for value in event.summary.value
-    if value.tag == tag
-  }
+  """The points that TensorBoard shows, by step."""
+  points = {}
+  for event in read_events(workdir):
+    if event.session_log.status == event_pb2.SessionLog.START:
+      # Of this step and later ones, what was written before is not shown.
+      points = {s: points[s] for s in points if s < event.step}
+    for value in event.summary.value:
+      if value.tag == tag:
+        points[event.step] = value.simple_value
+  return points
 
 
 @pytest.fixture
@@ -61,6 +69,94 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
     assert key.encode() in hparams.content
 
 
+def test_each_parameter_has_its_own_gradient_norm(tmp_path, config):
+  norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
+  with logs.Logger(tmp_path, config, 0) as logger:
+    logger.grad_norms(20, norms)
+  for layer, values in norms.items():
+    for name, norm in values.items():
+      assert scalars(tmp_path, f"grad_norm/{layer}/{name}") == {20: norm}
+
+
+def test_pictures_and_histograms_are_of_what_was_evaluated(
+  tmp_path, config, monkeypatch
+):
+  figures = {}
+  monkeypatch.setattr(
+    tensorboardX.SummaryWriter,
+    "add_figure",
+    lambda self, tag, figure, step, **_: figures.update({tag: (step, figure)}),
+  )
+  rng = np.random.default_rng(0)
+  labels, predicted = np.array([0, 0, 1, 2]), np.array([2, 2, 1, 1])
+  images = rng.integers(0, 256, (4, 784), np.uint8)
+  params = {
+    "conv1": {"kernel": rng.normal(size=(5, 5, 1, 4)), "bias": np.arange(4.0)},
+    "dense": {"kernel": np.full((3, 2), -1.0)},
+  }
+  originals = rng.integers(0, 256, (2, 28, 28, 1)) / 255
+  inspection = steps_lib.Inspection(
+    image=rng.integers(0, 256, (28, 28, 1), np.uint8),
+    layers=[rng.normal(size=7)],
+    layer_names=("dense",),
+    probabilities=np.array([0.2, 0.5, 0.3]),
+    grad_norms={},
+    originals=originals,
+    deformed=originals[::-1],
+  )
+  with logs.Logger(tmp_path, config, 0) as logger:
+    logger.pictures(
+      20,
+      input_pipeline.Examples(images, labels),
+      np.eye(3)[predicted],
+      params,
+      inspection,
+      ("a", "b", "c"),
+    )
+  assert {step for step, _ in figures.values()} == {20}
+  axes = {tag: figure.axes for tag, (_, figure) in figures.items()}
+
+  (matrix,) = axes["confusion_matrix"]
+  assert (matrix.get_ylabel(), matrix.get_xlabel()) == (
+    "true class",
+    "predicted class",
+  )
+  counts = {text.get_position()[::-1]: text.get_text() for text in matrix.texts}
+  assert counts == {(0, 2): "2", (1, 1): "1", (2, 1): "1"}
+  assert axes["mistakes"][0].get_title().startswith("0: a, taken for c")
+  assert axes["mistakes"][2].get_title().startswith("3: c, taken for b")
+
+  def shown(axes):
+    return axes.images[0].get_array()
+
+  mistake = shown(axes["mistakes"][0])
+  np.testing.assert_array_equal(mistake, images[0].reshape(28, 28))
+  np.testing.assert_array_equal(
+    shown(axes["filters"][0])[:5, :5], params["conv1"]["kernel"][..., 0, 0]
+  )
+  np.testing.assert_array_equal(
+    shown(axes["activations"][0]), inspection.image[..., 0]
+  )
+  for index, original in enumerate(originals):
+    pair = [shown(axes["augmentation"][index + row]) for row in (0, 2)]
+    np.testing.assert_allclose(pair[0], 255 * original[..., 0], atol=1)
+    np.testing.assert_array_equal(
+      pair[1], shown(axes["augmentation"][1 - index])
+    )
+  histograms = {
+    value.tag: value.histo
+    for event in read_events(tmp_path)
+    for value in event.summary.value
+    if value.tag.startswith("params/")
+  }
+  for layer, values in params.items():
+    for name, value in values.items():
+      histogram = histograms.pop(f"params/{layer}/{name}")
+      assert (histogram.min, histogram.max) == (value.min(), value.max())
+      np.testing.assert_allclose(histogram.sum, value.sum())
+  assert not histograms
+
+
 def test_pictures_are_skipped_while_earlier_ones_are_drawn(
   tmp_path, config, monkeypatch
 ):
@@ -84,14 +180,17 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
   with logs.Logger(tmp_path, config, 0) as logger:
-    for step in (10, 20, 30):
-      logger.train(step, {"loss": 1 / step, "accuracy": 0.5}, 0.001)
+    for step in (10, 20, 21, 30):
+      logger.train(step, {"loss": 2.0, "accuracy": 0.5}, 0.001)
     logger.evaluation(30, "test", {"loss": 1.5, "accuracy": 0.5})
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 3')  # The process was killed here.
-  with logs.Logger(tmp_path, config, 20):
-    pass
-  assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
+  (events,) = tmp_path.glob("events.*")
+  events.rename(tmp_path / "events.out.tfevents.0")  # Named by the second.
+  with logs.Logger(tmp_path, config, 20) as logger:
+    assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
+    logger.train(25, {"loss": 1.0, "accuracy": 0.5}, 0.001)
+  assert scalars(tmp_path, "train_loss") == {10: 2, 20: 2, 25: 1}
 
 
 def test_metrics_that_cannot_be_written_do_not_stop_the_run(

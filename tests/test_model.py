@@ -1,8 +1,8 @@
 """The network against values that TensorFlow 2.15 computed."""
 
+import collections
 import functools
 import pathlib
-import re
 
 from conftest import jit
 import jax
@@ -215,6 +215,17 @@ def test_dropout_is_in_training_alone():
   np.testing.assert_allclose(many.mean(axis=0), logits(0.4, False, 0), atol=0.2)
 
 
+def equations(jaxpr):
+  """The equations of a jaxpr and of all those within it."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      if hasattr(value, "eqns"):
+        yield from equations(value)
+
+
 def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32():
   state = golden_state(learning_rate=0.1).replace(
     apply_fn=CNN(dropout_rate=0.0, dtype="bfloat16").apply
@@ -227,10 +238,29 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32():
   new_state, metrics, probabilities = jit(steps.train_step)(
     state, images, labels, jax.random.key(0)
   )
-  floats = (logits, new_state.params, metrics.loss, probabilities)
+  floats = (logits, new_state.params, metrics.sums["loss"], probabilities)
   assert {x.dtype for x in jax.tree.leaves(floats)} == {np.dtype(np.float32)}
-  products = re.findall(
-    r":(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)\[",
-    str(jax.make_jaxpr(state.apply_fn)({"params": state.params}, images)),
+  step = jax.make_jaxpr(steps.train_step)(
+    state, images, labels, jax.random.key(0)
   )
-  assert products == ["bf16", "bf16", "bf16", "f32"]
+  found = collections.Counter(
+    (equation.primitive.name, *(str(x.aval.dtype) for x in equation.invars))
+    for equation in equations(step)
+    if equation.primitive.name in ("conv_general_dilated", "dot_general")
+  )
+  assert found == {
+    # Forward, and the gradients of both kernels and of what lies between.
+    ("conv_general_dilated", "bfloat16", "bfloat16"): 2 + 3,
+    # The dense layer: forward, the gradients of its kernel and its input.
+    ("dot_general", "bfloat16", "bfloat16"): 3,
+    # The last layer likewise, and the first examples' logits.
+    ("dot_general", "float32", "float32"): 3 + 1,
+  }
+  # The probabilities and the loss are computed in float32 too.
+  others = {
+    str(x.aval.dtype)
+    for equation in equations(step)
+    if equation.primitive.name in ("exp", "log", "argmax")
+    for x in equation.invars
+  }
+  assert others == {"float32"}

@@ -108,6 +108,26 @@ def test_ink_may_be_dark_or_light(tiny_run, digits, tmp_path):
   assert dark["probabilities"] == light["probabilities"]
 
 
+def test_the_sheet_shows_what_was_given_beside_what_the_network_sees(
+  tiny_run, digits, tmp_path
+):
+  digit = np.asarray(Image.open(digits / "good/0.png"))
+  green = np.zeros((28, 28, 3), np.uint8)
+  green[..., 1] = digit
+  Image.fromarray(green).save(tmp_path / "green.png")
+  completed = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "green.png", "--sheet=sheet.png"),
+    cwd=tmp_path,
+  )
+  assert completed.returncode == 0, completed.stderr
+  sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"), int)
+  is_green = (sheet[..., 1] - sheet[..., [0, 2]].max(axis=-1)) > 100
+  columns = np.flatnonzero(is_green.any(axis=0)) / sheet.shape[1]
+  # The first column of pictures, and it alone; the second is white on black.
+  assert 0 < columns.min() < columns.max() < 0.25
+  assert_not_blank(tmp_path / "sheet.png")
+
+
 def test_another_size_needs_raw(tiny_run, digits, tmp_path):
   large = Image.open(digits / "good/0.png").resize((56, 56))
   large.save(tmp_path / "large.png")

@@ -177,7 +177,7 @@ def test_what_cannot_be_found_out_is_asked_for(tmp_path):
 def test_a_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
   with pytest.raises(app.UsageError, match="a directory that all share"):
-    directory.create(tmp_path / "run", default.get_config(), (28, 28, 1), "01")
+    directory.create(tmp_path / "run", default.get_config(), {})
 
 
 def test_processes_with_different_data_are_refused(config, tmp_path):

@@ -28,7 +28,7 @@ def trained(num_steps, examples, order_rng, dropout_rng, **static):
   batch_size, size = static["batch_size"], examples.labels.size
   training = steps.start_training(
     create_state(),
-    steps.Metrics.zero(),
+    steps.Metrics.zero(10),
     input_pipeline.order_at(order_rng, 0, batch_size, size),
     batch_size,
     10,
@@ -44,9 +44,9 @@ def test_metrics_are_sums():
   labels = jnp.array([0, 0, 1])
   losses = -np.log([np.exp(2) / (np.exp(2) + 1), 1 / (1 + np.e), 0.5])
   metrics = steps.Metrics.of(logits, labels)
-  np.testing.assert_allclose(metrics.loss, losses.sum(), rtol=1e-6)
+  np.testing.assert_allclose(metrics.sums["loss"], losses.sum(), rtol=1e-6)
   # A tie is the first class's, here wrongly.
-  assert (metrics.num_correct, metrics.num_examples) == (1, 3)
+  assert (metrics.sums["accuracy"], metrics.num_examples) == (1, 3)
   part = steps.Metrics.of(logits[::2], labels[::2])
   means = (part + metrics).means()
   expected = (losses.sum() + losses[0] + losses[2]) / 5
@@ -142,7 +142,7 @@ def test_training_takes_the_batches_of_the_order(mnist):
 
   epochs = [input_pipeline.epoch_indices(order_rng, e, 50) for e in range(2)]
   batches = np.concatenate(epochs)[:80].reshape(4, 20)
-  state, total = create_state(), steps.Metrics.zero()
+  state, total = create_state(), steps.Metrics.zero(10)
   step = jit(steps.train_step)
   for batch in batches:
     images = np.float32(np.asarray(pixels(examples))[batch]) / 255
@@ -166,15 +166,12 @@ def test_inspection_is_what_numpy_finds(mnist):
   inspection = inspect(state, examples, rng)
   np.testing.assert_array_equal(inspection.image, pixels(examples)[0])
   assert inspection.deformed is None
-  shapes = {name: x.shape for name, x in inspection.layers.items()}
-  assert shapes == {
-    "conv1": (14, 14, 32),
-    "conv2": (7, 7, 64),
-    "dense": (1024,),
-  }
+  assert inspection.layer_names == ("conv1", "conv2", "dense")
+  layers = inspection.layers
+  assert [x.shape for x in layers] == [(14, 14, 32), (7, 7, 64), (1024,)]
   # The last layer of the activations gives the probabilities.
   last = jax.device_get(state.params["logits"])
-  logits = np.asarray(inspection.layers["dense"]) @ last["kernel"]
+  logits = np.maximum(layers[-1], 0) @ last["kernel"]
   logits += last["bias"]
   np.testing.assert_allclose(
     inspection.probabilities, jax.nn.softmax(logits), rtol=1e-4
@@ -200,7 +197,8 @@ def make_config(**changes):
 
 
 def test_the_default_learning_rate_is_one_number():
-  assert optimizer.learning_rate(make_config()) == 0.001
+  schedule = optimizer.schedule(make_config())
+  assert schedule(0) == schedule(19_999) == 0.001
 
 
 @pytest.mark.parametrize(
@@ -216,9 +214,24 @@ def test_schedules(schedule, expected):
   config = make_config(
     schedule=schedule, warmup_steps=20, num_steps=100, learning_rate=3.0
   )
-  rate = optimizer.learning_rate(config)
+  rate = optimizer.schedule(config)
   found = {step: float(rate(step)) / 3 for step in expected}
   assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_the_peak_is_at_the_end_of_the_warm_up(schedule):
+  """Whatever its share of the steps is, which optax rounds down."""
+  for warmup_steps in range(1, 51):
+    config = make_config(
+      schedule=schedule,
+      warmup_steps=warmup_steps,
+      num_steps=100,
+      learning_rate=3.0,
+    )
+    rates = jax.vmap(optimizer.schedule(config))(jnp.arange(101))
+    assert rates.argmax() == warmup_steps
+    np.testing.assert_allclose(rates[warmup_steps], 3, rtol=1e-6)
 
 
 def updates(config, params, grads):
@@ -319,7 +332,7 @@ def test_smoothed_labels_shape_the_gradients_alone(mnist):
   )
   likely = np.asarray(training.probabilities)[np.arange(5), training.labels]
   np.testing.assert_allclose(
-    training.metrics.loss, -np.log(likely).sum(), rtol=1e-5
+    training.metrics.sums["loss"], -np.log(likely).sum(), rtol=1e-5
   )
 
 
@@ -388,5 +401,5 @@ def test_one_bad_parameter_is_not_finite(mnist, value):
   kernel = params["conv2"]["kernel"].at[0, 0, 0, 0].set(value)
   bad = {**params, "conv2": {**params["conv2"], "kernel": kernel}}
   bad = training.replace(state=training.state.replace(params=bad))
-  assert np.isfinite(bad.metrics.loss)
+  assert np.isfinite(bad.metrics.sums["loss"])
   assert not steps.is_finite(bad)

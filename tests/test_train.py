@@ -1,6 +1,7 @@
 """Whole runs: what they write, how they resume, what the command line says."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from unittest import mock
 from absl import app
 from conftest import PROJECT
 from conftest import assert_same_state
+from conftest import jit
 from conftest import read_events
 from conftest import read_jsonl
 from conftest import run_train
@@ -22,6 +24,7 @@ import numpy as np
 import optax
 import pytest
 
+import augmentation
 import input_pipeline
 from machine import compiling
 from model import CNN
@@ -106,6 +109,36 @@ def test_the_result_is_the_saved_states(tiny_run, mnist):
   np.testing.assert_allclose(means["loss"], result["loss"], rtol=1e-5)
 
 
+def test_each_log_is_of_the_steps_since_the_last_one(tiny_run):
+  state = restore(tiny_run)
+  since_log = {
+    step: int(checkpoints.restore(tiny_run, step, state)[1].num_examples)
+    for step in (12, 16, 20)
+  }
+  # A log is each 5 steps, a step has 16 examples.
+  assert since_log == {12: 2 * 16, 16: 1 * 16, 20: 0}
+
+
+def test_parameters_order_and_dropout_have_keys_of_their_own(
+  tiny_run, tiny_config
+):
+  key = jax.random.key(tiny_config.seed)
+  init_rng, order_rng, dropout_rng = jax.random.split(key, 3)
+  data = input_pipeline.load(tiny_config)
+  training = steps.start_training(
+    steps.create_train_state(init_rng, CNN(), optax.sgd(0.1)),
+    steps.Metrics.zero(10),
+    input_pipeline.order_at(order_rng, 0, 16, data.train.labels.size),
+    batch_size=16,
+    classes=10,
+  )
+  run = compiling.repeated(
+    functools.partial(steps.train_on_next_batch, batch_size=16)
+  )
+  training = run(training, 12, data.train, order_rng, dropout_rng)
+  assert_same_state(training.state, restore(tiny_run, 12))
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run):
   accuracy = {
     record["step"]: record["validation_accuracy"]
@@ -153,8 +186,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
   )
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
+  pictures = mock.Mock()
+  monkeypatch.setattr(logs.Logger, "pictures", pictures)
   tiny_config.update(
     optimizer="adamw",
     weight_decay=0.02,
@@ -182,8 +216,49 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
   records = without_speed(read_jsonl(whole))
   assert without_speed(read_jsonl(stopped)) == records
   rates = [r["learning_rate"] for r in records if "learning_rate" in r]
-  schedule = optimizer.learning_rate(tiny_config)
+  schedule = optimizer.schedule(tiny_config)
   assert rates == [float(schedule(step - 1)) for step in (5, 10, 15, 20)]
+
+  # What is shown at the end: the validation of the average, and its network.
+  step, examples, probabilities, params, inspection, _ = pictures.call_args.args
+  assert step == 20
+  data = input_pipeline.load(tiny_config)
+  jax.tree.map(np.testing.assert_array_equal, examples, data.validation)
+  evaluate = steps.evaluator(data.validation, tiny_config.eval_batch_size)
+  _, expected = evaluate(states[0])
+  np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, params, average)
+  inspect = functools.partial(
+    steps.inspect,
+    batch_size=tiny_config.batch_size,
+    label_smoothing=tiny_config.label_smoothing,
+    limits=augmentation.from_config(tiny_config),
+  )
+  dropout_rng = jax.random.split(jax.random.key(tiny_config.seed), 3)[2]
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    inspection,
+    jax.device_get(jit(inspect)(states[0], data.train, dropout_rng)),
+  )
+
+
+def test_while_pictures_are_drawn_only_the_last_are_added(
+  tiny_config, tmp_path, monkeypatch
+):
+  """The norms of the gradients are numbers, and always written."""
+  pictures = mock.Mock()
+  monkeypatch.setattr(logs.Logger, "pictures", pictures)
+  monkeypatch.setattr(logs.Logger, "can_draw", lambda self: False)
+  tiny_config.num_steps = 12
+  train.train_and_evaluate(tiny_config, tmp_path)
+  assert [call.args[0] for call in pictures.call_args_list] == [12]
+  written = [
+    event.step
+    for event in read_events(tmp_path)
+    for value in event.summary.value
+    if value.tag == "grad_norm/dense/bias"
+  ]
+  assert written == [4, 8, 12]
 
 
 def test_a_complete_run_evaluates_and_says_so(
@@ -434,8 +509,7 @@ def test_a_run_directory_has_one_process_at_a_time(tiny_config, tmp_path):
 
 def test_training_holds_the_lock_of_its_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
-  digits = [str(digit) for digit in range(10)]
-  directory.create(path, tiny_config, (28, 28, 1), digits)
+  directory.create(path, tiny_config, {})
   with directory.lock(path):
     with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
       train.train_and_evaluate(tiny_config, path)
