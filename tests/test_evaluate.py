@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from unittest import mock
 
@@ -32,6 +33,10 @@ def run(tiny_run, tmp_path):
 def test_equals_numpy(run, mnist, monkeypatch):
   draw = mock.Mock(wraps=pictures.confusion_matrix)
   monkeypatch.setattr(pictures, "confusion_matrix", draw)
+  (run / "evaluation").mkdir()
+  for name in ("metrics.json", "predictions.csv"):  # Of an earlier checkpoint.
+    (run / "evaluation" / name).write_text("old")
+    os.link(run / "evaluation" / name, run / f"old_{name}")
   result, report = evaluate.evaluate([run])
 
   state = workdir_lib.open_run(run).state
@@ -82,6 +87,8 @@ def test_equals_numpy(run, mnist, monkeypatch):
   for name in PICTURES:
     assert_not_blank(run / "evaluation" / name)
   assert str(matrix) in report
+  for path in run.glob("old_*"):  # They were replaced, each in one go.
+    assert path.read_text() == "old"
 
 
 def test_calibration_of_known_bins():

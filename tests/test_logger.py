@@ -1,3 +1,4 @@
+import os
 import threading
 
 from conftest import files_of_at_most
@@ -186,9 +187,12 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
     file.write('{"step": 3')  # The process was killed here.
   (events,) = tmp_path.glob("events.*")
   events.rename(tmp_path / "events.out.tfevents.0")  # Named by the second.
+  os.link(tmp_path / "metrics.jsonl", tmp_path / "before")
+  before = (tmp_path / "before").read_text()
   with logger_lib.Logger(tmp_path, config, 20) as logger:
     assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
     logger.train(25, {"loss": 1.0, "accuracy": 0.5}, 0.001)
+  assert (tmp_path / "before").read_text() == before  # Replaced in one go.
   assert scalars(tmp_path, "train_loss") == {10: 2, 20: 2, 25: 1}
 
 

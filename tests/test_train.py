@@ -262,12 +262,15 @@ def test_a_complete_run_evaluates_and_says_so(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
   shutil.copytree(tiny_run, tmp_path / "run")
-  (tmp_path / "run/result.json").unlink()
+  (tmp_path / "run/result.json").write_text("{}")
+  os.link(tmp_path / "run/result.json", tmp_path / "before")
   monkeypatch.setattr(steps, "train_step", None)  # It must not train.
   with caplog.at_level("INFO"):
     result = train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert "Complete at step 20" in caplog.text
   assert result == json.loads((tiny_run / "result.json").read_text())
+  assert result == json.loads((tmp_path / "run/result.json").read_text())
+  assert (tmp_path / "before").read_text() == "{}"  # Replaced in one go.
   assert without_speed(read_jsonl(tmp_path / "run")) == without_speed(
     read_jsonl(tiny_run)
   )

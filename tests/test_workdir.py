@@ -1,7 +1,9 @@
 import json
 import math
+import os
 
 from absl import app
+from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import pytest
@@ -126,6 +128,33 @@ def test_other_data_of_the_same_name_are_refused(tmp_path):
   with pytest.raises(app.UsageError, match="another dataset: class_names"):
     workdir.create(tmp_path / "run", config, (28, 28, 1), tuple("abc"))
   assert (tmp_path / "run/dataset.json").read_bytes() == before
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+  path, link = tmp_path / "file", tmp_path / "link"
+  path.write_text("old")
+  os.link(path, link)
+  with pytest.raises(OSError), files_of_at_most(1000):
+    workdir.write_text(path, "new" * 1000)
+  assert path.read_text() == "old"
+  assert {*tmp_path.iterdir()} == {path, link}  # Nothing half-written is left.
+  workdir.write_text(path, "new")
+  assert path.read_text() == "new"
+  assert link.read_text() == "old"  # No reader ever saw a part.
+  assert {*tmp_path.iterdir()} == {path, link}
+
+
+def test_a_run_directory_that_could_not_be_written_can_be_later(tmp_path):
+  args = (default.get_config(), (28, 28, 1), tuple("0123456789"))
+  with pytest.raises(app.UsageError, match="--workdir=.*File too large"):
+    with files_of_at_most(100):
+      workdir.create(tmp_path, *args)
+  assert not [*tmp_path.iterdir()]
+  workdir.create(tmp_path, *args)
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "config.json",
+    "dataset.json",
+  }
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "\xff"])
