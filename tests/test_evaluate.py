@@ -128,7 +128,9 @@ def test_the_best_checkpoint_is_the_best_validated(run):
 
 def test_the_command_prints_the_report_and_the_result(run):
   completed = run_program(
-    "evaluate.py", f"--workdir={run}", "--checkpoint=best", cwd=run
+    *("evaluate.py", "--workdir=~/run", "--checkpoint=best"),
+    cwd=run,
+    HOME=str(run.parent),
   )
   assert completed.returncode == 0, completed.stderr
   *report, last = completed.stdout.splitlines()

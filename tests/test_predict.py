@@ -210,9 +210,10 @@ def test_the_checkpoint_that_is_asked_for_predicts(
   tiny_run, digits, mnist, tmp_path
 ):
   completed = run_program(
-    *("predict.py", f"--workdir={tiny_run}", "--checkpoint=12", "--raw"),
+    *("predict.py", f"--workdir=~/{tiny_run.name}", "--checkpoint=12", "--raw"),
     *("--json", digits / "good/0.png"),
     cwd=tmp_path,
+    HOME=str(tiny_run.parent),
   )
   image = np.asarray(pixels(mnist.test)[:1])
   rows = [
