@@ -152,6 +152,7 @@ def _warm_python():
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
+    env={**os.environ, "PYTHONUNBUFFERED": ""},  # As a user's is.
   )
   atexit.register(process.kill)
   return process

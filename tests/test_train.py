@@ -528,11 +528,12 @@ def test_a_run_stopped_in_its_last_evaluation_has_no_result_yet(
 def test_only_what_is_on_the_disk_is_called_saved(
   stop, tiny_config, tmp_path, monkeypatch, caplog
 ):
-  tiny_config.update(num_steps=2, checkpoint_every_steps=1)
+  tiny_config.num_steps = 2
   signals = iter([None] * 2 + [signal.SIGTERM])
   if stop == "a signal":
     signals = iter([signal.SIGTERM])
-  if stop == "no loss":
+  if stop == "no loss":  # The checkpoint before that is still being written.
+    tiny_config.checkpoint_every_steps = 1
     monkeypatch.setattr(steps, "is_finite", lambda t: t.state.step < 2)
   monkeypatch.setattr(
     processes,
