@@ -114,7 +114,8 @@ def load(
   def complain(name, error):
     nonlocal all_good
     all_good = False
-    tqdm.tqdm.write(f"predict.py: {name}: {error}", file=sys.stderr)
+    line = console.printable(f"predict.py: {name}: {error}")
+    tqdm.tqdm.write(line, file=sys.stderr)
 
   sources = list(find(args.images))
   for name, source in tqdm.tqdm(
@@ -139,6 +140,7 @@ def load(
 
 def _print(names, probabilities, class_names, as_json: bool) -> None:
   if not as_json:
+    names = [*map(console.printable, names)]
     width = max(map(len, ("file", *names)))
     print(f"{'file':{width}}  class  probability  runner-up")
   for name, row in zip(names, probabilities, strict=True):

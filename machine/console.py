@@ -53,12 +53,15 @@ def _log_unraisable(unraisable) -> None:
   logging.debug("Ignored: %s", unraisable.exc_value)
 
 
+def printable(text: str) -> str:
+  """Keeps the escape sequences of a stranger's file from the terminal."""
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def exit_with(message: str, status: int = 1) -> NoReturn:
   """Ends the program with one line on stderr."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
-  # A stranger's file is no reason to send a terminal its escape sequences.
-  printable = (c if c.isprintable() else ascii(c)[1:-1] for c in line)
-  print("".join(printable), file=sys.stderr)
+  print(printable(line), file=sys.stderr)
   warnings.simplefilter("ignore")  # What libraries say while they are ended.
   if jax.distributed.is_initialized():
     # At its exit JAX waits minutes for the others, who may wait for this one.

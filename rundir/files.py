@@ -75,5 +75,9 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file: after a crash, there is the old one or the new, whole."""
   temporary = path.with_name(path.name + ".incomplete")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise

@@ -152,13 +152,17 @@ def _warm_python():
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
+    env={**os.environ, "PYTHONUNBUFFERED": ""},  # As a user's is.
   )
   atexit.register(process.kill)
   return process
 
 
-def run_program(program, *args, cwd, stdin=b""):
-  """Runs one of the programs, as a user would but for the time of imports."""
+def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
+  """Runs one of the programs, as a user would but for the time of imports.
+
+  Unless its standard output is read, that is a pipe of a reader that has gone.
+  """
   with tempfile.TemporaryDirectory() as folder:
     pipes = {
       name: pathlib.Path(folder, name) for name in ("stdin", "stdout", "stderr")
@@ -167,9 +171,11 @@ def run_program(program, *args, cwd, stdin=b""):
       path.touch()
     pipes["stdin"].write_bytes(stdin)
     argv = [program, *map(str, args)]
-    command = {"argv": argv, "cwd": str(cwd)} | {
+    command = {"argv": argv, "cwd": str(cwd), "environment": environment} | {
       name: str(path) for name, path in pipes.items()
     }
+    if not is_read:
+      command["stdout"] = ""
     print(json.dumps(command), file=_warm_python().stdin, flush=True)
     returncode = int(_warm_python().stdout.readline())
     return subprocess.CompletedProcess(

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 
 from conftest import PROJECT
 from conftest import run_program
@@ -90,6 +91,7 @@ FLAGS = {
   "--config.dataset=": "config.dataset=: must be the name of a data set",
   "--config.dataset=../mnist": "config.dataset=../mnist: must be the name",
   "--config.dataset=huggingface:mnist": "config.dataset=huggingface:mnist: acc",
+  "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: accepted is",
   "--config.dataset=no_such_set": "config.dataset=no_such_set: neither one of",
   "--config.dataset=mnist:9.9.9": "config.dataset=mnist:9.9.9: neither one of",
   "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
@@ -320,6 +322,7 @@ class Trap:
 
 IMAGES = {
   "empty.png": (b"", "is empty"),
+  "\x1b[2J\n.png": (b"", "is empty"),
   "text.png": (b"a digit", "is none of PNG, JPEG"),
   "page.jpg": (b"<html></html>", "is none of PNG, JPEG"),
   "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is none of PNG"),
@@ -356,6 +359,7 @@ COMMANDS = {
   "predict.py --workdir=run": "are required: IMAGE_OR_FOLDER",
   "predict.py --workdir=run none.png": "none.png: No such file or directory",
   "predict.py --workdir=run run/checkpoints": "is a folder without images",
+  "predict.py --workdir=a\x1b]0;b\x07 x": "a\\x1b]0;b\\x07/config.json: there",
   "predict.py --workdir=none none.png": "none/config.json: there is none",
   "compare.py none": "none: there is no run directory in it",
   "compare.py run --plot=none/x.png": "none/x.png: No such file or directory",
@@ -381,6 +385,7 @@ def check(scratch, program, *args, culprit):
   *log, line = done.stderr.splitlines()
   assert line.startswith(f"{program}: "), done.stderr
   assert culprit in line, line
+  assert line.isprintable()
   # Only the log, with its times, may come before.
   assert not [other for other in log if not other[:2].isdigit()], done.stderr
   if "--plot" not in "".join(args):
@@ -472,7 +477,7 @@ def test_images(name, tiny_run, tmp_path):
   (tmp_path / name).write_bytes(content)
   check(
     *(tmp_path, "predict.py", f"--workdir={tiny_run}", name),
-    culprit=f"{name}: {culprit}",
+    culprit=f"{ascii(name)[1:-1]}: {culprit}",
   )
 
 
@@ -515,3 +520,35 @@ def test_a_hostile_run_directory_executes_nothing(
   assert not canary.exists()
   pickle.loads(content)
   assert canary.exists()
+
+
+@pytest.mark.usefixtures("run", "data_flag")
+@pytest.mark.parametrize(
+  "command",
+  [
+    "predict.py --workdir=~/run --raw digit.npy",
+    "predict.py --workdir=~/run --raw --json" + " digit.npy" * 100,
+    "evaluate.py --workdir=~/run",
+    "compare.py run",
+    "compare.py run --csv",
+    "train.py --workdir=~/run",
+  ],
+)
+def test_output_that_nobody_reads_ends_a_program_quietly(
+  command, tiny_config, tmp_path
+):
+  """As in `predict.py ... | head`, with less than fills a buffer or more."""
+  np.save(tmp_path / "digit.npy", np.eye(28))
+  flags = []
+  if command.startswith("train.py"):
+    flags = [f"--config.{key}={value}" for key, value in tiny_config.items()]
+  done = run_program(
+    *(*command.split(), *flags),
+    cwd=tmp_path,
+    is_read=False,
+    HOME=str(tmp_path),
+  )
+  assert done.returncode == 128 + signal.SIGPIPE, done.stderr
+  # Only the log, with its times.
+  lines = done.stderr.splitlines()
+  assert not [line for line in lines if not line[:2].isdigit()], done.stderr

@@ -236,6 +236,23 @@ def test_where_all_are_damaged_nothing_is_touched(four_steps, tmp_path):
   assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
 
 
+def test_an_interrupted_save_is_no_checkpoint_and_is_cleaned_up(
+  four_steps, tmp_path
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(four_steps, workdir)
+  folder = workdir / "checkpoints"
+  # All is written, but for the renaming; older Orbax adds the time.
+  for name in ("5.orbax-checkpoint-tmp", "6.orbax-checkpoint-tmp-1700000000"):
+    shutil.copytree(folder / "4", folder / name)
+  assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
+  restored, _ = checkpoints.restore_newest(workdir, small_state(0))
+  assert_same_state(restored, small_state(4))
+  assert save_all(workdir, [(7, None)], start_step=4) == [1, 3, 4, 7]
+  assert {path.name for path in folder.iterdir()} == {"1", "3", "4", "7"}
+  assert not (workdir / "damaged_checkpoints").exists()
+
+
 def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
   save_all(tmp_path, [(1, None)])
@@ -247,6 +264,8 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   restored, _ = checkpoints.restore_newest(tmp_path, small_state(0))
   assert_same_state(restored, small_state(1))
   assert save_all(tmp_path, [(2, None)], start_step=1) == [1, 2]
+  folder = tmp_path / "checkpoints"
+  assert {path.name for path in folder.iterdir()} == {"1", "2"}
 
 
 def test_the_next_save_says_that_the_last_one_failed(tmp_path):

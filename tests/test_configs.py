@@ -41,12 +41,17 @@ def test_every_key_is_read():
   assert set(default.get_config()) <= read
 
 
-def test_kmnist_trains_on_files_of_the_users(family, tmp_path):
-  folder, images, _ = family
+def test_kmnist_trains_on_files_in_the_users_home(
+  family, tmp_path, monkeypatch
+):
+  _, images, _ = family
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path / "elsewhere")
   config = kmnist.get_config()
   config.update(
-    data_dir=str(tmp_path / "data"),
-    manual_dir=str(folder),
+    data_dir="~/data",
+    manual_dir="~/family",
     train_split="train[100:]",
     validation_split="train[:100]",
     num_steps=3,
@@ -54,13 +59,15 @@ def test_kmnist_trains_on_files_of_the_users(family, tmp_path):
     clean_steps=1,
     batch_size=16,
   )
-  result = train.train_and_evaluate(config, tmp_path / "run")
+  result = train.train_and_evaluate(config, "~/run")
   assert result["global_step"] == 3
   assert result["accuracy"] * len(images) == pytest.approx(
     round(result["accuracy"] * len(images))
   )
   dataset = json.loads((tmp_path / "run/dataset.json").read_text())
   assert dataset["class_names"][:3] == ["o", "ki", "su"]
+  assert list((tmp_path / "data").rglob("train.arrays.npz"))
+  assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
 def test_the_defaults_are_the_tutorials():

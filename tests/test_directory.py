@@ -1,7 +1,9 @@
 import json
 import math
+import os
 
 from absl import app
+from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ from configs import default
 from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
+from rundir import files
 from rundir import runs
 import steps
 
@@ -135,6 +138,33 @@ def test_other_data_of_the_same_name_are_refused(tmp_path):
       tmp_path / "run", config, {**DATASET, "class_names": [*"abc"]}
     )
   assert (tmp_path / "run/dataset.json").read_bytes() == before
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+  path, link = tmp_path / "file", tmp_path / "link"
+  path.write_text("old")
+  os.link(path, link)
+  with pytest.raises(OSError), files_of_at_most(1000):
+    files.write_text(path, "new" * 1000)
+  assert path.read_text() == "old"
+  assert {*tmp_path.iterdir()} == {path, link}  # Nothing half-written is left.
+  files.write_text(path, "new")
+  assert path.read_text() == "new"
+  assert link.read_text() == "old"  # No reader ever saw a part.
+  assert {*tmp_path.iterdir()} == {path, link}
+
+
+def test_a_run_directory_that_could_not_be_written_can_be_later(tmp_path):
+  args = (default.get_config(), DATASET)
+  with pytest.raises(app.UsageError, match="--workdir=.*File too large"):
+    with files_of_at_most(100):
+      directory.create(tmp_path, *args)
+  assert not [*tmp_path.iterdir()]
+  directory.create(tmp_path, *args)
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "config.json",
+    "dataset.json",
+  }
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "\xff"])

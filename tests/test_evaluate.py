@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from unittest import mock
 
@@ -32,6 +33,10 @@ def run(tiny_run, tmp_path):
 def test_equals_numpy(run, mnist, monkeypatch):
   draw = mock.Mock(wraps=figures.confusion_matrix)
   monkeypatch.setattr(figures, "confusion_matrix", draw)
+  (run / "evaluation").mkdir()
+  for name in ("metrics.json", "predictions.csv"):  # Of an earlier checkpoint.
+    (run / "evaluation" / name).write_text("old")
+    os.link(run / "evaluation" / name, run / f"old_{name}")
   result, report = evaluate.evaluate([run])
 
   state = runs.open_run(run).state
@@ -82,6 +87,8 @@ def test_equals_numpy(run, mnist, monkeypatch):
   for name in PICTURES:
     assert_not_blank(run / "evaluation" / name)
   assert str(matrix) in report
+  for path in run.glob("old_*"):  # They were replaced, each in one go.
+    assert path.read_text() == "old"
 
 
 def test_calibration_of_known_bins():
@@ -121,7 +128,9 @@ def test_the_best_checkpoint_is_the_best_validated(run):
 
 def test_the_command_prints_the_report_and_the_result(run):
   completed = run_program(
-    "evaluate.py", f"--workdir={run}", "--checkpoint=best", cwd=run
+    *("evaluate.py", "--workdir=~/run", "--checkpoint=best"),
+    cwd=run,
+    HOME=str(run.parent),
   )
   assert completed.returncode == 0, completed.stderr
   *report, last = completed.stdout.splitlines()

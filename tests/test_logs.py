@@ -1,4 +1,8 @@
+import io
+import os
+import sys
 import threading
+import time
 
 from conftest import files_of_at_most
 from conftest import read_events
@@ -7,9 +11,11 @@ import numpy as np
 import pytest
 import tensorboardX
 from tensorboardX.proto import event_pb2
+import tqdm
 
 from configs import default
 import input_pipeline
+from machine import console
 from rundir import files
 from rundir import logs
 import steps as steps_lib
@@ -33,6 +39,25 @@ def config():
   config = default.get_config()
   config.num_steps = 30
   return config
+
+
+@pytest.mark.parametrize(
+  ("message", "shown"),
+  [
+    ("a\n  b\r\nc\td", "a b c d"),
+    ("a\x1b[2J\x07\x00", r"a\x1b[2J\x07\x00"),
+    ("a\x9b2J\u202e\u2028b", r"a\x9b2J\u202e b"),
+    ("caf\xe9 \u6570", "caf\xe9 \u6570"),
+  ],
+)
+def test_the_last_words_are_one_line_without_escape_sequences(
+  message, shown, monkeypatch, capsys
+):
+  monkeypatch.setattr(sys, "argv", ["/some/where/train.py"])
+  with pytest.raises(SystemExit) as ended:
+    console.exit_with(message, 3)
+  assert ended.value.code == 3
+  assert capsys.readouterr() == ("", f"train.py: {shown}\n")
 
 
 def test_writes_jsonl_and_tensorboard(tmp_path, config):
@@ -187,9 +212,12 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
     file.write('{"step": 3')  # The process was killed here.
   (events,) = tmp_path.glob("events.*")
   events.rename(tmp_path / "events.out.tfevents.0")  # Named by the second.
+  os.link(tmp_path / "metrics.jsonl", tmp_path / "before")
+  before = (tmp_path / "before").read_text()
   with logs.Logger(tmp_path, config, 20) as logger:
     assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
     logger.train(25, {"loss": 1.0, "accuracy": 0.5}, 0.001)
+  assert (tmp_path / "before").read_text() == before  # Replaced in one go.
   assert scalars(tmp_path, "train_loss") == {10: 2, 20: 2, 25: 1}
 
 
@@ -225,3 +253,28 @@ def test_a_complete_run_keeps_its_lines_but_the_test_sets(tmp_path, config):
     logger.evaluation(30, "test", {"loss": 1.5, "accuracy": 0.5})
   kinds = [sorted(record)[-1] for record in read_jsonl(tmp_path)]
   assert kinds == ["train_loss", "test_loss"]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_time_left_is_of_the_steps_since_this_start(
+  is_terminal, tmp_path, config, monkeypatch, caplog
+):
+  now, terminal = 0.0, io.StringIO()
+  terminal.isatty = lambda: is_terminal
+  monkeypatch.setattr(sys, "stderr", terminal)
+  monkeypatch.setattr(time, "perf_counter", lambda: now)
+  monkeypatch.setattr(tqdm.std, "time", lambda: now)
+  with (
+    caplog.at_level("INFO"),
+    logs.Logger(tmp_path, config, 20) as logger,
+  ):
+    now = 8.0
+    logger.progress(24)
+    logger.train(24, {"loss": 1.0, "accuracy": 0.5}, 0.001)
+  (record,) = read_jsonl(tmp_path)
+  assert record["steps_per_second"] == 0.5
+  if is_terminal:
+    assert "24/30 [00:08<00:12," in terminal.getvalue()
+  else:
+    assert "step 24/30  " in caplog.text
+    assert " 0.5 steps/s  50 images/s  00:12 left" in caplog.text

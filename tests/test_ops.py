@@ -138,3 +138,26 @@ def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
   monkeypatch.setattr(jax, "block_until_ready", waited_for.append)
   assert compiling.repeated(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
   assert waited_for == [0, 1, 2, 3, 4]
+
+
+def test_the_users_compilation_cache_is_kept(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  names = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+  )
+  before = [getattr(jax.config, name) for name in names]
+  ours = str(tmp_path / ".cache/jax" / platform.node())
+  try:
+    for given, expected in (
+      (("/their/cache", 7.0), ("/their/cache", 7.0)),
+      ((None, 7.0), (ours, 0.1)),
+    ):
+      for name, value in zip(names, given, strict=True):
+        jax.config.update(name, value)
+      compiling.cache_compilations()
+      assert tuple(getattr(jax.config, name) for name in names) == expected
+  finally:
+    for name, value in zip(names, before, strict=True):
+      jax.config.update(name, value)

@@ -189,12 +189,15 @@ def test_raw_images_are_made_grey_coloured_or_inverted():
 def test_the_table_shows_the_class_and_the_runner_up(
   tiny_run, digits, expected, tmp_path
 ):
+  shutil.copy(digits / "good/0.png", tmp_path / "\x1b[2J\n.png")
   completed = run_program(
     *("predict.py", f"--workdir={tiny_run}", "--raw", digits / "good"),
+    "\x1b[2J\n.png",
     cwd=tmp_path,
   )
-  header, *lines = completed.stdout.splitlines()
+  header, *lines, last = completed.stdout.splitlines()
   assert header.split() == ["file", "class", "probability", "runner-up"]
+  assert last.split() == [r"\x1b[2J\n.png", *lines[0].split()[1:]]
   for index, (line, row) in enumerate(zip(lines, expected, strict=True)):
     best, second = np.argsort(-row)[:2]
     assert line.split() == [
@@ -210,9 +213,10 @@ def test_the_checkpoint_that_is_asked_for_predicts(
   tiny_run, digits, mnist, tmp_path
 ):
   completed = run_program(
-    *("predict.py", f"--workdir={tiny_run}", "--checkpoint=12", "--raw"),
+    *("predict.py", f"--workdir=~/{tiny_run.name}", "--checkpoint=12", "--raw"),
     *("--json", digits / "good/0.png"),
     cwd=tmp_path,
+    HOME=str(tiny_run.parent),
   )
   image = np.asarray(pixels(mnist.test)[:1])
   rows = [

@@ -13,6 +13,7 @@ from conftest import PROJECT
 from conftest import read_jsonl
 from conftest import run_program
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import pytest
 
@@ -95,7 +96,7 @@ def config(tiny_config):
 
 
 def test_two_processes_stop_and_resume_as_one(config, tmp_path):
-  """After one was killed, and after SIGTERM to one."""
+  """After one was killed, and after Ctrl-C to one."""
   run, alone = tmp_path / "run", tmp_path / "alone"
 
   running = start(run, [config] * 2, devices=2)
@@ -109,7 +110,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
 
   running = start(run, [config] * 2, devices=2)
   wait_for("Resuming after step", running[0])
-  running[1].terminate()
+  running[1].send_signal(signal.SIGINT)  # Passed on as SIGTERM.
   statuses, _, errors = finish(running)
   assert statuses == [128 + signal.SIGTERM] * 2, errors
   stopped = checkpoints.all_steps(run)[-1]
@@ -212,10 +213,41 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
 
 def test_a_second_signal_is_not_caught():
   before = signal.getsignal(signal.SIGINT)
-  with signals.noted_signals() as noted_signal:
-    assert noted_signal() is None
+  with signals.noted() as stop:
+    assert stop.check() is None
     signal.raise_signal(signal.SIGTERM)
-    assert noted_signal() == signal.SIGTERM
+    assert stop.check() == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
   assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_one_of_several_processes_stops_when_all_do(monkeypatch):
+  passed_on, asked, agreed = [], [], False
+
+  def is_agreed(number):
+    asked.append(number)
+    return agreed
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    multihost_utils, "reached_preemption_sync_point", is_agreed
+  )
+  before = signal.getsignal(signal.SIGINT)
+  before_term = signal.signal(  # As JAX takes it where several were started.
+    signal.SIGTERM, lambda number, _: passed_on.append(number)
+  )
+  try:
+    with signals.noted() as stop:
+      signal.raise_signal(signal.SIGINT)
+      assert passed_on == [signal.SIGTERM]
+      assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+      assert stop.check() is None  # The others have not heard of it yet.
+      agreed = True
+      assert stop.check() == signal.SIGTERM
+      signal.raise_signal(signal.SIGTERM)
+      assert passed_on == [signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGINT) == before
+  finally:
+    signal.signal(signal.SIGTERM, before_term)
+  assert asked == sorted({*asked})  # JAX waits for a larger one each time.

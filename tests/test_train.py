@@ -14,6 +14,7 @@ from unittest import mock
 from absl import app
 from conftest import PROJECT
 from conftest import assert_same_state
+from conftest import files_of_at_most
 from conftest import jit
 from conftest import read_events
 from conftest import read_jsonl
@@ -27,6 +28,7 @@ import pytest
 import augmentation
 import input_pipeline
 from machine import compiling
+from machine import signals
 from model import CNN
 import optimizer
 from rundir import checkpoints
@@ -265,12 +267,15 @@ def test_a_complete_run_evaluates_and_says_so(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
   shutil.copytree(tiny_run, tmp_path / "run")
-  (tmp_path / "run/result.json").unlink()
+  (tmp_path / "run/result.json").write_text("{}")
+  os.link(tmp_path / "run/result.json", tmp_path / "before")
   monkeypatch.setattr(steps, "train_step", None)  # It must not train.
   with caplog.at_level("INFO"):
     result = train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert "Complete at step 20" in caplog.text
   assert result == json.loads((tiny_run / "result.json").read_text())
+  assert result == json.loads((tmp_path / "run/result.json").read_text())
+  assert (tmp_path / "before").read_text() == "{}"  # Replaced in one go.
   assert without_speed(read_jsonl(tmp_path / "run")) == without_speed(
     read_jsonl(tiny_run)
   )
@@ -482,6 +487,65 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
   assert without_speed(read_jsonl(stopped)) == without_speed(read_jsonl(whole))
   results = [(path / "result.json").read_text() for path in (whole, stopped)]
   assert results[0] == results[1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_stopped_in_its_last_evaluation_has_no_result_yet(
+  tiny_run, tiny_config, tmp_path, monkeypatch, caplog
+):
+  run = tmp_path / "run"
+  ignored = shutil.ignore_patterns("20", "result.json")
+  shutil.copytree(tiny_run, run, ignore=ignored)
+  evaluator = steps.evaluator
+
+  def interrupted(examples, batch_size):
+    def evaluate(state):
+      if examples.labels.size == 70:  # Those of the test split.
+        signal.raise_signal(number)
+      return evaluator(examples, batch_size)(state)
+
+    return evaluate
+
+  # Once after training, and once where only this is left.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    caplog.clear()
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+      patch.setattr(steps, "evaluator", interrupted)
+      with pytest.raises(SystemExit) as ended:
+        train.train_and_evaluate(tiny_config, run)
+    assert ended.value.code == 128 + number
+    assert (
+      f"{number.name}: stopped after step 20, which is saved; the same command"
+      " resumes"
+    ) in caplog.messages
+    assert_same_state(restore(run, 20), restore(tiny_run))
+    assert not (run / "result.json").exists()
+    assert "test_loss" not in (run / "metrics.jsonl").read_text()
+  result = train.train_and_evaluate(tiny_config, run)
+  assert result == json.loads((tiny_run / "result.json").read_text())
+  assert without_speed(read_jsonl(run)) == without_speed(read_jsonl(tiny_run))
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("stop", ["a signal", "a signal at the end", "no loss"])
+def test_only_what_is_on_the_disk_is_called_saved(
+  stop, tiny_config, tmp_path, monkeypatch, caplog
+):
+  tiny_config.num_steps = 2
+  noted = iter([None] * 2 + [signal.SIGTERM])
+  if stop == "a signal":
+    noted = iter([signal.SIGTERM])
+  if stop == "no loss":  # The checkpoint before that is still being written.
+    tiny_config.checkpoint_every_steps = 1
+    monkeypatch.setattr(steps, "is_finite", lambda t: t.state.step < 2)
+  monkeypatch.setattr(signals.Stop, "check", lambda self: next(noted))
+  with caplog.at_level("INFO"), files_of_at_most(10**6):  # Parameters are more.
+    with pytest.raises(app.UsageError) as error:
+      train.train_and_evaluate(tiny_config, tmp_path)
+  assert "a checkpoint cannot be saved" in str(error.value)
+  assert "those of the steps none are kept" in str(error.value)
+  assert "which is saved" not in caplog.text
+  assert not (tmp_path / "result.json").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_config, tmp_path):

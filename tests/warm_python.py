@@ -21,10 +21,26 @@ import evaluate  # noqa: E402, F401
 import predict  # noqa: E402, F401
 
 
-def run(argv: list[str], cwd: str, stdin: str, stdout: str, stderr: str) -> int:
-  """Runs a program as `python PROGRAM ARGUMENTS` would, files for its pipes."""
+def run(
+  argv: list[str],
+  cwd: str,
+  environment: dict[str, str],
+  stdin: str,
+  stdout: str,
+  stderr: str,
+) -> int:
+  """Runs a program as `python PROGRAM ARGUMENTS` would, files for its pipes.
+
+  Without a file, it is a pipe whose reader has gone.
+  """
   for number, path in enumerate((stdin, stdout, stderr)):
-    os.dup2(os.open(path, os.O_RDWR), number)
+    if path:
+      os.dup2(os.open(path, os.O_RDWR), number)
+    else:
+      reader, writer = os.pipe()
+      os.close(reader)
+      os.dup2(writer, number)
+  os.environ.update(environment)
   os.chdir(cwd)
   sys.argv = [str(PROJECT / argv[0]), *argv[1:]]
   try:
