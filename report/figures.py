@@ -13,14 +13,19 @@ import numpy as np
 
 
 def learning_curves(records: Sequence[dict[str, Any]]) -> figure.Figure:
-  """Draws loss and accuracy against the step.
+  """Draws the loss and all other metrics against the step.
 
   Args:
     records: the lines of a metrics.jsonl.
   """
-  picture = figure.Figure(figsize=(10, 3.6), layout="constrained")
-  metrics = ("loss", "accuracy")
-  for axes, metric in zip(picture.subplots(1, 2), metrics, strict=True):
+  keys = (key.partition("_") for record in records for key in record)
+  splits = ("train", "validation", "test")
+  metrics = dict.fromkeys(name for split, _, name in keys if split in splits)
+  metrics = metrics or ["loss"]  # Nothing was logged yet.
+  columns = len(metrics)
+  picture = figure.Figure(figsize=(5 * columns, 3.6), layout="constrained")
+  grid = picture.subplots(1, columns, squeeze=False)[0]
+  for axes, metric in zip(grid, metrics, strict=True):
     for split, style in (
       (
         "train",

@@ -1,0 +1,168 @@
+"""Runs outlive a change of the code, the config and what is reported."""
+
+import json
+import shutil
+
+from absl import app
+from conftest import assert_same_state
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from rundir import directory
+from rundir import experiment
+from rundir import files
+from rundir import logs
+from rundir import provenance
+from rundir import runs
+import train
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+  monkeypatch.setattr(logs.Logger, "_draw", lambda *args: None)
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+  """A copy of the tiny run, to change."""
+  return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def edit(path, **changes):
+  """Changes values of a JSON file; a key is removed where it is None."""
+  found = json.loads(path.read_text()) | changes
+  found = {key: value for key, value in found.items() if value is not None}
+  path.write_text(json.dumps(found))
+
+
+def test_a_run_of_an_older_version_opens_with_todays_defaults(run, caplog):
+  edit(run / "config.json", momentum=None, ema_decay=None)
+  edit(run / "dataset.json", crc32=None)
+  (run / "made_by.json").unlink()
+  with caplog.at_level("INFO"):
+    opened = runs.open_run(run)
+  assert opened.config.momentum == default.get_config().momentum
+  assert "config.json has no momentum, ema_decay: it is older" in caplog.text
+
+
+def test_an_older_run_goes_on_and_gets_what_it_lacked(run, tiny_config):
+  crc32 = json.loads((run / "dataset.json").read_text())["crc32"]
+  assert set(crc32) == {"train", "validation", "test"}
+  edit(run / "config.json", momentum=None)
+  edit(run / "dataset.json", crc32=None)
+  (run / "made_by.json").unlink()
+  train.train_and_evaluate(tiny_config, run)
+  assert json.loads((run / "config.json").read_text()) == tiny_config.to_dict()
+  assert json.loads((run / "dataset.json").read_text())["crc32"] == crc32
+  assert provenance.read(run)[0]["step"] == 20
+
+
+def test_keys_of_ones_own_are_kept_and_unknown_ones_are_named(run, tiny_config):
+  edit(run / "config.json", width=3)
+  with pytest.raises(app.UsageError, match="config.json: width is not a key"):
+    runs.open_run(run)
+  with tiny_config.unlocked():
+    tiny_config.width = 3
+  assert experiment.own_keys(tiny_config) == ["width"]
+  provenance.record(run, 20, own_keys=["width"])
+  assert runs.open_run(run).config.width == 3
+  # One of them is the experiment as any other key is.
+  tiny_config.width = 4
+  with pytest.raises(app.UsageError, match=r"width \(3 there, 4 here\)"):
+    train.train_and_evaluate(tiny_config, run)
+
+
+def test_more_steps_and_other_reports_go_on_to_the_same_bits(
+  tiny_run, tiny_config, tmp_path
+):
+  tiny_config.update(
+    num_steps=7, log_every_steps=3, eval_every_steps=2, eval_batch_size=50
+  )
+  assert train.train_and_evaluate(tiny_config, tmp_path)["global_step"] == 7
+  tiny_config.update(num_steps=20, log_every_steps=9, checkpoint_every_steps=50)
+  result = train.train_and_evaluate(tiny_config, tmp_path)
+  expected = json.loads((tiny_run / "result.json").read_text())
+  assert result == pytest.approx(expected, rel=1e-6)
+  assert_same_state(
+    runs.open_run(tmp_path).state, runs.open_run(tiny_run).state
+  )
+  config = json.loads((tmp_path / "config.json").read_text())
+  assert config == tiny_config.to_dict()
+  tested = [r for r in files.read_metrics(tmp_path) if "test_loss" in r]
+  assert [r["step"] for r in tested] == [7, 20]
+  trained = [r for r in files.read_metrics(tmp_path) if "train_loss" in r]
+  assert [r["step"] for r in trained] == [3, 6, 7, 9, 18, 20]
+
+
+@pytest.mark.parametrize(
+  ("of_both", "change"),
+  [
+    ({}, {"seed": 1}),
+    ({}, {"train_split": "train[5000:5101]"}),
+    ({}, {"num_steps": 19}),
+    ({"schedule": "cosine"}, {"num_steps": 30}),
+    ({"clean_steps": 5, "augment_shift": 1.0}, {"num_steps": 30}),
+  ],
+)
+def test_another_experiment_is_refused_with_a_way_out(
+  of_both, change, run, tiny_config
+):
+  edit(run / "config.json", **of_both)
+  before = (run / "config.json").read_bytes()
+  tiny_config.update(of_both | change)
+  with pytest.raises(app.UsageError) as error:
+    directory.create(run, tiny_config, files.read_json(run / "dataset.json"))
+  (key,) = change
+  assert f"another config: {key} (" in str(error.value)
+  assert f"--init_from={run}" in str(error.value)
+  assert (run / "config.json").read_bytes() == before
+
+
+def test_other_images_under_the_same_names_are_refused(run, tiny_config):
+  dataset = files.read_json(run / "dataset.json")
+  dataset["crc32"]["train"] += 1
+  with pytest.raises(app.UsageError, match="another dataset: crc32"):
+    directory.create(run, tiny_config, dataset)
+
+
+def test_a_run_begins_with_the_averaged_parameters_of_another(
+  tiny_run, tiny_config, tmp_path, caplog
+):
+  tiny_config.update(ema_decay=0.9, num_steps=4)
+  train.train_and_evaluate(tiny_config, tmp_path / "first")
+  average = runs.open_run(tmp_path / "first").state.ema_params
+  tiny_config.update(seed=1, learning_rate=1e-30)
+  train.train_and_evaluate(
+    tiny_config, tmp_path / "second", init_from=tmp_path / "first"
+  )
+  second = runs.open_run(tmp_path / "second")
+  assert second.step == 4
+  jax.tree.map(np.testing.assert_array_equal, second.state.params, average)
+  jax.tree.map(np.testing.assert_array_equal, second.state.ema_params, average)
+  # It goes on with and without the option, but not from another run.
+  train.train_and_evaluate(tiny_config, tmp_path / "second")
+  with pytest.raises(app.UsageError, match=f"began with {tmp_path}/first"):
+    train.train_and_evaluate(
+      tiny_config, tmp_path / "second", init_from=tiny_run
+    )
+
+
+def test_what_made_a_run_is_recorded_and_another_model_is_said(
+  run, caplog, monkeypatch
+):
+  (start,) = provenance.read(run)
+  assert start["jax"] == jax.__version__
+  assert start["device"] == "1 x cpu"
+  assert start["step"] == 0
+  assert {"git_revision", "git_changed", "python", "flax", "optax"} <= {*start}
+  runs.open_run(run)
+  assert "model.py" not in caplog.text
+  monkeypatch.setattr(provenance, "_model_sha256", lambda: "another")
+  runs.open_run(run)
+  assert f"model.py is no longer what trained {run}" in caplog.text
+  # A start by other code is added; the same again is not.
+  provenance.record(run, 8)
+  provenance.record(run, 12)
+  assert [each["step"] for each in provenance.read(run)] == [0, 8]
