@@ -119,6 +119,23 @@ def load(
   )
 
 
+def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
+  """Raises app.UsageError where the split or the devices do not allow it."""
+  train_size, num_devices = data.train.labels.size, devices.mesh().size
+  if config.batch_size > train_size:
+    raise app.UsageError(
+      f"config.batch_size={config.batch_size}: must be at most {train_size},"
+      f" the size of config.train_split={config.train_split}"
+    )
+  if config.batch_size % num_devices:
+    lower = config.batch_size // num_devices * num_devices
+    nearest = {max(lower, num_devices), lower + num_devices}
+    raise app.UsageError(
+      f"config.batch_size={config.batch_size}: {num_devices} devices do not"
+      f" divide it; the nearest that work are {sorted(nearest)}"
+    )
+
+
 def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   """The splits as numpy arrays."""
   builder = _builder(config)

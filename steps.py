@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 import math
 from typing import Any
+from typing import NamedTuple
 
 from flax import struct
 from flax.training import train_state
@@ -23,6 +24,19 @@ Params = dict[str, Any]  # Arrays in dicts, as deep as the network has modules.
 
 NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
 _NUM_DEFORMED = 20  # How many are shown.
+
+
+class Rngs(NamedTuple):
+  """The keys of the initial parameters, of the order, and of dropout."""
+
+  init: jax.Array
+  order: jax.Array
+  dropout: jax.Array
+
+
+def rngs(seed: int) -> Rngs:
+  """Returns all that is random in a run."""
+  return Rngs(*jax.random.split(jax.random.key(seed), 3))
 
 
 class TrainState(train_state.TrainState):

@@ -6,7 +6,6 @@ The same command again resumes the run, and evaluates it once it is complete.
 The last line on stdout is the result, as JSON.
 """
 
-from collections.abc import Callable
 import functools
 import json
 import os
@@ -97,14 +96,14 @@ def train_and_evaluate(
   workdir = pathlib.Path(workdir).expanduser()
   experiment.validate(config)
   data = input_pipeline.load(config)
-  _check_batch_size(config, data)
+  input_pipeline.check_batch_size(config, data)
   dataset = data.description()
   with processes.first_goes_first("create the run directory"):
     directory.create(workdir, config, dataset)
   with directory.lock(workdir), signals.noted() as stop:
     logging.info("Run directory %s", workdir)
     init_from = provenance.init_from(workdir, init_from)
-    state, since_log = _restore(config, data, workdir, init_from)
+    state, since_log = runs.restore_or_create(config, data, workdir, init_from)
     start_step = int(state.step)
     if processes.is_first():
       directory.update(workdir, config, dataset)
@@ -133,68 +132,6 @@ def train_and_evaluate(
       workdir / "learning_curve.png",
     )
   return result
-
-
-def _check_batch_size(
-  config: ml_collections.ConfigDict, data: input_pipeline.Data
-) -> None:
-  train_size, num_devices = data.train.labels.size, devices.mesh().size
-  if config.batch_size > train_size:
-    raise app.UsageError(
-      f"config.batch_size={config.batch_size}: must be at most {train_size},"
-      f" the size of config.train_split={config.train_split}"
-    )
-  if config.batch_size % num_devices:
-    lower = config.batch_size // num_devices * num_devices
-    nearest = {max(lower, num_devices), lower + num_devices}
-    raise app.UsageError(
-      f"config.batch_size={config.batch_size}: {num_devices} devices do not"
-      f" divide it; the nearest that work are {sorted(nearest)}"
-    )
-
-
-def _restore(
-  config: ml_collections.ConfigDict,
-  data: input_pipeline.Data,
-  workdir: pathlib.Path,
-  init_from: str | os.PathLike | None,
-) -> tuple[steps.TrainState, steps.Metrics]:
-  """The state to go on from, and the sums since the last log."""
-  state = runs.create_state(
-    _rngs(config).init, config, data.train.image_shape, data.class_names
-  )
-  logging.info(
-    "%s parameters, %s training images, on %d x %s with jax %s",
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
-    f"{data.train.labels.size:,}",
-    devices.mesh().size,
-    jax.devices()[0].device_kind,
-    jax.__version__,
-  )
-  since_log = steps.Metrics.zero(len(data.class_names))
-  if checkpoints.all_steps(workdir):
-    provenance.warn_of_another_model(workdir)
-    state, since_log = checkpoints.restore_newest(workdir, state, since_log)
-    done = int(state.step) == config.num_steps
-    logging.info(
-      "%s step %d", "Complete at" if done else "Resuming after", state.step
-    )
-  elif init_from:
-    state = runs.with_params_of(init_from, state)
-    logging.info("Beginning with the parameters of %s", init_from)
-  return state, since_log
-
-
-class Rngs(NamedTuple):
-  """The keys of the initial parameters, of the order, and of dropout."""
-
-  init: jax.Array
-  order: jax.Array
-  dropout: jax.Array
-
-
-def _rngs(config: ml_collections.ConfigDict) -> Rngs:
-  return Rngs(*jax.random.split(jax.random.key(config.seed), 3))
 
 
 class Due(NamedTuple):
@@ -244,7 +181,7 @@ def _train(
   stop: signals.Stop,
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
-  rngs, cadence = _rngs(config), Cadence(config)
+  rngs, cadence = steps.rngs(config.seed), Cadence(config)
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
@@ -253,7 +190,11 @@ def _train(
   train_steps = compiling.repeated(
     functools.partial(steps.train_on_next_batch, **static)
   )
-  show_inside = _shows_inside(config, data, rngs, static, logger)
+  inspect = functools.partial(
+    compiling.jit(functools.partial(steps.inspect, **static)),
+    examples=data.train,
+    dropout_rng=rngs.dropout,
+  )
   validate = steps.evaluator(data.validation, config.eval_batch_size)
   schedule = optimizer.schedule(config)
   step = start_step = int(state.step)
@@ -301,9 +242,9 @@ def _train(
     accuracy = None
     if due.evaluate:
       validation, probabilities = validate(training.state)
-      accuracy = validation["accuracy"]
+      accuracy = validation.get("accuracy")
       logger.evaluation(step, "validation", validation)
-      show_inside(step, training.state, probabilities)
+      logger.inside(step, inspect, training.state, data, probabilities)
     if due.save or signal_:
       checkpoints.save(
         manager, step, training.state, training.metrics, accuracy
@@ -315,36 +256,6 @@ def _train(
       logger.restart_clock(step)  # All that was no training time.
   checkpoints.wait(manager)
   return training.state
-
-
-def _shows_inside(
-  config: ml_collections.ConfigDict,
-  data: input_pipeline.Data,
-  rngs: Rngs,
-  static: dict[str, Any],
-  logger: logs.Logger,
-) -> Callable[[int, steps.TrainState, jax.Array], None]:
-  """Returns a function that shows TensorBoard the inside of a network.
-
-  It takes the step, the state, and the probabilities of the validation split.
-  Nothing that fails there stops a run.
-  """
-  inspect = compiling.jit(functools.partial(steps.inspect, **static))
-  validation = jax.device_get(data.validation)
-
-  def show_inside(step, state, probabilities):
-    try:
-      inspection = inspect(state, data.train, rngs.dropout)
-      logger.grad_norms(step, jax.device_get(inspection.grad_norms))
-      if step == config.num_steps or logger.can_draw():
-        learned = (probabilities, state.eval_params, inspection)
-        logger.pictures(
-          step, validation, *jax.device_get(learned), data.class_names
-        )
-    except Exception as error:
-      logging.warning("The network of step %d is not shown: %s", step, error)
-
-  return show_inside
 
 
 def _not_finite(

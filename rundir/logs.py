@@ -1,5 +1,6 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
@@ -157,6 +158,37 @@ class Logger:
     self._tensorboard.add_histogram("probabilities", probabilities, step)
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
+
+  def inside(
+    self,
+    step: int,
+    inspect: Callable[[steps.TrainState], steps.Inspection],
+    state: steps.TrainState,
+    data: input_pipeline.Data,
+    probabilities: jax.Array,
+  ) -> None:
+    """Shows TensorBoard the inside of a network; what fails is a warning.
+
+    Args:
+      step: the number of steps so far.
+      inspect: what to look at it with.
+      state: of the network.
+      data: with the validation split, n.
+      probabilities: of that split, [n, classes].
+    """
+    try:
+      inspection = inspect(state)
+      self.grad_norms(step, jax.device_get(inspection.grad_norms))
+      if step == self._num_steps or self.can_draw():
+        learned = (
+          data.validation,
+          probabilities,
+          state.eval_params,
+          inspection,
+        )
+        self.pictures(step, *jax.device_get(learned), data.class_names)
+    except Exception as error:
+      logging.warning("The network of step %d is not shown: %s", step, error)
 
   def grad_norms(self, step: int, norms: steps.Params) -> None:
     """Logs the norm of the gradient of each parameter, for TensorBoard."""

@@ -6,10 +6,13 @@ import pathlib
 from typing import NamedTuple
 
 from absl import app
+from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+import input_pipeline
+from machine import devices
 from model import CNN
 import optimizer
 from rundir import checkpoints
@@ -58,6 +61,51 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   )
   state = _restore(workdir, checkpoint, state)
   return Run(config, image_shape, class_names, state, int(state.step))
+
+
+def restore_or_create(
+  config: ml_collections.ConfigDict,
+  data: input_pipeline.Data,
+  workdir: pathlib.Path,
+  init_from: str | os.PathLike | None,
+) -> tuple[steps.TrainState, steps.Metrics]:
+  """Returns the state to go on from, and the sums since the last log.
+
+  Args:
+    config: of the run.
+    data: that it is trained on.
+    workdir: the run directory, whose newest checkpoint is taken.
+    init_from: the run whose parameters to begin with where there is none.
+
+  Raises:
+    app.UsageError: no checkpoint there can be restored.
+  """
+  state = create_state(
+    steps.rngs(config.seed).init,
+    config,
+    data.train.image_shape,
+    data.class_names,
+  )
+  logging.info(
+    "%s parameters, %s training images, on %d x %s with jax %s",
+    f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
+    f"{data.train.labels.size:,}",
+    devices.mesh().size,
+    jax.devices()[0].device_kind,
+    jax.__version__,
+  )
+  since_log = steps.Metrics.zero(len(data.class_names))
+  if checkpoints.all_steps(workdir):
+    provenance.warn_of_another_model(workdir)
+    state, since_log = checkpoints.restore_newest(workdir, state, since_log)
+    done = int(state.step) == config.num_steps
+    logging.info(
+      "%s step %d", "Complete at" if done else "Resuming after", state.step
+    )
+  elif init_from:
+    state = with_params_of(init_from, state)
+    logging.info("Beginning with the parameters of %s", init_from)
+  return state, since_log
 
 
 def with_params_of(
