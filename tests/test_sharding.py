@@ -46,8 +46,13 @@ def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
   """After 50 steps too: dropout and the order are the same."""
   one, many = result["1"], result[str(devices)]
   assert many["devices"] == devices
-  np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-6)
-  assert len(many["losses"]) == 50
+  # Each step's loss, as a sum, and its counts of right answers and examples.
+  np.testing.assert_allclose(many["metrics"], one["metrics"], rtol=1e-6)
+  assert np.shape(many["metrics"]) == (50, 3)
+  assert many["labels"] == one["labels"]
+  np.testing.assert_allclose(
+    many["probabilities"], one["probabilities"], rtol=1e-5
+  )
   assert many["difference"] < MAX_DIFFERENCE
 
 
@@ -61,8 +66,8 @@ def test_eight_devices_evaluate_every_image_once(result):
 
 @pytest.mark.parametrize("change", ["8 to 1", "1 to 8"])
 def test_a_checkpoint_resumes_on_another_number_of_devices(result, change):
-  losses = result["1"]["losses"][25:]
-  np.testing.assert_allclose(result[change]["losses"], losses, rtol=1e-6)
+  metrics = result["1"]["metrics"][25:]
+  np.testing.assert_allclose(result[change]["metrics"], metrics, rtol=1e-6)
   assert result[change]["difference"] < MAX_DIFFERENCE
 
 
