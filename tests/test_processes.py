@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 from absl import app
 from conftest import PROJECT
@@ -64,10 +65,16 @@ def start(workdir, configs, devices):
 
 def wait_for(text, process):
   lines = []
-  for line in process.stderr:
-    lines.append(line)
-    if text in line:
-      return
+  # Processes that disagree may wait for each other forever.
+  watchdog = threading.Timer(600, process.kill)
+  watchdog.start()
+  try:
+    for line in process.stderr:
+      lines.append(line)
+      if text in line:
+        return
+  finally:
+    watchdog.cancel()
   pytest.fail(f"{text!r} is not in: {''.join(lines)}")
 
 

@@ -9,6 +9,7 @@ import sys
 
 from absl import app
 from conftest import PROJECT
+from conftest import if_meant
 import numpy as np
 import pytest
 
@@ -79,7 +80,9 @@ def test_the_gradients_are_added_up_in_one_operation(result):
     assert shape in together
   # The parameters', as docs/scaling.md counts them, the loss, and the labels
   # and logits of the five examples that are kept.
-  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11)
+  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11), if_meant(
+    "update it here and in docs/scaling.md"
+  )
   # What else is added up is the count of right answers.
   others = [x for x in result["all_reduces"] if x != together]
   assert all(x.startswith(("s32[]", "f32[]")) for x in others), others
