@@ -52,7 +52,7 @@ def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
   assert np.shape(many["metrics"]) == (50, 3)
   assert many["labels"] == one["labels"]
   np.testing.assert_allclose(
-    many["probabilities"], one["probabilities"], rtol=1e-5
+    many["probabilities"], one["probabilities"], rtol=1e-4
   )
   assert many["difference"] < MAX_DIFFERENCE
 
