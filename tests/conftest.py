@@ -119,6 +119,15 @@ def family(tmp_path, monkeypatch):
   return folder, images, labels
 
 
+def if_meant(update):
+  """What a test says when the code no longer gives the values it keeps."""
+  return (
+    "these are not the values that the tests keep. If they are not meant to"
+    f" change, the code is wrong; only if they are, {update}, in the commit"
+    " that changes them"
+  )
+
+
 def assert_same_state(a, b):
   """Two states are equal to the bit in all that a checkpoint holds."""
   jax.tree.map(

@@ -56,7 +56,7 @@ def use(num_devices):
 
 
 def train(num_devices, state, workdir=None):
-  """Takes the steps that are left; the state after, and their losses.
+  """Takes the steps that are left; the state after, and their metrics.
 
   Halfway it saves a checkpoint, if it is told where.
   """
@@ -71,15 +71,15 @@ def train(num_devices, state, workdir=None):
     BATCH_SIZE,
     10,
   )
-  losses = []
+  metrics = []
   for step in range(start_step + 1, NUM_STEPS + 1):
     training = train_steps(num_devices)(training, data, ORDER_RNG, DROPOUT_RNG)
-    losses.append(training.metrics.means()["loss"])
+    metrics.append([float(x) for x in jax.tree.leaves(training.metrics)])
     training = steps.reset_metrics(training)
     if workdir and step == NUM_STEPS // 2:
       with checkpoints.open_manager(workdir, 0) as manager:
         checkpoints.save(manager, step, training.state, training.metrics, None)
-  return training, losses
+  return training, metrics
 
 
 def all_reduces(num_devices, training):
@@ -106,11 +106,13 @@ def main() -> None:
   result = {}
   for num_devices in (1, 2, 4, 8):
     workdir = scratch / str(num_devices) if num_devices in (1, 8) else None
-    training, losses = train(num_devices, state, workdir)
+    training, metrics = train(num_devices, state, workdir)
     if num_devices == 1:
       expected = training.state.params
     result[str(num_devices)] = {
-      "losses": losses,
+      "metrics": metrics,
+      "labels": training.labels.tolist(),
+      "probabilities": training.probabilities.tolist(),
       "difference": difference(expected, training.state.params),
       "devices": len(training.state.params["dense"]["kernel"].devices()),
     }
@@ -124,9 +126,9 @@ def main() -> None:
   for before, after in ((8, 1), (1, 8)):
     use(after)
     restored, _ = checkpoints.restore_newest(scratch / str(before), state)
-    training, losses = train(after, restored)
+    training, metrics = train(after, restored)
     result[f"{before} to {after}"] = {
-      "losses": losses,
+      "metrics": metrics,
       "difference": difference(expected, training.state.params),
     }
   print(json.dumps(result))

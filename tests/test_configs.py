@@ -3,6 +3,7 @@ import re
 import runpy
 
 from conftest import PROJECT
+from conftest import if_meant
 import pytest
 import tensorflow_datasets as tfds
 
@@ -104,7 +105,7 @@ def test_the_defaults_are_the_tutorials():
     "log_probabilities_every_steps": 0,
     "eval_every_steps": 1000,
     "checkpoint_every_steps": 1000,
-  }
+  }, if_meant("update the defaults in this test")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -128,5 +129,7 @@ def test_no_image_is_in_two_splits(path, default_config, mnist):
   sizes = (55000, 5000, 10000)
   if path.stem in ("accurate", "kmnist"):
     sizes = (59000, 1000, 10000)
-  assert tuple(map(len, examples.values())) == sizes
+  assert tuple(map(len, examples.values())) == sizes, if_meant(
+    "update the sizes in this test"
+  )
   assert len(set.union(*examples.values())) == sum(sizes)

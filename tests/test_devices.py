@@ -9,6 +9,7 @@ import sys
 
 from absl import app
 from conftest import PROJECT
+from conftest import if_meant
 import numpy as np
 import pytest
 
@@ -46,8 +47,13 @@ def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
   """After 50 steps too: dropout and the order are the same."""
   one, many = result["1"], result[str(devices)]
   assert many["devices"] == devices
-  np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-6)
-  assert len(many["losses"]) == 50
+  # Each step's loss, as a sum, and its counts of right answers and examples.
+  np.testing.assert_allclose(many["metrics"], one["metrics"], rtol=1e-6)
+  assert np.shape(many["metrics"]) == (50, 3)
+  assert many["labels"] == one["labels"]
+  np.testing.assert_allclose(
+    many["probabilities"], one["probabilities"], rtol=1e-4
+  )
   assert many["difference"] < MAX_DIFFERENCE
 
 
@@ -61,8 +67,8 @@ def test_eight_devices_evaluate_every_image_once(result):
 
 @pytest.mark.parametrize("change", ["8 to 1", "1 to 8"])
 def test_a_checkpoint_resumes_on_another_number_of_devices(result, change):
-  losses = result["1"]["losses"][25:]
-  np.testing.assert_allclose(result[change]["losses"], losses, rtol=1e-6)
+  metrics = result["1"]["metrics"][25:]
+  np.testing.assert_allclose(result[change]["metrics"], metrics, rtol=1e-6)
   assert result[change]["difference"] < MAX_DIFFERENCE
 
 
@@ -74,7 +80,9 @@ def test_the_gradients_are_added_up_in_one_operation(result):
     assert shape in together
   # The parameters', as docs/scaling.md counts them, the loss, and the labels
   # and logits of the five examples that are kept.
-  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11)
+  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11), if_meant(
+    "update it here and in docs/scaling.md"
+  )
   # What else is added up is the count of right answers.
   others = [x for x in result["all_reduces"] if x != together]
   assert all(x.startswith(("s32[]", "f32[]")) for x in others), others

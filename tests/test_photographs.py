@@ -83,14 +83,63 @@ def test_exif_orientation_is_applied():
   np.testing.assert_array_equal(read_one(content), np.rot90(drawing(), -1))
 
 
+@pytest.mark.parametrize("hidden", [0, 128, 255])
 @pytest.mark.parametrize("ink", [0, 255])
-def test_ink_on_nothing_stays_visible(ink):
+def test_ink_on_nothing_stays_visible(ink, hidden):
   """Transparent drawings: black ink gets white paper, and the reverse."""
-  rgba = np.zeros((60, 90, 4), np.uint8)
+  rgba = np.full((60, 90, 4), (hidden, hidden, hidden, 0), np.uint8)
   rgba[drawing() == 0] = (ink, ink, ink, 255)
+  rgba[42:50, 50] = (ink, ink, ink, 51)  # The edge is a fifth of the ink.
   image = read_one(encode(Image.fromarray(rgba), "PNG"))
   expected = drawing(paper=255 - ink, ink=ink)
-  np.testing.assert_array_equal(photographs.to_grey(image), expected)
+  expected[42:50, 50] = 204 if ink == 0 else 51
+  np.testing.assert_array_equal(image, np.stack([expected] * 3, axis=-1))
+
+
+HIDDEN = Image.fromarray(drawing(paper=60))  # 60 is to be transparent.
+OPACITY = Image.fromarray(255 - drawing())
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    encode(HIDDEN, "PNG", transparency=60),
+    encode(HIDDEN.convert("RGB"), "PNG", transparency=(60, 60, 60)),
+    encode(HIDDEN.convert("P"), "PNG", transparency=60),
+    encode(HIDDEN.convert("P"), "GIF", transparency=60),
+    encode(Image.merge("LA", (HIDDEN, OPACITY)), "PNG"),
+    encode(
+      Image.merge("RGBA", (HIDDEN, HIDDEN, HIDDEN, OPACITY)),
+      "WEBP",
+      lossless=True,
+      exact=True,  # Else the encoder may change what is hidden.
+    ),
+  ],
+  ids="png-grey png-rgb png-palette gif png-la webp".split(),
+)
+def test_what_is_transparent_in_any_format_is_white_under_black_ink(content):
+  np.testing.assert_array_equal(
+    photographs.to_grey(read_one(content)), drawing()
+  )
+
+
+@pytest.mark.parametrize(
+  ("paper", "ink"),
+  [(255, 0), (200, 40), (128, 0), (0, 255), (60, 220), (128, 255)],
+)
+def test_paper_with_transparent_edges_reaches_them(paper, ink):
+  """Whatever is hidden there, and whether the ink is dark or light."""
+  whole = np.stack([drawing(paper=paper, ink=ink)] * 3, axis=-1)
+  rgba = np.full((60, 90, 4), 255 - paper, np.uint8)
+  rgba[..., 3] = 0
+  rgba[6:54, 16:54, :3] = whole[6:54, 16:54]  # A third of the picture.
+  rgba[6:54, 16:54, 3] = 255
+  image = read_one(encode(Image.fromarray(rgba), "PNG"))
+  np.testing.assert_array_equal(image, whole)
+
+  form = np.zeros((28, 28), bool)
+  form[2:22, 10:14] = form[18:22, 10:25] = True
+  np.testing.assert_array_equal(photographs.to_mnist_form(image) > 127, form)
 
 
 def npy(array, **options):

@@ -4,12 +4,15 @@ import json
 import shutil
 
 from conftest import assert_not_blank
+from conftest import jit
 from conftest import pixels
 from conftest import run_program
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
+from model import CNN
 import predict
 from rundir import runs
 from sources import photographs
@@ -35,9 +38,44 @@ def digits(mnist, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(mnist, tiny_run):
-  """The probabilities of the ten images, as they are."""
-  run = runs.open_run(tiny_run)
-  return predict.predictor(run)(np.asarray(pixels(mnist.test)[:10]))
+  """The network's probabilities of 250 images, the first ten `digits`."""
+  state = runs.open_run(tiny_run).state
+  images = np.float32(pixels(mnist.test)[:250]) / 255
+  return jax.nn.softmax(jit(CNN().apply)({"params": state.params}, images))
+
+
+@pytest.mark.parametrize("count", [1, 100, 250])
+def test_every_image_has_its_own_prediction(tiny_run, mnist, expected, count):
+  predictor = predict.predictor(runs.open_run(tiny_run))
+  actual = predictor(np.asarray(pixels(mnist.test)[:count]))
+  np.testing.assert_allclose(actual, expected[:count], rtol=1e-4, atol=1e-6)
+
+
+def test_folders_are_searched_to_the_bottom(tmp_path):
+  """For files with an image's suffix in either case; hidden ones count too."""
+  found = [
+    tmp_path / "folder" / name
+    for name in (".hidden.png", "a/.b/c/1.jpg", "a/2.npy", "b.PNG", "c.TIFF")
+  ]
+  skipped = [tmp_path / "folder" / name for name in ("a/notes.txt", "b", "png")]
+  alone = tmp_path / "notes.txt"  # Given by its name, it is to be read.
+  for path in (*found, *skipped, alone):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  (tmp_path / "folder/a folder.png").mkdir()
+  empty = tmp_path / "folder/a folder.png"  # It is for `read` to complain.
+  arguments = [str(path) for path in (alone, tmp_path / "folder", empty)]
+  assert list(predict.find(arguments)) == [
+    (str(path), path) for path in (alone, *found, empty)
+  ]
+
+
+def test_every_kind_of_image_is_found_in_a_folder(tmp_path):
+  kinds = "bmp gif jpeg jpg npy pgm png ppm tif tiff webp".split()
+  files = [tmp_path / f"1.{kind}" for kind in kinds]
+  for file in files:
+    file.touch()
+  assert [path for _, path in predict.find([str(tmp_path)])] == files
 
 
 def test_raw_images_get_the_networks_own_probabilities(
@@ -53,7 +91,7 @@ def test_raw_images_get_the_networks_own_probabilities(
   records = [json.loads(line) for line in completed.stdout.splitlines()]
   files = [str(digits / f"good/{index}.png") for index in range(10)]
   assert [record["file"] for record in records] == files
-  for record, row in zip(records, expected, strict=True):
+  for record, row in zip(records, expected[:10], strict=True):
     actual = [record["probabilities"][str(digit)] for digit in range(10)]
     np.testing.assert_allclose(actual, row, rtol=1e-5, atol=1e-7)
     assert record["class"] == str(row.argmax())
@@ -198,7 +236,7 @@ def test_the_table_shows_the_class_and_the_runner_up(
   header, *lines, last = completed.stdout.splitlines()
   assert header.split() == ["file", "class", "probability", "runner-up"]
   assert last.split() == [r"\x1b[2J\n.png", *lines[0].split()[1:]]
-  for index, (line, row) in enumerate(zip(lines, expected, strict=True)):
+  for index, (line, row) in enumerate(zip(lines, expected[:10], strict=True)):
     best, second = np.argsort(-row)[:2]
     assert line.split() == [
       str(digits / f"good/{index}.png"),

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 from absl import app
 from conftest import PROJECT
@@ -66,10 +67,16 @@ def start(workdir, configs, devices):
 
 def wait_for(text, process):
   lines = []
-  for line in process.stderr:
-    lines.append(line)
-    if text in line:
-      return
+  # Processes that disagree may wait for each other forever.
+  watchdog = threading.Timer(600, process.kill)
+  watchdog.start()
+  try:
+    for line in process.stderr:
+      lines.append(line)
+      if text in line:
+        return
+  finally:
+    watchdog.cancel()
   pytest.fail(f"{text!r} is not in: {''.join(lines)}")
 
 
@@ -132,11 +139,17 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
     lambda a, b: np.testing.assert_allclose(a, b, atol=MAX_DIFFERENCE),
     *((state.params, state.ema_params) for state in states),
   )
-  losses, expected = (
-    [r["train_loss"] for r in read_jsonl(each) if "train_loss" in r]
+  metrics, expected = (
+    [
+      value
+      for record in read_jsonl(each)
+      for key, value in record.items()
+      if key.endswith(("loss", "accuracy"))
+    ]
     for each in (run, alone)
   )
-  np.testing.assert_allclose(losses, expected, rtol=1e-6)
+  assert len(metrics) == 2 * (NUM_STEPS // 5 + 2)  # Training and both splits.
+  np.testing.assert_allclose(metrics, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from conftest import PROJECT
 from conftest import assert_same_state
 from conftest import files_of_at_most
 from conftest import jit
+from conftest import pixels
 from conftest import read_events
 from conftest import read_jsonl
 from conftest import run_train
@@ -188,7 +189,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
   )
 
 
-def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
+def scored_by_numpy(logits, labels):
+  """The mean loss and the accuracy."""
+  logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+  losses = np.log(np.exp(logits).sum(axis=1))
+  losses -= logits[np.arange(len(labels)), labels]
+  return losses.mean(), (logits.argmax(axis=1) == labels).mean()
+
+
+def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
+  """And is evaluated on the images as they are."""
   pictures = mock.Mock()
   monkeypatch.setattr(logs.Logger, "pictures", pictures)
   tiny_config.update(
@@ -201,7 +211,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
     ema_decay=0.9,
     augment_rotation=10.0,
     augment_elastic=8.0,
-    clean_steps=10,
+    clean_steps=2,
   )
   stopped, whole = tmp_path / "stopped", tmp_path / "whole"
   train_step = mock.Mock(wraps=steps.train_step)
@@ -220,6 +230,20 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, tmp_path, monkeypatch):
   rates = [r["learning_rate"] for r in records if "learning_rate" in r]
   schedule = optimizer.schedule(tiny_config)
   assert rates == [float(schedule(step - 1)) for step in (5, 10, 15, 20)]
+  # At step 16, training still deforms the images.
+  for step, split, examples, size in (
+    (16, "validation", mnist.validation, 50),
+    (20, "test", mnist.test, 70),
+  ):
+    params = runs.open_run(whole, str(step)).state.ema_params
+    images = np.float32(pixels(examples)[:size]) / 255
+    logits = jit(CNN().apply)({"params": params}, images)
+    loss, accuracy = scored_by_numpy(logits, examples.labels[:size])
+    (record,) = (
+      r for r in records if r["step"] == step and f"{split}_loss" in r
+    )
+    assert record[f"{split}_accuracy"] == accuracy
+    np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
 
   # What is shown at the end: the validation of the average, and its network.
   step, examples, probabilities, params, inspection, _ = pictures.call_args.args
