@@ -6,12 +6,11 @@ The same command again resumes the run, and evaluates it once it is complete.
 The last line on stdout is the result, as JSON.
 """
 
+from collections.abc import Sequence
 import functools
 import json
 import os
 import pathlib
-import re
-import runpy
 import signal
 import sys
 from typing import Any
@@ -19,11 +18,9 @@ from typing import NamedTuple
 from typing import NoReturn
 
 from absl import app
-from absl import flags
 from absl import logging
 import jax
 import ml_collections
-from ml_collections import config_flags
 
 import augmentation
 import input_pipeline
@@ -31,9 +28,11 @@ from machine import compiling
 from machine import console
 from machine import devices
 from machine import processes
+from machine import profiling
 from machine import signals
 import optimizer
 from rundir import checkpoints
+from rundir import command_line
 from rundir import directory
 from rundir import experiment
 from rundir import files
@@ -42,38 +41,12 @@ from rundir import provenance
 from rundir import runs
 import steps
 
-_PROJECT = pathlib.Path(__file__).resolve().parent
-_DEFAULT_CONFIG = str(_PROJECT / "configs/default.py")
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment; by default configs/default.py."
-)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "The run directory; by default named after the experiment."
-)
-_PLATFORM = flags.DEFINE_enum(
-  "platform",
-  None,
-  ["cpu", "gpu", "tpu"],
-  "Where to train; by default on the best that JAX finds.",
-)
-_COORDINATOR_ADDRESS = flags.DEFINE_string(
-  "coordinator_address",
-  None,
-  "HOST:PORT where process 0 of several listens; see docs/scaling.md.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "How many processes train together.", lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this one is, from 0.", lower_bound=0
-)
-
 
 def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike,
   init_from: str | os.PathLike | None = None,
+  profile_steps: int = 0,
 ) -> dict[str, Any]:
   """Trains to `config.num_steps` and evaluates the test split.
 
@@ -83,6 +56,7 @@ def train_and_evaluate(
     config: see configs/default.py.
     workdir: the run directory.
     init_from: the directory of a run whose last parameters to begin with.
+    profile_steps: how many steps to trace after the first log.
 
   Returns:
     accuracy and loss on the test split, and global_step; also in result.json.
@@ -117,7 +91,11 @@ def train_and_evaluate(
       checkpoints.open_manager(workdir, start_step) as manager,
       logs.Logger(workdir, config, start_step) as logger,
     ):
-      state = _train(config, data, state, since_log, manager, logger, stop)
+      first_log = _following(start_step, config.log_every_steps)
+      with profiling.Profiler(workdir, first_log, profile_steps) as profiler:
+        state = _train(
+          config, data, state, since_log, manager, logger, profiler, stop
+        )
       test, _ = steps.evaluator(data.test, config.eval_batch_size)(state)
       if signal_ := stop.check():
         _stop(signal_, config.num_steps)
@@ -134,6 +112,11 @@ def train_and_evaluate(
   return result
 
 
+def _following(step: int, interval: int) -> int:
+  """Returns the first multiple of an interval after a step."""
+  return step - step % interval + interval
+
+
 class Due(NamedTuple):
   """A step, and what the host has to do after it."""
 
@@ -147,7 +130,11 @@ class Due(NamedTuple):
 class Cadence:
   """When the host has something to do."""
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(
+    self, config: ml_collections.ConfigDict, stops: Sequence[int] = ()
+  ):
+    """Takes a config, and steps at which to stop besides what it says."""
+    self._stops = tuple(stops)
     self._num_steps = config.num_steps
     self._every = {
       "show": config.log_probabilities_every_steps,
@@ -159,7 +146,10 @@ class Cadence:
   def next(self, step: int) -> Due:
     """Returns the next step at which something is due, and what it is."""
     intervals = [n for n in self._every.values() if n]
-    following = min(step - step % n + n for n in intervals)
+    following = min(
+      *(_following(step, n) for n in intervals),
+      *(stop for stop in self._stops if stop > step),
+    )
     if compiling.takes_single_steps():  # Then the bar moves at each of them.
       following = step + 1
     following = min(following, self._num_steps)
@@ -178,10 +168,12 @@ def _train(
   since_log: steps.Metrics,
   manager: checkpoints.Manager,
   logger: logs.Logger,
+  profiler: profiling.Profiler,
   stop: signals.Stop,
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
-  rngs, cadence = steps.rngs(config.seed), Cadence(config)
+  rngs = steps.rngs(config.seed)
+  cadence = Cadence(config, profiler.boundaries)
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
@@ -208,6 +200,8 @@ def _train(
     len(data.class_names),
   )
   while step < config.num_steps:
+    if profiler.at(step, training):
+      logger.restart_clock(step)
     due = cadence.next(step)
     training = train_steps(
       training, due.step - step, data.train, rngs.order, rngs.dropout
@@ -279,59 +273,24 @@ def _stop(signal_: signal.Signals, step: int) -> NoReturn:
   sys.exit(128 + signal_)
 
 
-def _load_config(path: str) -> ml_collections.ConfigDict:
-  """The config as its file has it, without overrides."""
-  return runpy.run_path(path)["get_config"]()
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; one line on stderr says what is wrong with it."""
-  if not any(re.match("--?config(=|$)", arg) for arg in argv):
-    argv.insert(1, f"--config={_DEFAULT_CONFIG}")
-  try:
-    args = flags.FLAGS(argv)
-    list(_CONFIG.value)  # A file that could not be read raises here.
-  except (flags.Error, OSError, AttributeError, KeyError, TypeError) as error:
-    console.exit_with(_explain(str(error)))
-  if args[1:]:
-    console.exit_with(f"unexpected argument {args[1]}; options begin with --")
-  return args
-
-
-def _explain(error: str) -> str:
-  """What absl and ml_collections say of a wrong flag, on one line."""
-  config = _load_config(_DEFAULT_CONFIG)
-  if match := re.match(r"""["'\\]+(\w+)["'\\]""", error):
-    return f"unknown key config.{match[1]}; the keys are {', '.join(config)}"
-  if match := re.match(
-    r"flag --(config\.(\w+)=.*): (invalid literal|could not convert)", error
-  ):
-    accepted = {int: "an integer", float: "a number"}
-    return f"{match[1]}: must be {accepted[type(config[match[2]])]}"
-  return error.splitlines()[-1].strip()
-
-
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   console.setup()
-  compiling.cache_compilations()
-  compiling.keep_freed_memory()
-  config = _CONFIG.value
-  path = config_flags.get_config_filename(flags.FLAGS["config"])
   with console.one_line_errors():
+    args = command_line.parse(sys.argv, __doc__)
+    compiling.cache_compilations()
+    compiling.keep_freed_memory()
     processes.join(
-      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+      args.coordinator_address, args.num_processes, args.process_id
     )
-    devices.use_platform(_PLATFORM.value)
+    devices.use_platform(args.platform)
     if not processes.is_first():
       logging.set_verbosity(logging.WARNING)
-    workdir = _WORKDIR.value or pathlib.Path("runs") / experiment.name(
-      config, _load_config(path), pathlib.Path(path).stem
+    result = train_and_evaluate(
+      args.config, args.workdir, args.init_from, args.profile
     )
-    result = train_and_evaluate(config, workdir)
     if processes.is_first():
       print(json.dumps(result, sort_keys=True))
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse_flags)
+  main()

@@ -23,23 +23,39 @@ _PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
 
 @functools.cache  # Once in a process, however often it trains.
 def setup() -> None:
-  """Shows our own messages and everybody's warnings, with the time alone."""
+  """Shows our own messages and everybody's warnings, with the time alone.
+
+  If the user has configured logging, our messages go where theirs go instead.
+  """
   if not flags.FLAGS.is_parsed():  # absl would warn of that.
     flags.FLAGS.mark_as_parsed()
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
   sys.unraisablehook = _log_unraisable
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
-  handler = logging.get_absl_handler()
-  handler.setFormatter(
-    python_logging.Formatter("%(asctime)s %(message)s", "%X")
-  )
-  handler.addFilter(
-    lambda record: (
-      _is_ours(pathlib.Path(record.pathname).resolve())
-      # What libraries log with a traceback they raise too.
-      or (record.levelno > python_logging.INFO and not record.exc_info)
+  logging.get_absl_logger().addFilter(_is_shown)  # Orbax logs through it too.
+  if not _is_configured(python_logging.getLogger()):
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(
+      python_logging.Formatter("%(asctime)s %(message)s", "%X")
     )
+    handler.addFilter(_is_shown)
+  logging.set_verbosity(logging.INFO)
+
+
+def _is_configured(root: python_logging.Logger) -> bool:
+  """Returns whether the root logger is the user's, not as imports leave it."""
+  return root.level != python_logging.WARNING or any(
+    # While Orbax is imported, absl adds such a handler if there is none.
+    type(handler) is not python_logging.StreamHandler
+    or handler.stream is not sys.stderr
+    for handler in root.handlers
+  )
+
+
+def _is_shown(record: python_logging.LogRecord) -> bool:
+  # What libraries log with a traceback they raise too.
+  return _is_ours(pathlib.Path(record.pathname).resolve()) or (
+    record.levelno > python_logging.INFO and not record.exc_info
   )
 
 

@@ -5,6 +5,7 @@ A key needs no rule; one that has a rule has it in `_RULES`.
 
 from collections.abc import Iterable
 import math
+import os
 import pathlib
 import re
 from typing import Any
@@ -78,17 +79,29 @@ _RULES = {
 }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError where a value is wrong whatever the data."""
-  defaults = default.get_config()
-  for key in defaults:
+def check_keys(config: ml_collections.ConfigDict) -> None:
+  """Raises app.UsageError if a value is missing or of another type."""
+  for key, default_value in default.get_config().items():
     if key not in config:
       raise app.UsageError(
         f"the config has no {key}; it must have all keys of configs/default.py"
       )
+    found, expected = type(config[key]), type(default_value)
+    if not issubclass(found, expected) and (found, expected) != (int, float):
+      raise app.UsageError(
+        f"config.{key}={config[key]!r}: must be of type {expected.__name__}, as"
+        " in configs/default.py"
+      )
   for key, value in config.items():
     if value is None:
       raise app.UsageError(f"config.{key} is None; it must have a value")
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises app.UsageError where a value is wrong whatever the data."""
+  check_keys(config)
+  defaults = default.get_config()
+  for key, value in config.items():
     is_accepted, accepted = _RULES.get(key, (lambda _: True, ""))
     if not is_accepted(value):
       raise app.UsageError(f"config.{key}={value}: must be {accepted}")
@@ -133,6 +146,7 @@ def name(
   config: ml_collections.ConfigDict,
   base: ml_collections.ConfigDict,
   base_name: str,
+  init_from: str | os.PathLike | None = None,
 ) -> str:
   """Names a run after its experiment: `default,batch_size=256,seed=1`.
 
@@ -140,6 +154,7 @@ def name(
     config: of the run.
     base: the config as its file has it, without overrides.
     base_name: the name of that file.
+    init_from: the directory of the run whose parameters it begins with.
 
   Raises:
     app.UsageError: the name would be too long for a file system.
@@ -149,6 +164,9 @@ def name(
     for key in sorted(config)
     if key not in INCIDENTAL and config[key] != base[key]
   ]
+  if init_from:
+    directory = pathlib.Path(init_from).expanduser().resolve().name
+    overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > _MAX_NAME_LENGTH:
     raise app.UsageError(

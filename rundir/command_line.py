@@ -1,0 +1,227 @@
+"""The command line of train.py: its options, its help and its mistakes."""
+
+import argparse
+from collections.abc import Iterable
+import difflib
+import inspect
+import os
+import pathlib
+import re
+import runpy
+import textwrap
+import traceback
+
+from absl import app
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from configs import default
+from machine import console
+from rundir import experiment
+
+_CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+_OPTIONS = {
+  "config": dict(
+    metavar="FILE",
+    default=str(_CONFIGS / "default.py"),
+    help="the experiment; by default configs/default.py",
+  ),
+  "workdir": dict(
+    metavar="DIR",
+    help="the run directory; by default runs/ and the experiment's name",
+  ),
+  "init_from": dict(
+    metavar="RUN", help="a run directory whose last parameters to begin with"
+  ),
+  "platform": dict(
+    choices=("cpu", "gpu", "tpu"),
+    help="where to train; by default on the best that JAX finds",
+  ),
+  "profile": dict(
+    metavar="N",
+    type=int,
+    default=0,
+    help="trace N training steps after the first log, for TensorBoard's profile"
+    " plugin and for ui.perfetto.dev",
+  ),
+  "flagfile": dict(metavar="FILE", help="a file of options, one a line"),
+  "coordinator_address": dict(
+    metavar="HOST:PORT",
+    help="where process 0 of several listens; see docs/scaling.md",
+  ),
+  "num_processes": dict(
+    metavar="N", type=int, help="how many processes train together"
+  ),
+  "process_id": dict(
+    metavar="N", type=int, help="which of them this one is, from 0"
+  ),
+}
+
+
+def parse(argv: list[str], description: str) -> argparse.Namespace:
+  """Parses the command line; prints the help and exits if it asks for that.
+
+  Args:
+    argv: the program and its arguments.
+    description: what the program does, the beginning of the help.
+
+  Returns:
+    The options. `config` is the experiment, with its overrides, and `workdir`
+    is the run directory, named after the experiment if no other is given.
+
+  Raises:
+    app.UsageError: names what is wrong and what it must be.
+  """
+  parser = argparse.ArgumentParser(
+    usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...] [--OPTION=VALUE]",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.error = console.exit_with
+  for name, option in _OPTIONS.items():
+    parser.add_argument(f"--{name}", **option)
+  try:
+    arguments = flags.FlagValues().read_flags_from_files(argv[1:])
+  except flags.Error as error:
+    raise app.UsageError(str(error).removeprefix("ERROR:: ")) from error
+  if {"-h", "--help"} & {*arguments}:
+    parser.epilog = f"{_describe_keys()}\n\n{_describe_presets()}"
+  args, overrides = parser.parse_known_args(arguments)
+  if args.profile < 0:
+    raise app.UsageError(f"--profile={args.profile}: must be at least 0")
+  path, base = args.config, load_config(args.config)
+  args.config = _override(base, overrides)
+  args.workdir = args.workdir or pathlib.Path("runs") / experiment.name(
+    args.config, base, pathlib.Path(path).stem, args.init_from
+  )
+  return args
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+  """Loads a config file.
+
+  Raises:
+    app.UsageError: names the file and what is wrong with it.
+  """
+  if not pathlib.Path(path).is_file():
+    raise app.UsageError(f"--config={path}: no such file; {_preset_like(path)}")
+  try:
+    get_config = runpy.run_path(path).get("get_config")
+    if not callable(get_config):
+      raise app.UsageError("has no function get_config")
+    config = get_config()
+    if not isinstance(config, ml_collections.ConfigDict):
+      raise app.UsageError(
+        f"get_config returns {config!r:.40}; it must return a ConfigDict"
+      )
+    experiment.check_keys(config)
+  except app.UsageError as error:
+    raise app.UsageError(f"--config={path}: {error}") from error
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    where = f"line {lines[-1]}: " if lines else ""
+    what = textwrap.shorten(str(error), 200)  # Of a config, it has all keys.
+    raise app.UsageError(
+      f"--config={path}: {where}{type(error).__name__}: {what}"
+    ) from error
+  return config
+
+
+def _preset_like(path: str) -> str:
+  """Says which preset was meant by the path of a file that is not there."""
+  presets = {preset.stem: os.path.relpath(preset) for preset in _presets()}
+  if meant := _closest(pathlib.Path(path).stem, presets):
+    return f"did you mean --config={presets[meant]}?"
+  return f"the presets are {', '.join(presets.values())}"
+
+
+def _override(
+  base: ml_collections.ConfigDict, arguments: list[str]
+) -> ml_collections.ConfigDict:
+  """Returns a config with the values of arguments, --config.KEY=VALUE."""
+  config = base.copy_and_resolve_references()
+  for argument in arguments:
+    match = re.match(r"--?(?:no)?config\.(\w*)", argument)
+    if match and match[1] not in config:
+      meant = _closest(match[1], config)
+      raise app.UsageError(
+        f"unknown key config.{match[1]}; "
+        + (
+          f"did you mean config.{meant}?"
+          if meant
+          else f"the keys are {', '.join(config)}"
+        )
+      )
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, sys_argv=arguments
+    )
+    unexpected = values(["", *arguments])[1:]
+  except flags.UnrecognizedFlagError as error:
+    unexpected = [error.flagvalue]
+  except flags.Error as error:
+    message = str(error).removeprefix("flag ").replace("\n", " ")
+    message = re.sub(": invalid literal.*", ": must be an integer", message)
+    message = re.sub(": could not convert.*", ": must be a number", message)
+    raise app.UsageError(message) from error
+  if unexpected:
+    raise app.UsageError(_explain(unexpected[0], config))
+  return config
+
+
+def _explain(argument: str, keys: Iterable[str]) -> str:
+  """Says what was meant by an argument that is none of ours."""
+  name, equals, value = argument.partition("=")
+  what = "option" if name.startswith("-") else "argument"
+  options = {option: option for option in (*_OPTIONS, "help")}
+  for key in keys:
+    options[key] = options[f"config.{key}"] = f"config.{key}"
+  if meant := _closest(name.lstrip("-"), options):
+    hint = f"did you mean --{options[meant]}{equals}{value}?"
+  else:
+    hint = f"the options are --{', --'.join(_OPTIONS)} and --config.KEY"
+  return f"unknown {what} {name}; {hint}"
+
+
+def _closest(name: str, names: Iterable[str]) -> str | None:
+  return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _describe_keys() -> str:
+  """Returns the keys, values and comments of configs/default.py, in groups."""
+  result = ["--config.KEY=VALUE overrides a key; configs/default.py has these:"]
+  config = default.get_config()
+  for line in inspect.getsource(default.get_config).splitlines():
+    key = re.match(r"  config\.(\w+) = ", line)
+    comment = re.search(r"(?:^|\s)# (.*)", line)
+    if key:
+      text = f"  {key[1]}={config[key[1]]}"
+      result.append(_columns(text, comment[1] if comment else "", width=34))
+    elif comment:
+      result += ["", comment[1]]
+  return "\n".join(result)
+
+
+def _describe_presets() -> str:
+  """Returns the files in configs/ and the first lines of their docstrings."""
+  result = ["The configs there are:", ""]
+  for path in _presets():
+    first_line = re.match(r'\s*"""(.*)', path.read_text())
+    text = f"  {os.path.relpath(path)}"
+    result.append(_columns(text, first_line[1] if first_line else "", width=28))
+  return "\n".join(result)
+
+
+def _columns(left: str, right: str, width: int) -> str:
+  """Puts two texts side by side, the left one that many characters wide."""
+  return textwrap.fill(
+    f"{left:{width}}{right}", 79, subsequent_indent=" " * width
+  ).rstrip()
+
+
+def _presets() -> list[pathlib.Path]:
+  return sorted(_CONFIGS.glob("*.py"))
