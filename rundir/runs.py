@@ -56,9 +56,14 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   config = experiment.read(workdir / "config.json", _own_keys(workdir))
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
-  state = jax.eval_shape(
-    lambda: create_state(jax.random.key(0), config, image_shape, class_names)
-  )
+  try:
+    state = jax.eval_shape(
+      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
+    )
+  except (ArithmeticError, ValueError) as error:
+    raise app.UsageError(
+      f"{workdir}: model.py takes no images of {list(image_shape)}: {error}"
+    ) from error
   state = _restore(workdir, checkpoint, state)
   return Run(config, image_shape, class_names, state, int(state.step))
 

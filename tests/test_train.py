@@ -113,9 +113,9 @@ def test_the_result_is_the_saved_states(tiny_run, mnist):
 
 
 def test_each_log_is_of_the_steps_since_the_last_one(tiny_run):
-  state = restore(tiny_run)
+  state, zero = restore(tiny_run), steps.Metrics.zero(10)
   since_log = {
-    step: int(checkpoints.restore(tiny_run, step, state)[1].num_examples)
+    step: int(checkpoints.restore(tiny_run, step, state, zero)[1].num_examples)
     for step in (12, 16, 20)
   }
   # A log is each 5 steps, a step has 16 examples.
@@ -455,7 +455,7 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
   result = json.loads(first.stdout.splitlines()[-1])
   assert result["global_step"] == 6
   (workdir,) = (tmp_path / "runs").iterdir()
-  assert directory.name.startswith("default,batch_size=16,data_dir=")
+  assert workdir.name.startswith("default,batch_size=16,num_steps=6,")
   assert json.loads((workdir / "result.json").read_text()) == result
   again = run_train(
     f"--config={PROJECT}/configs/default.py", *args, cwd=tmp_path, **environment
@@ -597,7 +597,8 @@ def test_a_run_directory_has_one_process_at_a_time(tiny_config, tmp_path):
 
 def test_training_holds_the_lock_of_its_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
-  directory.create(path, tiny_config, {})
+  dataset = input_pipeline.load(tiny_config).description()
+  directory.create(path, tiny_config, dataset)
   with directory.lock(path):
     with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
       train.train_and_evaluate(tiny_config, path)
