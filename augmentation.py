@@ -65,18 +65,32 @@ def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
   Returns:
     Images of the same shape, interpolated; 0 where there was nothing.
   """
-  batch, height, width, channels = images.shape
   rngs = jax.random.split(rng, 5)
+  sources = _affine_sources(rngs, images.shape, limits)
+  if limits.elastic:
+    sources += _elastic_displacements(rngs[4], images.shape, limits.elastic)
+  return _resample(images, sources)
 
-  def uniform(rng, shape, limit):
-    return jax.random.uniform(rng, (batch, *shape), minval=-limit, maxval=limit)
 
-  angle = uniform(rngs[0], (), math.radians(limits.rotation))
-  scale = jnp.exp(uniform(rngs[1], (2,), math.log1p(limits.scale)))
-  shear = uniform(rngs[2], (), limits.shear)
-  shift = uniform(rngs[3], (2,), limits.shift)
+def _uniform(rng, shape, limit):
+  return jax.random.uniform(rng, shape, minval=-limit, maxval=limit)
+
+
+def _affine_sources(
+  rngs: jax.Array, shape: tuple[int, ...], limits: Limits
+) -> jax.Array:
+  """Draws a rotation, scale, shear and shift for each image.
+
+  Returns:
+    [B, 2, height, width], the (row, column) that each pixel takes its value
+    from.
+  """
+  batch, height, width, _ = shape
+  angle = _uniform(rngs[0], (batch,), math.radians(limits.rotation))
+  scale = jnp.exp(_uniform(rngs[1], (batch, 2), math.log1p(limits.scale)))
+  shear = _uniform(rngs[2], (batch,), limits.shear)
+  shift = _uniform(rngs[3], (batch, 2), limits.shift)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  # Of each pixel, (row, column) from the centre: where its value comes from.
   matrix = scale[:, :, None] * jnp.stack(
     [
       jnp.stack([cos - sin * shear, -sin], axis=-1),
@@ -87,19 +101,37 @@ def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
   center = np.array([height - 1, width - 1], np.float32)[:, None, None] / 2
   grid = np.indices((height, width), np.float32) - center
   sources = center + shift[:, :, None, None]
-  sources += jnp.einsum("bij,jhw->bihw", matrix, grid, precision="highest")
-  if limits.elastic:
-    # A TPU draws long rows four times as fast as short ones.
-    field = uniform(rngs[4], (2 * height * width,), limits.elastic)
-    field = lax.optimization_barrier(field).reshape(batch, 2, height, width)
-    rows, columns = (
-      ndimage.gaussian_filter1d(np.eye(size), _ELASTIC_SIGMA, mode="constant")
-      for size in (height, width)
-    )
-    sources += jnp.einsum("ij,bcjw,vw->bciv", rows, field, columns)
+  return sources + jnp.einsum(
+    "bij,jhw->bihw", matrix, grid, precision="highest"
+  )
 
-  # Linear interpolation blurs what evaluation will see sharp; between the
-  # pixels of a finer image, it hardly does.
+
+def _elastic_displacements(
+  rng: jax.Array, shape: tuple[int, ...], limit: float
+) -> jax.Array:
+  """Draws a smooth field of displacements for each image.
+
+  Returns:
+    [B, 2, height, width], in pixels.
+  """
+  batch, height, width, _ = shape
+  # A TPU draws long rows four times as fast as short ones.
+  field = _uniform(rng, (batch, 2 * height * width), limit)
+  field = lax.optimization_barrier(field).reshape(batch, 2, height, width)
+  rows, columns = (
+    ndimage.gaussian_filter1d(np.eye(size), _ELASTIC_SIGMA, mode="constant")
+    for size in (height, width)
+  )
+  return jnp.einsum("ij,bcjw,vw->bciv", rows, field, columns)
+
+
+def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
+  """Takes the value of each pixel from where `sources` says; 0 if outside.
+
+  Linear interpolation blurs what evaluation will see sharp; between the pixels
+  of a finer image, it hardly does.
+  """
+  batch, height, width, channels = images.shape
   fine = jax.image.scale_and_translate(
     images,
     (batch, _FINENESS * height, _FINENESS * width, channels),
@@ -110,7 +142,6 @@ def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
     method="lanczos3",
     precision="high",  # A TPU's default, bfloat16, is visibly coarser.
   )
-
   return _interpolate(jnp.clip(fine, 0, 1), _FINENESS * sources)
 
 

@@ -6,18 +6,13 @@ function of (seed, step).
 """
 
 from collections.abc import Sequence
-import contextlib
 import functools
 import importlib.util
-import os
-import pathlib
-import sys
 from typing import Any
 from typing import NamedTuple
 import zlib
 
 from absl import app
-from absl import logging
 from flax import struct
 import jax
 from jax import lax
@@ -29,9 +24,7 @@ import tensorflow_datasets as tfds
 from machine import devices
 from machine import processes
 from sources import arrays
-from sources import idx_dataset
-
-_PROJECT_DATA = pathlib.Path(__file__).parent / "data"
+from sources import builders
 
 
 class Examples(struct.PyTreeNode):
@@ -137,35 +130,22 @@ def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
 
 
 def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
-  """The splits as numpy arrays."""
-  builder = _builder(config)
-  whole = {}
-
-  def read(split):
+  """Reads the splits as numpy arrays."""
+  builder = builders.prepared(config)
+  # Several splits may be parts of one that TFDS has.
+  read_whole = functools.cache(functools.partial(arrays.read_split, builder))
+  examples = {}
+  for split in splits:
     key = f"{split}_split"
-    spec = config[key]
-    try:
-      instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(
-        builder.info.splits
-      )
-    except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
-      reason = " ".join(str(error).strip("'\"").split())
-      raise app.UsageError(
-        f"config.{key}={spec}: not a split of {config.dataset}: {reason}"
-      ) from error
-    parts = []
-    for part in instructions:
-      if part.splitname not in whole:
-        whole[part.splitname] = arrays.read_split(builder, part.splitname)
-      images, labels = whole[part.splitname]
-      parts.append((images[part.from_ : part.to], labels[part.from_ : part.to]))
+    parts = [
+      [array[part.from_ : part.to] for array in read_whole(part.splitname)]
+      for part in _parse_split(config, key, builder.info.splits)
+    ]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     if not labels.size:
-      raise app.UsageError(f"config.{key}={spec}: the split is empty")
+      raise app.UsageError(f"config.{key}={config[key]}: the split is empty")
     flat = images.reshape(len(labels), -1)
-    return Examples(flat, labels, images.shape[1:])
-
-  examples = {split: read(split) for split in splits}
+    examples[split] = Examples(flat, labels, images.shape[1:])
   return Data(
     class_names=tuple(builder.info.features["label"].names),
     crc32={split: _crc32(examples[split]) for split in splits},
@@ -173,96 +153,30 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   )
 
 
+def _parse_split(
+  config: ml_collections.ConfigDict, key: str, known: tfds.core.SplitDict
+) -> list[Any]:
+  """Parses a split such as "train[:90%]" to parts of the splits there are.
+
+  Returns:
+    Parts, each with its `splitname`, and where in that it begins (`from_`) and
+    ends (`to`).
+  """
+  spec = config[key]
+  try:
+    return tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
+  except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
+    reason = " ".join(str(error).strip("'\"").split())
+    raise app.UsageError(
+      f"config.{key}={spec}: not a split of {config.dataset}: {reason}"
+    ) from error
+
+
 def _crc32(examples: Examples) -> int:
   checksum = zlib.crc32(repr(examples.image_shape).encode())
   for array in (examples.images, examples.labels):
     checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
   return checksum
-
-
-def _builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-  """The builder of the data set, prepared in a random access format."""
-  data_dir = os.path.expanduser(config.data_dir) or None
-  if config.dataset in idx_dataset.NAMES:
-    return _prepared_idx_builder(config, data_dir)
-  try:
-    builder = tfds.builder(config.dataset, data_dir=data_dir)
-  except Exception as error:  # TFDS raises anything.
-    raise app.UsageError(
-      f"config.dataset={config.dataset}: neither one of"
-      f" {', '.join(idx_dataset.NAMES)} nor a data set that TFDS can build:"
-      f" {error}"
-    ) from error
-  formats = builder.info.available_file_formats()
-  if not formats & tfds.core.FileFormat.with_random_access():
-    raise app.UsageError(
-      f"config.dataset={config.dataset}: not prepared as array_record in"
-      f" {builder.data_dir_root}; where TensorFlow is installed, `tfds build"
-      f" {config.dataset} --file_format=array_record --data_dir=DIR` prepares"
-      " it, and --config.data_dir=DIR then reads it"
-    )
-  features = builder.info.features
-  if not (
-    {"image", "label"} <= set(features)
-    and isinstance(features["label"], tfds.features.ClassLabel)
-    and len(features["image"].shape) == 3
-    and None not in features["image"].shape
-    and features["image"].np_dtype == np.uint8
-  ):
-    raise app.UsageError(
-      f"config.dataset={config.dataset}: has the features"
-      f" {' '.join(str(features).split())}; accepted are data sets with a"
-      " class `label` and a uint8 `image` of fixed [height, width, channels]"
-    )
-  return builder
-
-
-def _prepared_idx_builder(
-  config: ml_collections.ConfigDict, data_dir: str | None
-) -> tfds.core.DatasetBuilder:
-  manual_dir = _PROJECT_DATA
-  if config.manual_dir:
-    manual_dir = pathlib.Path(config.manual_dir).expanduser()
-  if config.manual_dir and not manual_dir.is_dir():
-    raise app.UsageError(
-      f"config.manual_dir={config.manual_dir}: not a directory; accepted is one"
-      ' with the IDX files, or "" for the project\'s data/'
-    )
-
-  def make_builder():
-    try:
-      return idx_dataset.IdxDataset(
-        config=config.dataset, data_dir=data_dir, manual_dir=manual_dir
-      )
-    except Exception as error:  # TFDS raises anything.
-      raise app.UsageError(
-        f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
-        f" it is damaged: {error}; remove that and run again"
-      ) from error
-
-  builder = make_builder()
-  if builder.data_path.exists():
-    if not builder.info.splits:
-      raise app.UsageError(
-        f"{builder.data_dir}: holds no data set, though it has its name;"
-        " remove it and run again"
-      )
-    if config.manual_dir:
-      logging.info(
-        "%s is prepared in %s: config.manual_dir is not read",
-        config.dataset,
-        builder.data_dir,
-      )
-    return builder
-  logging.info("Preparing %s in %s", config.dataset, builder.data_dir)
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(None):  # It says more than we did.
-      builder.download_and_prepare(file_format="array_record")
-  except FileExistsError:
-    return make_builder()  # Another process was faster.
-  return builder
 
 
 def to_float(images: jax.Array) -> jax.Array:

@@ -141,7 +141,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     whole, broken = pathlib.Path(scratch, "whole"), pathlib.Path(scratch, "0")
     complete(whole, num_steps)
-    rounds, found, runs = [], [], 1
+    rounds, found, num_runs = [], [], 1
     while len(rounds) < args.rounds:
       done = interrupt(broken, num_steps, rng)
       if done:
@@ -150,7 +150,8 @@ def main() -> None:
         print(f"{len(rounds):3}/{args.rounds}", *done.values(), *step)
       else:  # It was faster than the signals: compare, and kill another.
         found += differences(whole, broken)
-        broken, runs = pathlib.Path(scratch, str(runs)), runs + 1
+        broken = pathlib.Path(scratch, str(num_runs))
+        num_runs += 1
     complete(broken, num_steps)
     found += differences(whole, broken)
   counts = collections.Counter(f"{r['signal']} {r['phase']}" for r in rounds)
@@ -158,7 +159,7 @@ def main() -> None:
   result = {
     "rounds": args.rounds,
     "steps": num_steps,
-    "runs": runs,
+    "runs": num_runs,
     "signals": dict(sorted(counts.items())),
     "seconds_from_sigterm_to_exit": {
       "median": float(np.median(seconds)),

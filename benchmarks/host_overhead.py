@@ -29,7 +29,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
-from machine import compiling
+from machine import compiling  # noqa: E402
 from rundir import checkpoints  # noqa: E402
 from rundir import logs  # noqa: E402
 import steps  # noqa: E402
@@ -43,7 +43,6 @@ def no_step(training, examples, order_rng, dropout_rng, **static):
   del examples, order_rng, dropout_rng
   state = training.state.replace(step=training.state.step + 1)
   metrics = training.metrics.replace(
-    loss=training.metrics.loss + 1.0,
     num_examples=training.metrics.num_examples + static["batch_size"],
   )
   return training.replace(state=state, metrics=metrics)

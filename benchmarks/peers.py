@@ -21,8 +21,6 @@ import time
 
 import numpy as np
 
-from machine import compiling
-
 NUM_IMAGES = 10_000
 LEARNING_RATE = 0.001
 DROPOUT_RATE = 0.4
@@ -67,6 +65,7 @@ class This:
     import optax
 
     import input_pipeline
+    from machine import compiling
     import model
     import steps
 

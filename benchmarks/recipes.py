@@ -106,9 +106,9 @@ def main() -> None:
     summary = summarise(config, runs)
     print(row(preset, summary))
     if args.json:
-      there = json.loads(args.json.read_text()) if args.json.exists() else {}
-      there[preset] = summary
-      args.json.write_text(json.dumps(there, indent=2) + "\n")
+      results = json.loads(args.json.read_text()) if args.json.exists() else {}
+      results[preset] = summary
+      args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import predict  # noqa: E402
 from report import figures  # noqa: E402
-from rundir import runs
+from rundir import runs  # noqa: E402
 from sources import photographs  # noqa: E402
 
 FONTS = (

@@ -19,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from machine import devices
 from machine import processes
+from rundir import trees
 from steps import Metrics
 from steps import TrainState
 
@@ -34,10 +35,6 @@ class DamagedError(Exception):
   """A checkpoint is not what was saved; the message says why."""
 
 
-class OtherNetworkError(app.UsageError):
-  """A checkpoint is of another network than model.py's."""
-
-
 def all_steps(workdir: pathlib.Path) -> list[int]:
   """The steps of the complete checkpoints, ascending."""
   return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
@@ -45,12 +42,9 @@ def all_steps(workdir: pathlib.Path) -> list[int]:
 
 def best_step(workdir: pathlib.Path) -> int | None:
   """The step of the best validation accuracy, if one was validated."""
-  accuracies = {}
-  for step in all_steps(workdir):
-    with contextlib.suppress(DamagedError):
-      accuracies[step] = _read_accuracy(workdir, step)
-  validated = [step for step, a in accuracies.items() if a is not None]
-  return max(validated, key=lambda step: (accuracies[step], step), default=None)
+  found = _read_accuracies(workdir)
+  validated = [(x, step) for step, x in found.items() if x is not None]
+  return max(validated)[1] if validated else None
 
 
 def restore(
@@ -70,31 +64,23 @@ def restore(
 
   Raises:
     DamagedError: what is there is not what was saved.
-    OtherNetworkError: names the first array that the state has and the
-      checkpoint has not, or the other way round.
+    trees.OtherNetworkError: names an array that differs or is not in both.
   """
   path = _folder(workdir) / str(step)
   found = _read_metadata(path)
-  check_same_network(path, state, found.pop("state"))
+  trees.check_same_network(path, state, found.pop("state"))
   target = {"state": state, **found}
   _read_accuracy(workdir, step)
-  declared = sum(
-    math.prod(x.shape) * np.dtype(x.dtype).itemsize
-    for x in jax.tree.leaves(target)
+  _check_size(path, target)
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=devices.replicated()
+    ),
+    target,
   )
-  size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-  if declared > _MAX_COMPRESSION * size:
-    raise DamagedError(f"its files have {size} bytes for {declared} of arrays")
-  replicated = devices.replicated()
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.restore(
-        path / "default",
-        jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-          target,
-        ),
-      )
+      saved = checkpointer.restore(path / "default", target)
   except Exception as error:  # Orbax and TensorStore raise anything.
     raise DamagedError(_reason(error)) from error
   checksum = saved.pop("checksum")
@@ -119,36 +105,15 @@ def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
-  """Checks that two trees have arrays of the same names, shapes and dtypes.
-
-  Args:
-    path: of what was found, to name it.
-    state: what it is to be.
-    found: what it is.
-
-  Raises:
-    OtherNetworkError: names the first array that differs.
-  """
-  ours, theirs = _shapes(state), _shapes(found)
-  for name in sorted(ours.keys() | theirs.keys()):
-    if ours.get(name) != theirs.get(name):
-      raise OtherNetworkError(
-        f"{path} is of another network than model.py's: {name} is"
-        f" {theirs.get(name, 'missing')} there and"
-        f" {ours.get(name, 'missing')} here"
-      )
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-  """Maps the name of each array, such as params/conv1/kernel, to its shape."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): (
-      f"{np.dtype(x.dtype).name} {list(x.shape)}"
-    )
-    for path, x in leaves
-  }
+def _check_size(path: pathlib.Path, target: Any) -> None:
+  """Raises DamagedError if the files cannot fill what they declare."""
+  declared = sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(target)
+  )
+  size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+  if declared > _MAX_COMPRESSION * size:
+    raise DamagedError(f"its files have {size} bytes for {declared} of arrays")
 
 
 def _resumed(
@@ -157,7 +122,7 @@ def _resumed(
   """The sums that were saved, where they are of the metrics that are logged."""
   if since_log is None:
     return None
-  if _shapes(found) != _shapes(since_log):
+  if trees.shapes(found) != trees.shapes(since_log):
     logging.info("Other metrics were logged: the next log begins them here")
     return since_log
   return Metrics(**found)
@@ -170,7 +135,7 @@ def restore_newest(
 
   Raises:
     app.UsageError: all of them are damaged.
-    OtherNetworkError: as `restore` does.
+    trees.OtherNetworkError: as `restore` does.
   """
   for step in reversed(all_steps(workdir)):
     try:
@@ -199,11 +164,7 @@ class Manager:
   def save(
     self, step: int, saved: dict[str, Any], metrics: dict[str, float]
   ) -> None:
-    """Saves in the background; the caller may donate the arrays afterwards.
-
-    Raises:
-      Exception: an earlier save failed.
-    """
+    """Saves in the background, and raises what an earlier save raised."""
     if jax.process_count() > 1:  # All processes must call Orbax together.
       self._save(step, saved, metrics)
       return
@@ -240,50 +201,66 @@ class Manager:
 def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
   """Opens `workdir/checkpoints`: the newest three and the best are kept.
 
-  Newer ones than `start_step`, and others that Orbax cannot open, are moved to
-  `workdir/damaged_checkpoints`.
+  Damaged ones are moved to `workdir/damaged_checkpoints`.
 
   Args:
     workdir: the run directory.
-    start_step: from which the training goes on.
+    start_step: from which the training goes on; newer ones were passed over.
 
   Raises:
     app.UsageError: a checkpoint could not be saved.
   """
-  damaged = []
-  for step in all_steps(workdir):
-    try:
-      _read_accuracy(workdir, step)
-      if step > start_step:  # For it was passed over.
-        damaged.append(step)
-    except DamagedError:
-      damaged.append(step)
-  processes.sync("know the damaged checkpoints")
-  with processes.first_goes_first("set the damaged checkpoints aside"):
-    if processes.is_first():
-      for step in damaged:
-        _set_aside(workdir, step)
-  policy = preservation_policy.AnyPreservationPolicy(
-    [
-      preservation_policy.LatestN(_NUM_NEWEST),
-      preservation_policy.BestN(get_metric_fn=_goodness, n=1),
-    ]
-  )
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=policy,
-    best_fn=_goodness,  # Without it, no metrics are saved for the policy.
-    create=True,
-    cleanup_tmp_directories=True,
-    # Else, where that fails, Orbax's threads hold the process for minutes.
-    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-  )
-  manager = Manager(ocp.CheckpointManager(_folder(workdir), options=options))
+  _set_aside(workdir, _find_damaged(workdir, start_step))
+  manager = Manager(_orbax_manager(_folder(workdir)))
   try:
     yield manager
     wait(manager)
   finally:
     with contextlib.suppress(Exception):  # What it raises was raised before.
       manager.close()
+
+
+def _find_damaged(workdir: pathlib.Path, start_step: int) -> list[int]:
+  """The steps that were passed over, or whose metrics Orbax cannot open."""
+  readable = _read_accuracies(workdir)
+  return [
+    step
+    for step in all_steps(workdir)
+    if step > start_step or step not in readable
+  ]
+
+
+def _set_aside(workdir: pathlib.Path, damaged: list[int]) -> None:
+  """Moves checkpoints to where training does not write."""
+  processes.sync("all know the damaged checkpoints")
+  if damaged and processes.is_first():
+    folder = workdir / "damaged_checkpoints"
+    folder.mkdir(exist_ok=True)
+    for step in damaged:
+      path = folder / str(step)
+      while path.exists():
+        path = path.with_name(f"{path.name}_")
+      os.rename(_folder(workdir) / str(step), path)
+      logging.warning("The damaged checkpoint of step %d is now %s", step, path)
+  processes.sync("the damaged checkpoints are set aside")
+
+
+def _orbax_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
+  policy = preservation_policy.AnyPreservationPolicy(
+    [
+      preservation_policy.LatestN(_NUM_NEWEST),
+      preservation_policy.BestN(get_metric_fn=_accuracy_or_less, n=1),
+    ]
+  )
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy,
+    best_fn=_accuracy_or_less,  # Without it, Orbax saves no metrics.
+    create=True,
+    cleanup_tmp_directories=True,
+    # Else, where that fails, Orbax's threads hold the process for minutes.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+  )
+  return ocp.CheckpointManager(folder, options=options)
 
 
 def save(
@@ -305,9 +282,8 @@ def save(
   Raises:
     app.UsageError: an earlier checkpoint could not be saved.
   """
-  metrics = {}
-  if validation_accuracy is not None:
-    metrics = {_BEST: validation_accuracy}
+  validated = validation_accuracy is not None
+  metrics = {_BEST: validation_accuracy} if validated else {}
   saved = {"state": state, "since_log": since_log}
   with _explained(manager):
     manager.save(step, saved, metrics)
@@ -335,8 +311,18 @@ def _folder(workdir: pathlib.Path) -> pathlib.Path:
   return workdir.absolute() / "checkpoints"
 
 
-def _goodness(metrics: dict[str, float]) -> float:
-  return metrics.get(_BEST, -1.0)  # Saved between two validations: not best.
+def _accuracy_or_less(metrics: dict[str, float]) -> float:
+  """The validation accuracy; without one, a checkpoint is never the best."""
+  return metrics.get(_BEST, -1.0)
+
+
+def _read_accuracies(workdir: pathlib.Path) -> dict[int, float | None]:
+  """`_read_accuracy` of all steps but those at which it fails."""
+  found = {}
+  for step in all_steps(workdir):
+    with contextlib.suppress(DamagedError):
+      found[step] = _read_accuracy(workdir, step)
+  return found
 
 
 def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
@@ -358,17 +344,6 @@ def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
   for leaf in jax.tree.leaves(jax.device_get(tree)):
     checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
   return np.uint32(checksum)
-
-
-def _set_aside(workdir: pathlib.Path, step: int) -> None:
-  """Moves a checkpoint to where training does not write."""
-  folder = workdir / "damaged_checkpoints"
-  folder.mkdir(exist_ok=True)
-  path = folder / str(step)
-  while path.exists():
-    path = path.with_name(f"{path.name}_")
-  os.rename(_folder(workdir) / str(step), path)
-  logging.warning("The damaged checkpoint of step %d is now %s", step, path)
 
 
 def _reason(error: Exception) -> str:

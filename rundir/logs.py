@@ -1,7 +1,6 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
 import json
@@ -12,7 +11,6 @@ from typing import IO
 from typing import Any
 
 from absl import logging
-import jax
 import ml_collections
 import numpy as np
 import tensorboardX
@@ -22,6 +20,7 @@ import tqdm
 import input_pipeline
 from machine import processes
 from rundir import files
+from rundir import trees
 import steps
 
 
@@ -192,7 +191,7 @@ class Logger:
 
   def grad_norms(self, step: int, norms: steps.Params) -> None:
     """Logs the norm of the gradient of each parameter, for TensorBoard."""
-    for name, norm in _named(norms):
+    for name, norm in trees.named(norms):
       self._tensorboard.add_scalar(f"grad_norm/{name}", norm, step)
 
   def can_draw(self) -> bool:
@@ -234,7 +233,7 @@ class Logger:
         examples, probabilities, params, inspection, class_names
       ):
         self._tensorboard.add_figure(tag, picture, step, close=False)
-      for name, value in _named(params):
+      for name, value in trees.named(params):
         self._tensorboard.add_histogram(f"params/{name}", value, step)
     except Exception as error:  # No picture is worth the run.
       logging.warning("No pictures of step %d: %s", step, error)
@@ -251,12 +250,6 @@ class Logger:
       logging.info("%s", line)
     else:
       self._bar.write(line, file=self._bar.fp)
-
-
-def _named(tree: steps.Params) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the arrays of a tree with their names, such as conv1/kernel."""
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def _text(means: dict[str, float]) -> str:

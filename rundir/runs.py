@@ -20,6 +20,7 @@ from rundir import directory
 from rundir import experiment
 from rundir import files
 from rundir import provenance
+from rundir import trees
 import steps
 
 
@@ -122,7 +123,7 @@ def with_params_of(
     app.UsageError: the run cannot be opened, or is of another network.
   """
   params = open_run(workdir).state.eval_params
-  checkpoints.check_same_network(
+  trees.check_same_network(
     workdir, {"params": state.params}, {"params": params}
   )
   state = state.replace(params=params)
@@ -182,8 +183,8 @@ def _restore(
   workdir: pathlib.Path, checkpoint: str, state: steps.TrainState
 ) -> steps.TrainState:
   """Restores "last", "best" or a step, if it is there."""
-  there = checkpoints.all_steps(workdir)
-  if not there:
+  saved = checkpoints.all_steps(workdir)
+  if not saved:
     raise app.UsageError(
       f"{workdir}: has no complete checkpoint; train.py saves them"
     )
@@ -192,12 +193,12 @@ def _restore(
   if checkpoint == "best":
     if (step := checkpoints.best_step(workdir)) is None:
       raise app.UsageError(f"{workdir}: no checkpoint was validated yet")
-  elif checkpoint in map(str, there):
+  elif checkpoint in map(str, saved):
     step = int(checkpoint)
   else:
     raise app.UsageError(
       f"--checkpoint={checkpoint}: accepted are last, best and the steps"
-      f" {', '.join(map(str, there))}"
+      f" {', '.join(map(str, saved))}"
     )
   try:
     return checkpoints.restore(workdir, step, state)[0]

@@ -40,7 +40,7 @@ def read_split(
     pass
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     logging.warning("%s is damaged (%s) and made anew", path, error)
-  images, labels = _read_records(builder, split)
+  images, labels = read_records(builder, split)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
   try:
     with open(temporary, "wb") as file:
@@ -52,9 +52,10 @@ def read_split(
   return images, labels
 
 
-def _read_records(
+def read_records(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
+  """Reads what `read_split` does from the records, which takes seconds."""
   size = builder.info.splits[split].num_examples
   images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(size, np.int32)

@@ -162,46 +162,61 @@ def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
   Raises:
     ValueError: there is no ink.
   """
-  x = to_grey(image)
-  if max(x.shape) > _MAX_SIDE:
-    scale = _MAX_SIDE / max(x.shape)
-    x = _resize(x, [max(1, round(n * scale)) for n in x.shape])
-  if invert == "yes" or (invert == "auto" and _has_dark_ink(x)):
-    x = 255 - x
-  ink = np.maximum(x - _paper(x), 0)
-  smooth = ndimage.gaussian_filter(ink, max(x.shape) / 200)
+  grey = to_grey(image)
+  if max(grey.shape) > _MAX_SIDE:
+    grey = _resize(grey, _MAX_SIDE)
+  if invert == "yes" or (invert == "auto" and _has_dark_ink(grey)):
+    grey = 255 - grey
+  digit = _resize(_crop(_find_ink(grey)), _BOX)
+  return _center(np.clip(digit / digit.max(), 0, 1))
+
+
+def _find_ink(x: np.ndarray) -> np.ndarray:
+  """How much of each pixel is ink, 0 to 1, in an image with light ink."""
+  contrast = np.maximum(x - _paper(x), 0)
+  smooth = ndimage.gaussian_filter(contrast, max(x.shape) / 200)
   if smooth.max() < _MIN_CONTRAST:
     raise ValueError("has no ink")
   threshold = _otsu(smooth)
-  mask = _without_specks(smooth > threshold)
-  near = ndimage.binary_dilation(mask, iterations=1 + max(x.shape) // 100)
+  strokes = _without_specks(smooth > threshold)
+  near = ndimage.binary_dilation(strokes, iterations=1 + max(x.shape) // 100)
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
-  noise = np.percentile(ink[~near], 98) if not near.all() else 0
-  low, high = max(threshold / 4, noise), np.median(ink[mask])
-  ink = np.where(near, np.clip((ink - low) / max(high - low, 1), 0, 1), 0)
+  noise = np.percentile(contrast[~near], 98) if not near.all() else 0
+  low, high = max(threshold / 4, noise), np.median(contrast[strokes])
+  ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
+  ink[~near] = 0
   if not ink.any():
     raise ValueError("has no ink that stands out from its noise")
-  rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-  ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-  scale = _BOX / max(ink.shape)
-  ink = _resize(ink, [max(1, round(n * scale)) for n in ink.shape])
-  ink = np.clip(ink / ink.max(), 0, 1)
+  return ink
 
-  result = np.zeros((_SIDE, _SIDE), np.uint8)
+
+def _crop(ink: np.ndarray) -> np.ndarray:
+  """Cuts off the rows and columns around the ink."""
+  rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+  return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _center(digit: np.ndarray) -> np.ndarray:
+  """Puts its centre of mass at the centre of an image of MNIST's, uint8."""
   center = _SIDE / 2  # The mean over MNIST is 14.0, not 13.5.
+  height, width = digit.shape
   top, left = (
     int(np.clip(round(center - mass), 0, _SIDE - size))
-    for mass, size in zip(ndimage.center_of_mass(ink), ink.shape, strict=True)
+    for mass, size in zip(
+      ndimage.center_of_mass(digit), digit.shape, strict=True
+    )
   )
-  result[top : top + ink.shape[0], left : left + ink.shape[1]] = np.round(
-    ink * 255
-  )
-  return result
+  image = np.zeros((_SIDE, _SIDE), np.uint8)
+  image[top : top + height, left : left + width] = np.round(digit * 255)
+  return image
 
 
-def _resize(x: np.ndarray, shape: list[int]) -> np.ndarray:
+def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
+  """Scales an image, with its aspect ratio kept."""
+  scale = longer_side / max(x.shape)
+  height, width = (max(1, round(n * scale)) for n in x.shape)
   image = Image.fromarray(np.asarray(x, np.float32))
-  return np.asarray(image.resize(shape[::-1], Image.Resampling.BICUBIC))
+  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _border(x: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ import train
 PROJECT = pathlib.Path(__file__).parent.parent
 
 # Compiled as the programs are. Without it, JAX 0.7.2 on a CPU may multiply by
-# weights that lay at the same address before; see ops.py.
+# weights that lay at the same address before; see compiling.py.
 jit = functools.partial(jax.jit, compiler_options=compiling.compiler_options())
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from model import CNN
 from rundir import checkpoints
+from rundir import trees
 import steps
 
 ZERO = steps.Metrics.zero(10)
@@ -87,7 +88,7 @@ def test_another_network_is_named_and_its_checkpoint_stays(
     lambda: checkpoints.restore(four_steps, 4, other),
     lambda: checkpoints.restore_newest(four_steps, other),
   ):
-    with pytest.raises(checkpoints.OtherNetworkError) as error:
+    with pytest.raises(trees.OtherNetworkError) as error:
       restore()
     assert str(error.value) == (
       f"{four_steps}/checkpoints/4 is of another network than model.py's:"

@@ -9,8 +9,8 @@ import tensorflow_datasets as tfds
 
 from configs import default
 from configs import kmnist
-import input_pipeline
 import optimizer
+from sources import builders
 import train
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
@@ -112,7 +112,7 @@ def test_the_defaults_are_the_tutorials():
 def test_no_image_is_in_two_splits(path, default_config, mnist):
   """The whole family has as many images as MNIST, which is prepared."""
   del mnist
-  splits = input_pipeline._builder(default_config).info.splits
+  splits = builders.prepared(default_config).info.splits
   config = runpy.run_path(str(path))["get_config"]()
   examples = {
     name: {

@@ -1,0 +1,47 @@
+"""Trees of arrays, such as parameters: their names, and whether two match."""
+
+from collections.abc import Iterator
+import pathlib
+from typing import Any
+
+from absl import app
+import jax
+import numpy as np
+
+
+class OtherNetworkError(app.UsageError):
+  """A run is of another network than model.py's."""
+
+
+def named(tree: Any) -> Iterator[tuple[str, Any]]:
+  """Yields the arrays of a tree with their names, such as conv1/kernel."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def shapes(tree: Any) -> dict[str, str]:
+  """Maps the name of each array to its dtype and shape."""
+  return {
+    name: f"{np.dtype(x.dtype).name} {list(x.shape)}" for name, x in named(tree)
+  }
+
+
+def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
+  """Checks that two trees have arrays of the same names, shapes and dtypes.
+
+  Args:
+    path: of what was found, to name it.
+    state: what it is to be.
+    found: what it is.
+
+  Raises:
+    OtherNetworkError: names the first array that differs.
+  """
+  ours, theirs = shapes(state), shapes(found)
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name):
+      raise OtherNetworkError(
+        f"{path} is of another network than model.py's: {name} is"
+        f" {theirs.get(name, 'missing')} there and"
+        f" {ours.get(name, 'missing')} here"
+      )
