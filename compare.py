@@ -25,6 +25,7 @@ def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
   """
   runs = []
   for folder in folders:
+    folder = files.expand_user(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
       raise app.UsageError(f"{folder}: there is no run directory in it")
@@ -119,7 +120,7 @@ def main() -> None:
       curves = {
         row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
       }
-      figures.save(figures.compare_curves(curves), args.plot)
+      figures.save(figures.compare_curves(curves), files.expand_user(args.plot))
 
 
 if __name__ == "__main__":

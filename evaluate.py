@@ -2,71 +2,46 @@
 
     python evaluate.py --workdir=runs/default --split=test
 
-Writes metrics.json, predictions.csv and pictures to `evaluation/` in the run
-directory. The last line on stdout is the result, as JSON. Several runs are
-scored as one, an ensemble: the mean of their probabilities.
+Writes metrics.json, predictions.csv and pictures to `evaluation/test` in the
+run directory; each other question has another folder beside it. The last line
+on stdout is the result, as JSON. Several runs are scored as one, an ensemble:
+the mean of their probabilities.
 
-    python evaluate.py --workdir=runs/a --workdir=runs/b --output=runs/both
+    python evaluate.py --workdir=runs/a --workdir=runs/b
 """
 
 import argparse
 from collections.abc import Sequence
-import csv
-import io
 import json
+import os
 import pathlib
 from typing import Any
-from typing import NamedTuple
 
 from absl import app
+from absl import logging
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from sklearn import metrics
 
 import input_pipeline
 from machine import compiling
 from machine import console
-from report import figures
+from report import evaluation
+from rundir import experiment
 from rundir import files
 from rundir import runs
 import steps
 
 
-class Calibration(NamedTuple):
-  """How sure a network is and how often it is right, in bins of equal width.
-
-  Attributes:
-    counts: of the examples in each bin, [bins].
-    accuracies: of each bin, [bins]; 0 where it is empty.
-    error: the expected calibration error: Guo et al., "On Calibration of Modern
-      Neural Networks", arXiv 1706.04599.
-  """
-
-  counts: np.ndarray
-  accuracies: np.ndarray
-  error: float
-
-
-def calibrate(
-  confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
-) -> Calibration:
-  """Bins the [n] probabilities of the predicted classes, in (0, 1]."""
-  bins = np.clip(np.ceil(confidences * num_bins) - 1, 0, num_bins - 1)
-  bins = bins.astype(int)
-  counts = np.bincount(bins, minlength=num_bins)
-  right = np.bincount(bins, correct, num_bins)
-  gaps = np.abs(right - np.bincount(bins, confidences, num_bins))
-  return Calibration(
-    counts, right / np.maximum(counts, 1), float(gaps.sum() / len(correct))
-  )
-
-
 def evaluate(
-  workdirs: Sequence[pathlib.Path],
+  workdirs: Sequence[str | os.PathLike],
   split: str | None = None,
   dataset: str | None = None,
   checkpoint: str = "last",
-  output: pathlib.Path | None = None,
+  output: str | os.PathLike | None = None,
+  data_dir: str | os.PathLike | None = None,
+  manual_dir: str | os.PathLike | None = None,
 ) -> tuple[dict[str, Any], str]:
   """Scores a run, or the mean of the probabilities of several.
 
@@ -75,124 +50,173 @@ def evaluate(
     split: in TFDS's syntax; by default the first config's test split.
     dataset: by default the first config's.
     checkpoint: "last", "best" or a step.
-    output: where to write; by default `evaluation/` in the run directory.
+    output: where to write; by default a folder in `evaluation/` in the first
+      run directory, named after the other arguments.
+    data_dir: where data sets are prepared; by default as in the first config.
+    manual_dir: where IDX files are; by default as in the first config.
 
   Returns:
-    accuracy, loss, global_step and n; and a report for people. Of several runs,
-    global_step is a list.
+    The means of the metrics, global_step and n; and a report for people. For
+    several runs, global_step is a list.
 
   Raises:
     app.UsageError: names what is wrong with an argument or the directory.
   """
-  if len(workdirs) > 1 and not output:
-    raise app.UsageError("--output is needed where several runs are scored")
-  opened = [runs.open_run(each, checkpoint) for each in workdirs]
-  run, config = opened[0], opened[0].config
-  for each, other in zip(workdirs, opened, strict=True):
-    trained_on = (other.config.dataset, other.image_shape, other.class_names)
-    if trained_on != (config.dataset, run.image_shape, run.class_names):
+  workdirs = [files.expand_user(workdir) for workdir in workdirs]
+  opened = [runs.open_run(workdir, checkpoint) for workdir in workdirs]
+  _check_ensemble(workdirs, opened)
+  own = opened[0].config
+  config = _changed(
+    own,
+    test_split=split,
+    dataset=dataset,
+    data_dir=data_dir and files.expand_user(data_dir).absolute(),
+    manual_dir=manual_dir and files.expand_user(manual_dir).absolute(),
+  )
+  data = _load(config, workdirs, opened)
+  means, probabilities = _score(opened, data.test, config.eval_batch_size)
+
+  result = {
+    **means,
+    "global_step": _one_or_all([run.step for run in opened]),
+    "n": len(probabilities),
+  }
+  scored = {
+    "run": _one_or_all([str(workdir) for workdir in workdirs]),
+    "dataset": config.dataset,
+    "split": config.test_split,
+    "checkpoint": checkpoint,
+  }
+  if output:
+    folder = files.expand_user(output)
+  else:
+    folder = _folder(workdirs, checkpoint, config, own)
+  evaluated = evaluation.measure(
+    jax.device_get(data.test), probabilities, data.class_names
+  )
+  evaluation.write(folder, evaluated, {**result, **scored})
+  return result, "\n\n".join(
+    [
+      _title(workdirs, opened, config, len(probabilities)),
+      "  ".join(f"{name} {mean:.4f}" for name, mean in means.items()),
+      evaluation.to_text(evaluated),
+      console.printable(f"More in {folder}"),
+    ]
+  )
+
+
+def _one_or_all(values: list[Any]) -> Any:
+  return values if len(values) > 1 else values[0]
+
+
+def _check_ensemble(
+  workdirs: Sequence[pathlib.Path], opened: Sequence[runs.Run]
+) -> None:
+  learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
+  for workdir, what in zip(workdirs, learned, strict=True):
+    if what != learned[0]:
       raise app.UsageError(
-        f"--workdir={each}: was not trained on the images and classes of"
-        f" {workdirs[0]}"
+        f"--workdir={workdir}: was not trained on the images and classes of"
+        f" {workdirs[0]}; all runs of an ensemble must be"
       )
-  config.dataset = dataset or config.dataset
-  config.test_split = split or config.test_split
-  data = input_pipeline.load(config, ["test"])
-  image_shape = data.test.image_shape
-  if (image_shape, len(data.class_names)) != (
-    run.image_shape,
-    len(run.class_names),
-  ):
+
+
+def _changed(
+  config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
+) -> ml_collections.ConfigDict:
+  """Returns a copy with those changes that are not None."""
+  config = config.copy_and_resolve_references()
+  config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
+  experiment.validate(config)
+  return config
+
+
+def _load(
+  config: ml_collections.ConfigDict,
+  workdirs: Sequence[pathlib.Path],
+  opened: Sequence[runs.Run],
+) -> input_pipeline.Data:
+  """Loads the split, and checks that the runs can be scored on it."""
+  data, run = input_pipeline.load(config, ["test"]), opened[0]
+  shape, classes = data.test.image_shape, len(data.class_names)
+  if (shape, classes) != (run.image_shape, len(run.class_names)):
     raise app.UsageError(
-      f"--dataset={config.dataset}: has {len(data.class_names)} classes of"
-      f" images {list(image_shape)}; accepted are {len(run.class_names)} of"
+      f"--dataset={config.dataset}: has {classes} classes of images"
+      f" {list(shape)}; must have {len(run.class_names)} of"
       f" {list(run.image_shape)}, as in training"
     )
-  evaluator = steps.evaluator(data.test, config.eval_batch_size)
-  scores = [evaluator(each.state) for each in opened]
-  images, labels = jax.device_get((data.test.images, data.test.labels))
-  if len(opened) == 1:
-    means, probabilities = jax.device_get(scores[0])
-    global_step = run.step
-  else:
-    probabilities = np.mean([jax.device_get(p) for _, p in scores], axis=0)
-    means = _score(probabilities, labels)
-    global_step = [each.step for each in opened]
-
-  result = {**means, "global_step": global_step, "n": labels.size}
-  report = _write(
-    output or workdirs[0] / "evaluation",
-    {**result, "dataset": config.dataset, "split": config.test_split},
-    data.test.unflatten(images),
-    labels,
-    probabilities,
-    data.class_names,
-  )
-  return result, report
+  for workdir, run in zip(workdirs, opened, strict=True):
+    _warn_of_other_data(workdir, run.config, config, data.crc32["test"])
+  return data
 
 
-def _score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  """The means of the metrics, which are computed from logits."""
-  logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-  return jax.device_get(steps.Metrics.of(logits, labels)).means()
+def _warn_of_other_data(
+  workdir: pathlib.Path,
+  own: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  crc32: int,
+) -> None:
+  """Says if a run's own test split is no longer what it was in training."""
+  if (config.dataset, config.test_split) != (own.dataset, own.test_split):
+    return
+  path = workdir / "dataset.json"
+  match files.read_json(path):
+    case {"crc32": {"test": int(recorded)}} if recorded != crc32:
+      logging.warning(
+        "%s of %s has the checksum %d, but %d in %s: its examples have changed",
+        *(config.test_split, config.dataset, crc32, recorded, path),
+      )
 
 
-def _write(
-  folder: pathlib.Path,
-  result: dict[str, Any],
-  images: np.ndarray,
-  labels: np.ndarray,
-  probabilities: np.ndarray,
-  class_names: Sequence[str],
+def _score(
+  opened: Sequence[runs.Run],
+  examples: input_pipeline.Examples,
+  batch_size: int,
+) -> tuple[dict[str, float], np.ndarray]:
+  """Returns the means of the metrics and the probabilities, [n, classes]."""
+  evaluator = steps.evaluator(examples, batch_size)
+  scores = [evaluator(run.state) for run in opened]
+  if len(scores) == 1:
+    return jax.device_get(scores[0])
+  mean = jnp.stack([probabilities for _, probabilities in scores]).mean(axis=0)
+  logits = jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
+  metrics = steps.Metrics.of(logits, examples.labels)
+  return jax.device_get(metrics).means(), jax.device_get(mean)
+
+
+def _folder(
+  workdirs: Sequence[pathlib.Path],
+  checkpoint: str,
+  config: ml_collections.ConfigDict,
+  own: ml_collections.ConfigDict,
+) -> pathlib.Path:
+  """Returns a folder for this question alone, in the first run directory."""
+  parts = [config.test_split]
+  if checkpoint != "last":
+    parts.append(f"checkpoint={checkpoint}")
+  for key in ("dataset", "data_dir", "manual_dir"):
+    if config[key] != own[key]:
+      parts.append(f"{key}={config[key]}")
+  for workdir in workdirs[1:]:
+    parts.append(f"with={os.path.relpath(workdir, workdirs[0].parent)}")
+  return workdirs[0] / "evaluation" / files.unique_name(",".join(parts))
+
+
+def _title(
+  workdirs: Sequence[pathlib.Path],
+  opened: Sequence[runs.Run],
+  config: ml_collections.ConfigDict,
+  size: int,
 ) -> str:
-  """Writes all files, and returns the report."""
-  predicted = probabilities.argmax(axis=1)
-  confidences, correct = probabilities.max(axis=1), predicted == labels
-  calibration = calibrate(confidences, correct)
-  indices = range(len(class_names))
-  matrix = metrics.confusion_matrix(labels, predicted, labels=indices)
-
-  def report(**options):
-    return metrics.classification_report(
-      labels,
-      predicted,
-      labels=indices,
-      target_names=class_names,
-      zero_division=0,
-      **options,
-    )
-
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write_json(
-    folder / "metrics.json",
-    {
-      **result,
-      "expected_calibration_error": calibration.error,
-      "per_class": {
-        name: values
-        for name, values in report(output_dict=True).items()
-        if name in class_names
-      },
-      "confusion_matrix": matrix.tolist(),
-    },
-  )
-  table = io.StringIO()
-  writer = csv.writer(table, lineterminator="\n")
-  writer.writerow(["index", "label", "class", *class_names])
-  for index, row in enumerate(probabilities):
-    names = (class_names[labels[index]], class_names[predicted[index]])
-    writer.writerow([index, *names, *(f"{p:.6g}" for p in row)])
-  files.write_text(folder / "predictions.csv", table.getvalue())
-  for name, picture in {
-    "confusion_matrix": figures.confusion_matrix(matrix, class_names),
-    "mistakes": figures.mistakes(images, labels, probabilities, class_names),
-    "calibration": figures.calibration(*calibration),
-  }.items():
-    figures.save(picture, folder / f"{name}.png")
-  return (
-    f"{report(digits=4)}\n"
-    f"Rows are the true classes, columns the predicted ones:\n{matrix}\n\n"
-    f"Expected calibration error {calibration.error:.4f}. More in {folder}"
+  """Says in one line what was scored."""
+  steps_taken = []
+  for workdir, run in zip(workdirs, opened, strict=True):
+    num_steps = run.config.num_steps
+    state = "complete" if run.step == num_steps else "not complete"
+    steps_taken.append(f"{workdir} at step {run.step} of {num_steps} ({state})")
+  return console.printable(
+    f"{', '.join(steps_taken)} on {config.test_split} of {config.dataset}:"
+    f" {size} examples"
   )
 
 
@@ -205,19 +229,18 @@ def main() -> None:
     "--workdir",
     required=True,
     action="append",
-    type=pathlib.Path,
+    dest="workdirs",
     help="a run directory; several for an ensemble",
   )
-  parser.add_argument(
-    "--split", help="in TFDS's syntax; by default the test split"
-  )
+  parser.add_argument("--split", help="in TFDS's syntax; by default the run's")
   parser.add_argument("--dataset", help="another one with images of this shape")
   parser.add_argument(
     "--checkpoint", default="last", help="last, best or a step"
   )
+  parser.add_argument("--data_dir", help="where data sets are prepared")
+  parser.add_argument("--manual_dir", help="where IDX files are")
   parser.add_argument(
     "--output",
-    type=pathlib.Path,
     help="where to write; by default evaluation/ in the run directory",
   )
   args = parser.parse_args()
@@ -225,13 +248,7 @@ def main() -> None:
   compiling.cache_compilations()
   compiling.keep_freed_memory()
   with console.one_line_errors():
-    result, report = evaluate(
-      [workdir.expanduser() for workdir in args.workdir],
-      args.split,
-      args.dataset,
-      args.checkpoint,
-      args.output and args.output.expanduser(),
-    )
+    result, report = evaluate(**vars(args))
     print(report)
     print(json.dumps(result, sort_keys=True))
 

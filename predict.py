@@ -4,7 +4,8 @@
 
 Images are files, folders, .npy arrays, or - for standard input. Drawings and
 photographs of a digit are brought to MNIST's form first: light ink on black,
-scaled and centred as in the database.
+scaled and centred as in the database. From Python, arrays of that form are
+predicted by `predictor(runs.open_run("runs/default"))(images)`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import tqdm
 import input_pipeline
 from machine import compiling
 from machine import console
+from rundir import files
 from rundir import runs
 from sources import photographs
 import steps
@@ -33,7 +35,16 @@ _MAX_ON_SHEET = 50
 
 
 def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns a function from n uint8 images to [n, classes] probabilities."""
+  """Returns a function that predicts images of the form of the training's.
+
+  Args:
+    run: from `runs.open_run`.
+
+  Returns:
+    A function of uint8 images [n, *run.image_shape], for MNIST [n, 28, 28, 1],
+    that returns the probabilities of run.class_names, float32 [n, classes]. It
+    raises ValueError if the images have another shape or dtype.
+  """
 
   @compiling.jit
   def predict_batch(state, images):
@@ -42,8 +53,14 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
     )
 
   def predict(images):
-    padded = -(-len(images) // _BATCH_SIZE) * _BATCH_SIZE  # Compiled once.
-    batches = np.zeros((padded, *run.image_shape), np.uint8)
+    images = np.asarray(images)
+    if images.shape[1:] != run.image_shape or images.dtype != np.uint8:
+      raise ValueError(
+        f"images are {images.dtype} {list(images.shape)}; must be uint8 [n,"
+        f" {', '.join(map(str, run.image_shape))}]"
+      )
+    padded = -(-len(images) // _BATCH_SIZE) * _BATCH_SIZE or _BATCH_SIZE
+    batches = np.zeros((padded, *run.image_shape), np.uint8)  # Compiled once.
     batches[: len(images)] = images
     probabilities = [
       np.asarray(predict_batch(run.state, batches[start : start + _BATCH_SIZE]))
@@ -59,17 +76,17 @@ def find(
 ) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   """Yields the name and the source of each file that the arguments mean."""
   for argument in arguments:
-    path = pathlib.Path(argument).expanduser()
+    path = files.expand_user(argument)
     if argument == "-":
       yield "-", sys.stdin.buffer.read()
     elif path.is_dir():
-      files = [
+      images = [
         file
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in photographs.SUFFIXES and file.is_file()
       ]
-      yield from ((str(file), file) for file in files)
-      if not files:
+      yield from ((str(file), file) for file in images)
+      if not images:
         yield argument, path
     else:
       yield argument, path
@@ -173,7 +190,7 @@ def _report(args, run: runs.Run, images: list[Loaded]) -> None:
   picture = figures.predictions(
     given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
   )
-  figures.save(picture, args.sheet)
+  figures.save(picture, files.expand_user(args.sheet))
   if len(names) > _MAX_ON_SHEET:
     print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 

@@ -30,7 +30,6 @@ INCIDENTAL = (
   "eval_every_steps",
   "checkpoint_every_steps",
 )
-_MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
 
 
 def _at_least(minimum):
@@ -168,7 +167,7 @@ def name(
     directory = pathlib.Path(init_from).expanduser().resolve().name
     overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
-  if len(result.encode()) > _MAX_NAME_LENGTH:
+  if len(result.encode()) > files.MAX_NAME_LENGTH:
     raise app.UsageError(
       f"too many overrides to name a run directory after: {result}; name one"
       " with --workdir"

@@ -6,10 +6,20 @@ import os
 import pathlib
 import re
 from typing import Any
+import zlib
 
 from absl import app
 
+MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
 _MAX_JSON_SIZE = 2**20  # In bytes; ours have about a thousand.
+# What `unique_name` can tell apart by its letters: a split, maybe a slice of
+# it, and more of the characters that a file name keeps.
+_PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
+
+
+def expand_user(path: str | os.PathLike) -> pathlib.Path:
+  """Replaces a leading `~`; pathlib's raises where there is no such user."""
+  return pathlib.Path(os.path.expanduser(path))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -65,6 +75,20 @@ def check_same(
 def to_file_name(text: str) -> str:
   """Replaces what would nest, as a slash, or what Orbax takes for a pattern."""
   return re.sub(r"[^\w.,=+%-]", "_", text)
+
+
+def unique_name(text: str) -> str:
+  """Names a file after a text that begins with a split in TFDS's syntax.
+
+  `train[:2000],checkpoint=best` gives `train_2000,checkpoint=best`. If another
+  text might give the same name, or the name is too long, it ends in a checksum.
+  """
+  name = to_file_name(re.sub(r"\[:?", "_", text).replace("]", ""))
+  if _PLAIN_NAME.fullmatch(text) and len(name.encode()) <= MAX_NAME_LENGTH:
+    return name
+  checksum = f"-{zlib.crc32(os.fsencode(text)):08x}"
+  kept = name.encode()[: MAX_NAME_LENGTH - len(checksum)]
+  return kept.decode(errors="ignore") + checksum
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import IO
 from typing import Any
 
 from absl import logging
+import jax
 import ml_collections
 import numpy as np
 import tensorboardX

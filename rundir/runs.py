@@ -52,7 +52,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   Raises:
     app.UsageError: names what is missing or wrong there.
   """
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = files.expand_user(workdir)
   directory.check_contained(workdir)
   config = experiment.read(workdir / "config.json", _own_keys(workdir))
   image_shape, class_names = _read_dataset(workdir / "dataset.json")

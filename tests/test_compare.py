@@ -56,8 +56,11 @@ def test_the_best_is_first_and_only_what_differs_is_shown(runs):
 
 
 def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
-  plot = tmp_path / "plot.png"
-  completed = run_program("compare.py", runs, f"--plot={plot}", cwd=tmp_path)
+  completed = run_program(
+    *("compare.py", "~/runs", "--plot=~/plot.png"),
+    cwd=runs,
+    HOME=str(tmp_path),
+  )
   assert completed.returncode == 0, completed.stderr
   header, first, *_ = completed.stdout.splitlines()
   assert header.split()[:4] == ["run", "learning_rate", "seed", "steps_done"]
@@ -65,7 +68,7 @@ def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
     *(str(runs / "b"), "0.1000", "1", "20", "0.9000", "0.9000", "0.1000"),
     "5.0000",
   ]
-  assert_not_blank(plot)
+  assert_not_blank(tmp_path / "plot.png")
   completed = run_program("compare.py", runs / "a", runs, "--csv", cwd=tmp_path)
   rows = list(csv.DictReader(completed.stdout.splitlines()))
   assert [row["run"][-1] for row in rows] == ["b", "a", "c"]

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import re
 import shutil
 from unittest import mock
 
 from absl import app
+from absl import logging
 from conftest import assert_not_blank
 from conftest import jit
 from conftest import pixels
@@ -17,7 +19,9 @@ import pytest
 
 import evaluate
 import input_pipeline
+from report import evaluation
 from report import figures
+from rundir import files
 from rundir import runs
 import steps
 
@@ -33,10 +37,11 @@ def run(tiny_run, tmp_path):
 def test_equals_numpy(run, mnist, monkeypatch):
   draw = mock.Mock(wraps=figures.confusion_matrix)
   monkeypatch.setattr(figures, "confusion_matrix", draw)
-  (run / "evaluation").mkdir()
+  folder = run / "evaluation/test_70"
+  folder.mkdir(parents=True)
   for name in ("metrics.json", "predictions.csv"):  # Of an earlier checkpoint.
-    (run / "evaluation" / name).write_text("old")
-    os.link(run / "evaluation" / name, run / f"old_{name}")
+    (folder / name).write_text("old")
+    os.link(folder / name, run / f"old_{name}")
   result, report = evaluate.evaluate([run])
 
   state = runs.open_run(run).state
@@ -62,8 +67,9 @@ def test_equals_numpy(run, mnist, monkeypatch):
   assert result == {**trained, "n": 70}
   assert result["accuracy"] == correct.mean()
   np.testing.assert_allclose(result["loss"], loss, rtol=1e-5)
-  metrics = json.loads((run / "evaluation/metrics.json").read_text())
-  assert metrics.items() >= {**result, "split": "test[:70]"}.items()
+  metrics = json.loads((folder / "metrics.json").read_text())
+  scored = {"run": str(run), "dataset": "mnist", "split": "test[:70]"}
+  assert metrics.items() >= {**result, **scored, "checkpoint": "last"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
   np.testing.assert_array_equal(draw.call_args.args[0], matrix)
   np.testing.assert_allclose(
@@ -77,7 +83,7 @@ def test_equals_numpy(run, mnist, monkeypatch):
     assert scores["recall"] == pytest.approx(right / support)
     f1 = 2 * right / (guessed + support)
     assert scores["f1-score"] == pytest.approx(f1)
-  with (run / "evaluation/predictions.csv").open() as file:
+  with (folder / "predictions.csv").open() as file:
     rows = list(csv.DictReader(file))
   assert [int(row["index"]) for row in rows] == list(range(70))
   assert [int(row["label"]) for row in rows] == labels.tolist()
@@ -85,7 +91,7 @@ def test_equals_numpy(run, mnist, monkeypatch):
   written = [[float(row[str(digit)]) for digit in range(10)] for row in rows]
   np.testing.assert_allclose(written, probabilities, rtol=1e-3, atol=1e-6)
   for name in PICTURES:
-    assert_not_blank(run / "evaluation" / name)
+    assert_not_blank(folder / name)
   assert str(matrix) in report
   for path in run.glob("old_*"):  # They were replaced, each in one go.
     assert path.read_text() == "old"
@@ -95,11 +101,11 @@ def test_calibration_of_known_bins():
   # Two bins: 0.95 sure and half right, 0.55 sure and all right.
   confidences = np.array([0.95, 0.95, 0.55, 0.55])
   correct = np.array([True, False, True, True])
-  counts, accuracies, error = evaluate.calibrate(confidences, correct, 10)
+  counts, accuracies, error = evaluation.calibrate(confidences, correct, 10)
   np.testing.assert_array_equal(counts, [0, 0, 0, 0, 0, 2, 0, 0, 0, 2])
   np.testing.assert_array_equal(accuracies, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0.5])
   assert error == pytest.approx((0.45 + 0.45) / 2)
-  ones = evaluate.calibrate(np.ones(3), np.array([1, 1, 0]))  # The last bin.
+  ones = evaluation.calibrate(np.ones(3), np.array([1, 1, 0]))  # The last bin.
   assert ones.error == pytest.approx(1 / 3)
 
 
@@ -128,26 +134,31 @@ def test_the_best_checkpoint_is_the_best_validated(run):
 
 def test_the_command_prints_the_report_and_the_result(run):
   completed = run_program(
-    *("evaluate.py", "--workdir=~/run", "--checkpoint=best"),
+    *("evaluate.py", "--workdir=~/run", "--checkpoint=12"),
     cwd=run,
     HOME=str(run.parent),
   )
   assert completed.returncode == 0, completed.stderr
-  *report, last = completed.stdout.splitlines()
-  metrics = json.loads((run / "evaluation/metrics.json").read_text())
+  title, *report, last = completed.stdout.splitlines()
+  assert title == (
+    f"{run} at step 12 of 20 (not complete) on test[:70] of mnist: 70 examples"
+  )
+  folder = run / "evaluation/test_70,checkpoint=12"
+  metrics = json.loads((folder / "metrics.json").read_text())
   assert metrics.items() >= json.loads(last).items()
   assert any("precision" in line for line in report)
   assert "Warning" not in completed.stderr
 
 
 def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
-  run, tiny_run, tmp_path, mnist
+  run, tmp_path, mnist
 ):
-  shutil.rmtree(run / "checkpoints/20")  # Then its last one is 16.
-  third = shutil.copytree(run, tmp_path / "third")
+  second = shutil.copytree(run, tmp_path / "second")
+  shutil.rmtree(second / "checkpoints/20")  # Then its last one is 16.
+  third = shutil.copytree(second, tmp_path / "third")
   shutil.rmtree(third / "checkpoints/16")
-  workdirs = [tiny_run, run, third]
-  result, _ = evaluate.evaluate(workdirs, output=tmp_path / "all")
+  workdirs = [run, second, third]
+  result, report = evaluate.evaluate(workdirs)
   images = input_pipeline.to_float(pixels(mnist.test)[:70])
   labels = np.asarray(mnist.test.labels[:70])
   eval_step = jit(steps.eval_step)
@@ -157,14 +168,20 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   assert result["accuracy"] == (probabilities.argmax(axis=1) == labels).mean()
   loss = -np.log(probabilities[np.arange(70), labels]).mean()
   np.testing.assert_allclose(result["loss"], loss, rtol=1e-6)
-  written = json.loads((tmp_path / "all/metrics.json").read_text())
-  assert written.items() >= result.items()
-  assert not (run / "evaluation").exists()
+  title = report.splitlines()[0]
+  assert title == (
+    f"{run} at step 20 of 20 (complete),"
+    f" {second} at step 16 of 20 (not complete),"
+    f" {third} at step 12 of 20 (not complete)"
+    " on test[:70] of mnist: 70 examples"
+  )
+  folder = run / "evaluation/test_70,with=second,with=third"
+  written = json.loads((folder / "metrics.json").read_text())
+  names = [str(workdir) for workdir in workdirs]
+  assert written.items() >= {**result, "run": names}.items()
 
 
-def test_an_ensemble_is_of_one_kind_and_has_a_place(run, tiny_run, tmp_path):
-  with pytest.raises(app.UsageError, match="--output is needed"):
-    evaluate.evaluate([tiny_run, run])
+def test_an_ensemble_is_of_one_kind(run, tiny_run, tmp_path):
   dataset = json.loads((run / "dataset.json").read_text())
   dataset["class_names"][0] = "none"
   (run / "dataset.json").write_text(json.dumps(dataset))
@@ -182,3 +199,125 @@ def test_another_shape_is_refused(run, monkeypatch):
   monkeypatch.setattr(input_pipeline, "load", load_larger)
   with pytest.raises(app.UsageError, match="10 classes of images .32, 32, 3."):
     evaluate.evaluate([run])
+
+
+def test_each_question_has_a_folder_of_its_own(run, tmp_path, monkeypatch):
+  write = mock.Mock()
+  monkeypatch.setattr(evaluation, "write", write)
+  config = json.loads((run / "config.json").read_text())
+  (tmp_path / "data").symlink_to(config["data_dir"])
+  other = shutil.copytree(run, tmp_path / "b c")
+  for workdirs, options in (
+    ([run], {}),
+    ([run], {"split": "test[:70]", "dataset": "mnist", "checkpoint": "last"}),
+    ([run], {"data_dir": config["data_dir"]}),
+    ([run], {"split": "train[:30]"}),
+    ([run], {"split": "train[30:60]", "checkpoint": "best"}),
+    ([run], {"data_dir": tmp_path / "data"}),
+    ([run], {"manual_dir": tmp_path}),
+    ([run, other], {}),
+    ([run], {"output": tmp_path / "here"}),
+  ):
+    evaluate.evaluate(workdirs, **options)
+  folders = [call.args[0] for call in write.call_args_list]
+  assert {folder.parent for folder in folders[:-1]} == {run / "evaluation"}
+  same, again, also, *names = [folder.name for folder in folders]
+  assert same == again == also == "test_70"
+  assert names[:2] == ["train_30", "train_30_60,checkpoint=best"]
+  path = str(tmp_path).replace("/", "_")
+  for name, readable in zip(
+    names[2:5],
+    (f"data_dir={path}_data", f"manual_dir={path}", "with=b_c"),
+    strict=True,
+  ):
+    assert re.fullmatch(rf"test_70,{readable}-[0-9a-f]{{8}}", name), name
+  assert folders[-1] == tmp_path / "here"
+
+
+def test_no_two_questions_have_one_name():
+  texts = """
+    test train test,checkpoint=best test,checkpoint=12 test,dataset=my_set
+    train[:2000] train[2000:] train[2000] train[2000:2] train[:20002] train_2000
+    train[:2_000] train[2:000] train[:50%] train[:50] train[-5:] train[:-5]
+    train[:5]+test train[:5],with=a_b train[:5],with=a:b train[:5],with=a/b
+    test,data_dir=/a/b test,data_dir=/a_b test,data_dir= test,manual_dir=/a/b
+  """.split()
+  texts += [f"test,data_dir=/{'long' * 50}/{name}" for name in "ab\udcff"]
+  texts += [f"test,with={'ü' * 99}{name}" for name in "ab"]
+  names = [files.unique_name(text) for text in texts]
+  assert names[:7] == [*texts[:5], "train_2000", "train_2000_"]
+  assert len({*names}) == len(texts)
+  for name in names:
+    assert len(name.encode()) <= 200
+    assert files.to_file_name(name) == name
+
+
+def test_another_data_set_is_read_from_where_it_is(run, family, tmp_path):
+  folder, images, labels = family
+  where = {"data_dir": tmp_path / "data", "manual_dir": folder}
+  result, _ = evaluate.evaluate([run], dataset="kmnist", **where)
+  logits = jit(steps.eval_step)(
+    runs.open_run(run).state, input_pipeline.to_float(images[:70, ..., None])
+  )
+  assert result["accuracy"] == (logits.argmax(axis=1) == labels[:70]).mean()
+  (written,) = run.glob("evaluation/test_70,dataset=kmnist,*/metrics.json")
+  assert json.loads(written.read_text())["dataset"] == "kmnist"
+  assert (tmp_path / "data").is_dir()
+
+
+def test_a_home_is_found_in_every_path(run, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  config = json.loads((run / "config.json").read_text())
+  (tmp_path / "data").symlink_to(config["data_dir"])
+  edited = {**config, "data_dir": "none"}
+  (run / "config.json").write_text(json.dumps(edited))
+  where = {"data_dir": "~/data", "manual_dir": "~"}
+  result, report = evaluate.evaluate(["~/run"], output="~/scores", **where)
+  assert result["n"] == 70
+  assert (tmp_path / "scores/metrics.json").exists()
+  assert report.endswith(f"More in {tmp_path / 'scores'}")
+
+
+def test_a_metric_of_ones_own_is_reported(run, monkeypatch, tmp_path):
+  compute = steps.compute_metrics
+
+  def with_top3(logits, labels):
+    top3 = jax.lax.top_k(logits, 3)[1] == labels[:, None]
+    return {**compute(logits, labels), "top3": top3.any(axis=-1)}
+
+  monkeypatch.setattr(steps, "compute_metrics", with_top3)
+  one, report = evaluate.evaluate([run], output=tmp_path / "out")
+  several, also = evaluate.evaluate([run, run], output=tmp_path / "all")
+  assert one["accuracy"] < one["top3"] < 1
+  assert several["top3"] == one["top3"]  # Twice the same probabilities.
+  assert several["loss"] == pytest.approx(one["loss"])
+  for folder, text in (("out", report), ("all", also)):
+    metrics = json.loads((tmp_path / folder / "metrics.json").read_text())
+    assert metrics["top3"] == one["top3"]
+    assert f"  top3 {one['top3']:.4f}\n" in text
+
+
+def test_a_change_of_the_test_data_is_told(run, monkeypatch):
+  warn = mock.Mock()
+  monkeypatch.setattr(logging, "warning", warn)
+  monkeypatch.setattr(evaluation, "write", mock.Mock())
+  evaluate.evaluate([run])
+  warn.assert_not_called()
+  path = run / "dataset.json"
+  dataset = json.loads(path.read_text())
+  recorded = dataset["crc32"]["test"]
+  path.write_text(json.dumps({**dataset, "crc32": {"test": recorded ^ 1}}))
+  evaluate.evaluate([run], split="test[:60]")
+  warn.assert_not_called()  # What that split was is not recorded.
+  result, _ = evaluate.evaluate([run])
+  assert result["n"] == 70
+  (call,) = warn.call_args_list
+  assert call.args[0] % call.args[1:] == (
+    f"test[:70] of mnist has the checksum {recorded}, but {recorded ^ 1} in"
+    f" {path}: its examples have changed"
+  )
+  del dataset["crc32"]
+  for older in ({}, {"crc32": 7}):  # A run may be older, or a stranger's.
+    path.write_text(json.dumps({**dataset, **older}))
+    evaluate.evaluate([run])
+  assert warn.call_count == 1

@@ -78,6 +78,23 @@ def test_every_kind_of_image_is_found_in_a_folder(tmp_path):
   assert [path for _, path in predict.find([str(tmp_path)])] == files
 
 
+def test_arrays_must_be_of_the_form_that_the_network_takes(tiny_run, mnist):
+  predictor = predict.predictor(runs.open_run(tiny_run))
+  none = predictor(np.zeros((0, 28, 28, 1), np.uint8))
+  assert (none.shape, none.dtype) == ((0, 10), np.float32)
+  images = np.asarray(pixels(mnist.test)[:3])
+  for wrong, found in (
+    (images[..., 0], r"uint8 \[3, 28, 28\]"),
+    (images[0], r"uint8 \[28, 28, 1\]"),
+    (images[:, :14], r"uint8 \[3, 14, 28, 1\]"),
+    (images / 255, r"float64 \[3, 28, 28, 1\]"),
+    (images.tolist(), r"int64 \[3, 28, 28, 1\]"),
+  ):
+    message = rf"images are {found}; must be uint8 \[n, 28, 28, 1\]"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+      predictor(wrong)
+
+
 def test_raw_images_get_the_networks_own_probabilities(
   tiny_run, digits, expected, tmp_path
 ):
@@ -154,8 +171,10 @@ def test_the_sheet_shows_what_was_given_beside_what_the_network_sees(
   green[..., 1] = digit
   Image.fromarray(green).save(tmp_path / "green.png")
   completed = run_program(
-    *("predict.py", f"--workdir={tiny_run}", "green.png", "--sheet=sheet.png"),
+    *("predict.py", f"--workdir={tiny_run}", "green.png"),
+    "--sheet=~/sheet.png",
     cwd=tmp_path,
+    HOME=str(tmp_path),
   )
   assert completed.returncode == 0, completed.stderr
   sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"), int)

@@ -1,0 +1,153 @@
+"""How well the examples of a split were predicted: in files and as text."""
+
+from collections.abc import Sequence
+import csv
+import io
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+from matplotlib import figure
+import numpy as np
+from sklearn import metrics
+
+import input_pipeline
+from report import figures
+from rundir import files
+
+
+class Calibration(NamedTuple):
+  """How sure a network is and how often it is right, in bins of equal width.
+
+  Attributes:
+    counts: of the examples in each bin, [bins].
+    accuracies: of each bin, [bins]; 0 where it is empty.
+    error: the expected calibration error: Guo et al., "On Calibration of Modern
+      Neural Networks", arXiv 1706.04599.
+  """
+
+  counts: np.ndarray
+  accuracies: np.ndarray
+  error: float
+
+
+class Evaluation(NamedTuple):
+  """What was predicted, and how well.
+
+  Attributes:
+    examples: n, as NumPy arrays.
+    probabilities: float32 [n, classes].
+    class_names: of the labels.
+    calibration: of the probabilities.
+    confusion_matrix: int [true classes, predicted classes].
+    per_class: precision, recall, f1-score and support by the class's name.
+    table: the same as text, with averages.
+  """
+
+  examples: input_pipeline.Examples
+  probabilities: np.ndarray
+  class_names: Sequence[str]
+  calibration: Calibration
+  confusion_matrix: np.ndarray
+  per_class: dict[str, dict[str, float]]
+  table: str
+
+
+def calibrate(
+  confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
+) -> Calibration:
+  """Bins the [n] probabilities of the predicted classes, in (0, 1]."""
+  bins = np.clip(np.ceil(confidences * num_bins) - 1, 0, num_bins - 1)
+  bins = bins.astype(int)
+  counts = np.bincount(bins, minlength=num_bins)
+  right = np.bincount(bins, correct, num_bins)
+  gaps = np.abs(right - np.bincount(bins, confidences, num_bins))
+  return Calibration(
+    counts, right / np.maximum(counts, 1), float(gaps.sum() / len(correct))
+  )
+
+
+def measure(
+  examples: input_pipeline.Examples,
+  probabilities: np.ndarray,
+  class_names: Sequence[str],
+) -> Evaluation:
+  """Compares the probabilities, [n, classes], with the labels of n examples."""
+  labels, predicted = examples.labels, probabilities.argmax(axis=1)
+  indices = range(len(class_names))
+
+  def by_class(**options):
+    return metrics.classification_report(
+      labels,
+      predicted,
+      labels=indices,
+      target_names=class_names,
+      zero_division=0,
+      **options,
+    )
+
+  scores = by_class(output_dict=True)
+  return Evaluation(
+    examples,
+    probabilities,
+    class_names,
+    calibrate(probabilities.max(axis=1), predicted == labels),
+    metrics.confusion_matrix(labels, predicted, labels=indices),
+    {name: scores[name] for name in class_names},
+    by_class(digits=4),
+  )
+
+
+def write(
+  folder: pathlib.Path, evaluation: Evaluation, result: dict[str, Any]
+) -> None:
+  """Writes the result with all else to metrics.json, a table and pictures."""
+  folder.mkdir(parents=True, exist_ok=True)
+  details = {
+    "expected_calibration_error": evaluation.calibration.error,
+    "per_class": evaluation.per_class,
+    "confusion_matrix": evaluation.confusion_matrix.tolist(),
+  }
+  files.write_json(folder / "metrics.json", {**details, **result})
+  files.write_text(folder / "predictions.csv", _csv(evaluation))
+  for name, picture in _draw(evaluation).items():
+    figures.save(picture, folder / f"{name}.png")
+
+
+def _csv(evaluation: Evaluation) -> str:
+  """Returns a line for each example: index, label, class and probabilities."""
+  names, labels = evaluation.class_names, evaluation.examples.labels
+  table = io.StringIO()
+  writer = csv.writer(table, lineterminator="\n")
+  writer.writerow(["index", "label", "class", *names])
+  for index, row in enumerate(evaluation.probabilities):
+    label, predicted = names[labels[index]], names[row.argmax()]
+    writer.writerow([index, label, predicted, *(f"{p:.6g}" for p in row)])
+  return table.getvalue()
+
+
+def _draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
+  """Returns the pictures by name."""
+  examples, names = evaluation.examples, evaluation.class_names
+  return {
+    "confusion_matrix": figures.confusion_matrix(
+      evaluation.confusion_matrix, names
+    ),
+    "mistakes": figures.mistakes(
+      examples.unflatten(examples.images),
+      examples.labels,
+      evaluation.probabilities,
+      names,
+    ),
+    "calibration": figures.calibration(*evaluation.calibration),
+  }
+
+
+def to_text(evaluation: Evaluation) -> str:
+  """Returns the numbers as a person reads them."""
+  return (
+    f"{evaluation.table}\n"
+    "Rows are the true classes, columns the predicted ones:\n"
+    f"{evaluation.confusion_matrix}\n\n"
+    f"Expected calibration error {evaluation.calibration.error:.4f}."
+  )
