@@ -176,12 +176,13 @@ def _score(
   """Returns the means of the metrics and the probabilities, [n, classes]."""
   evaluator = steps.evaluator(examples, batch_size)
   scores = [evaluator(run.state) for run in opened]
-  if len(scores) == 1:
-    return jax.device_get(scores[0])
-  mean = jnp.stack([probabilities for _, probabilities in scores]).mean(axis=0)
-  logits = jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
-  metrics = steps.Metrics.of(logits, examples.labels)
-  return jax.device_get(metrics).means(), jax.device_get(mean)
+  means, probabilities = scores[0]
+  if len(scores) > 1:
+    probabilities = jnp.stack([each for _, each in scores]).mean(axis=0)
+    smallest = jnp.finfo(probabilities.dtype).tiny
+    logits = jnp.log(jnp.maximum(probabilities, smallest))
+    means = jax.device_get(steps.Metrics.of(logits, examples.labels)).means()
+  return means, jax.device_get(probabilities)
 
 
 def _folder(

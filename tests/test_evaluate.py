@@ -291,10 +291,11 @@ def test_a_metric_of_ones_own_is_reported(run, monkeypatch, tmp_path):
   assert one["accuracy"] < one["top3"] < 1
   assert several["top3"] == one["top3"]  # Twice the same probabilities.
   assert several["loss"] == pytest.approx(one["loss"])
+  line = "loss {loss:.4f}  accuracy {accuracy:.4f}  top3 {top3:.4f}"
   for folder, text in (("out", report), ("all", also)):
     metrics = json.loads((tmp_path / folder / "metrics.json").read_text())
     assert metrics["top3"] == one["top3"]
-    assert f"  top3 {one['top3']:.4f}\n" in text
+    assert line.format_map(metrics) in text.splitlines()
 
 
 def test_a_change_of_the_test_data_is_told(run, monkeypatch):
