@@ -112,7 +112,8 @@ def test_all_of_a_network_is_compiled_with_the_options(
 def test_freed_memory_is_kept():
   """A large array does not leave the heap when it is freed."""
   code = """if True:
-    import ctypes, ops, sys
+    import ctypes, sys
+    from machine import compiling
 
     if sys.argv[1] == "kept":
       compiling.keep_freed_memory()
