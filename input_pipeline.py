@@ -96,7 +96,7 @@ def load(
       " `pip install -r requirements.txt`"
     )
   try:
-    with processes.first_goes_first("load the data"):  # From one disk, maybe.
+    with processes.first_then_others("load the data"):  # From one disk, maybe.
       data = _load(config, splits)
   except OSError as error:
     raise app.UsageError(

@@ -436,7 +436,7 @@ def evaluator(
   """
   labels = examples.labels
   batch_size = min(batch_size, len(labels))
-  run = compiling.repeated(
+  run = compiling.jit_loop(
     functools.partial(eval_on_next_batch, batch_size=batch_size)
   )
 

@@ -72,7 +72,7 @@ def train_and_evaluate(
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)
   dataset = data.description()
-  with processes.first_goes_first("create the run directory"):
+  with processes.first_then_others("create the run directory"):
     directory.create(workdir, config, dataset)
   with directory.lock(workdir), signals.noted() as stop:
     logging.info("Run directory %s", workdir)
@@ -179,7 +179,7 @@ def _train(
     "label_smoothing": config.label_smoothing,
     "limits": augmentation.from_config(config),
   }
-  train_steps = compiling.repeated(
+  train_steps = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, **static)
   )
   inspect = functools.partial(

@@ -91,10 +91,10 @@ def measure(num_steps: int) -> dict[str, Any]:
   config = default.get_config()
   config.num_steps = num_steps
   clock, times = Clock(), {}
-  repeated, wait = compiling.repeated, checkpoints.wait
+  jit_loop, wait = compiling.jit_loop, checkpoints.wait
 
-  def timed_repeated(step):
-    run = repeated(step)
+  def timed_jit_loop(step):
+    run = jit_loop(step)
     dispatch = clock.timed("dispatches of steps", run)
 
     def call(carry, *args):
@@ -118,7 +118,7 @@ def measure(num_steps: int) -> dict[str, Any]:
   logger = logs.Logger
   patches = [
     (jax, "default_backend", lambda: "tpu"),
-    (compiling, "repeated", timed_repeated),
+    (compiling, "jit_loop", timed_jit_loop),
     (steps, "train_on_next_batch", no_step),
     (steps, "eval_on_next_batch", no_evaluation),
     (steps, "inspect", no_inspection),

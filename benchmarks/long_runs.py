@@ -108,7 +108,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
     config.batch_size,
     len(data.class_names),
   )
-  train_steps = compiling.repeated(
+  train_steps = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
   )
 

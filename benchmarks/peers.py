@@ -88,7 +88,7 @@ class This:
     self._training = steps.start_training(
       state, steps.Metrics.zero(10), order, batch_size, 10
     )
-    self._run = compiling.repeated(
+    self._run = compiling.jit_loop(
       functools.partial(steps.train_on_next_batch, batch_size=batch_size)
     )
     self._evaluate = steps.evaluator(self._examples, 1000)

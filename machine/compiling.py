@@ -44,13 +44,13 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_single_steps() -> bool:
-  """Returns whether `repeated` dispatches each step by itself."""
+  """Returns whether `jit_loop` dispatches each step by itself."""
   # In a loop, XLA's CPU backend loses its fast convolutions and is 18 times
   # slower, while a dispatch costs a thousandth of a step.
   return jax.default_backend() == "cpu"
 
 
-def repeated(step: Callable[..., Any]) -> Callable[..., Any]:
+def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
   """Jits `step(carry, *args) -> carry` to run many times in one dispatch.
 
   Args:

@@ -101,7 +101,7 @@ def sync(name: str) -> None:
 
 
 @contextlib.contextmanager
-def first_goes_first(name: str) -> Iterator[None]:
+def first_then_others(name: str) -> Iterator[None]:
   """Lets the other processes in when the first one has come through."""
   if not is_first():
     sync(name)

@@ -37,8 +37,8 @@ class Stop:
 
   def _note(self, number, _):
     self._noted = signal.Signals(number)
-    for each in self.handlers:
-      signal.signal(each, signal.SIG_DFL)
+    for handled in self.handlers:
+      signal.signal(handled, signal.SIG_DFL)
 
   def _pass_on(self, number, _):
     signal.signal(number, signal.SIG_DFL)

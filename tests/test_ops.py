@@ -60,8 +60,8 @@ def test_unknown_compiler_options_are_left_out(monkeypatch):
     compiling.compiler_options.cache_clear()
 
 
-def test_repeated_applies_the_step_so_many_times():
-  run = compiling.repeated(lambda carry, x: (carry[0] + 1, carry[1] * x))
+def test_jit_loop_applies_the_step_so_many_times():
+  run = compiling.jit_loop(lambda carry, x: (carry[0] + 1, carry[1] * x))
   for num_steps in (0, 1, 5):
     count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
     assert (count, product) == (num_steps, 2.0**num_steps)
@@ -81,19 +81,19 @@ def test_all_of_a_network_is_compiled_with_the_options(
   path, tiny_run, tiny_config, tmp_path, monkeypatch
 ):
   """An option that XLA does not know is refused wherever it gets to."""
-  repeated, options = compiling.repeated, compiling.compiler_options()
+  jit_loop, options = compiling.jit_loop, compiling.compiler_options()
 
-  def repeated_with_options(step):
+  def jit_loop_with_options(step):
     with monkeypatch.context() as patch:
       patch.setattr(compiling, "compiler_options", lambda: options)
-      return repeated(step)
+      return jit_loop(step)
 
   monkeypatch.setattr(
     compiling, "compiler_options", lambda: {"xla_unknown": True}
   )
   run = runs.open_run(tiny_run)
   if path == "inspect":  # All that train.py compiles but the loops.
-    monkeypatch.setattr(compiling, "repeated", repeated_with_options)
+    monkeypatch.setattr(compiling, "jit_loop", jit_loop_with_options)
     tiny_config.update(num_steps=1)
   images = np.zeros((1, 28, 28, 1), np.uint8)
   examples = input_pipeline.Examples(images.reshape(1, -1), np.zeros(1, int))
@@ -112,7 +112,8 @@ def test_all_of_a_network_is_compiled_with_the_options(
 def test_freed_memory_is_kept():
   """A large array does not leave the heap when it is freed."""
   code = """if True:
-    import ctypes, ops, sys
+    import ctypes, sys
+    from machine import compiling
 
     if sys.argv[1] == "kept":
       compiling.keep_freed_memory()
@@ -136,7 +137,7 @@ def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
   """Else a progress bar would count steps that only wait in a queue."""
   waited_for = []
   monkeypatch.setattr(jax, "block_until_ready", waited_for.append)
-  assert compiling.repeated(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
+  assert compiling.jit_loop(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
   assert waited_for == [0, 1, 2, 3, 4]
 
 

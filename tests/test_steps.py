@@ -33,7 +33,7 @@ def trained(num_steps, examples, order_rng, dropout_rng, **static):
     batch_size,
     10,
   )
-  run = compiling.repeated(
+  run = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, **static)
   )
   return run(training, num_steps, examples, order_rng, dropout_rng)

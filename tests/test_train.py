@@ -135,7 +135,7 @@ def test_parameters_order_and_dropout_have_keys_of_their_own(
     batch_size=16,
     classes=10,
   )
-  run = compiling.repeated(
+  run = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, batch_size=16)
   )
   training = run(training, 12, data.train, order_rng, dropout_rng)
@@ -341,7 +341,7 @@ def test_a_run_on_an_accelerator_is_the_same(
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   dispatches = []  # Of each, the number of steps and of the fetches after it.
   guard = contextlib.ExitStack()
-  repeated, train_loop = compiling.repeated, train._train
+  jit_loop, train_loop = compiling.jit_loop, train._train
   device_get = jax.device_get
 
   def guarded_train(*args):
@@ -355,7 +355,7 @@ def test_a_run_on_an_accelerator_is_the_same(
     return device_get(x)
 
   def counted(step):
-    run = repeated(step)
+    run = jit_loop(step)
 
     def counting_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
@@ -366,7 +366,7 @@ def test_a_run_on_an_accelerator_is_the_same(
 
     return counting_run
 
-  monkeypatch.setattr(compiling, "repeated", counted)
+  monkeypatch.setattr(compiling, "jit_loop", counted)
   monkeypatch.setattr(train, "_train", guarded_train)
   monkeypatch.setattr(jax, "device_get", recorded_get)
   train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
@@ -405,8 +405,8 @@ def test_the_speed_is_that_of_training_alone(
 
     return run
 
-  repeated, save = compiling.repeated, checkpoints.save
-  monkeypatch.setattr(compiling, "repeated", lambda step: timed(repeated(step)))
+  jit_loop, save = compiling.jit_loop, checkpoints.save
+  monkeypatch.setattr(compiling, "jit_loop", lambda step: timed(jit_loop(step)))
   monkeypatch.setattr(
     checkpoints, "save", lambda *args: passes(1000, save(*args))
   )
