@@ -200,7 +200,7 @@ def _describe_keys() -> str:
     comment = re.search(r"(?:^|\s)# (.*)", line)
     if key:
       text = f"  {key[1]}={config[key[1]]}"
-      result.append(_columns(text, comment[1] if comment else "", width=34))
+      result.append(_columns(text, comment[1] if comment else "", width=35))
     elif comment:
       result += ["", comment[1]]
   return "\n".join(result)
