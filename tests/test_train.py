@@ -431,7 +431,7 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
   result = json.loads(first.stdout.splitlines()[-1])
   assert result["global_step"] == 6
   (workdir,) = (tmp_path / "runs").iterdir()
-  assert directory.name.startswith("default,batch_size=16,data_dir=")
+  assert workdir.name.startswith("default,batch_size=16,num_steps=6,")
   assert json.loads((workdir / "result.json").read_text()) == result
   again = run_train(
     f"--config={PROJECT}/configs/default.py", *args, cwd=tmp_path, **environment
