@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
+from collections.abc import Mapping
 import difflib
 import inspect
 import os
@@ -133,9 +134,11 @@ def load_config(path: str) -> ml_collections.ConfigDict:
 def _preset_like(path: str) -> str:
   """Says which preset was meant by the path of a file that is not there."""
   presets = {preset.stem: os.path.relpath(preset) for preset in _presets()}
-  if meant := _closest(pathlib.Path(path).stem, presets):
-    return f"did you mean --config={presets[meant]}?"
-  return f"the presets are {', '.join(presets.values())}"
+  return _hint(
+    pathlib.Path(path).stem,
+    {stem: f"--config={preset}" for stem, preset in presets.items()},
+    f"the presets are {', '.join(presets.values())}",
+  )
 
 
 def _override(
@@ -146,15 +149,9 @@ def _override(
   for argument in arguments:
     match = re.match(r"--?(?:no)?config\.(\w*)", argument)
     if match and match[1] not in config:
-      meant = _closest(match[1], config)
-      raise app.UsageError(
-        f"unknown key config.{match[1]}; "
-        + (
-          f"did you mean config.{meant}?"
-          if meant
-          else f"the keys are {', '.join(config)}"
-        )
-      )
+      keys = {key: f"config.{key}" for key in config}
+      hint = _hint(match[1], keys, f"the keys are {', '.join(keys)}")
+      raise app.UsageError(f"unknown key config.{match[1]}; {hint}")
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
@@ -177,18 +174,22 @@ def _explain(argument: str, keys: Iterable[str]) -> str:
   """Says what was meant by an argument that is none of ours."""
   name, equals, value = argument.partition("=")
   what = "option" if name.startswith("-") else "argument"
-  options = {option: option for option in (*_OPTIONS, "help")}
+  meant = {option: option for option in (*_OPTIONS, "help")}
   for key in keys:
-    options[key] = options[f"config.{key}"] = f"config.{key}"
-  if meant := _closest(name.lstrip("-"), options):
-    hint = f"did you mean --{options[meant]}{equals}{value}?"
-  else:
-    hint = f"the options are --{', --'.join(_OPTIONS)} and --config.KEY"
+    meant[key] = meant[f"config.{key}"] = f"config.{key}"
+  hint = _hint(
+    name.lstrip("-"),
+    {name: f"--{option}{equals}{value}" for name, option in meant.items()},
+    f"the options are --{', --'.join(_OPTIONS)} and --config.KEY",
+  )
   return f"unknown {what} {name}; {hint}"
 
 
-def _closest(name: str, names: Iterable[str]) -> str | None:
-  return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+def _hint(name: str, meant: Mapping[str, str], otherwise: str) -> str:
+  """Returns what a misspelt name meant, or something else to say."""
+  if closest := difflib.get_close_matches(name, meant, n=1):
+    return f"did you mean {meant[closest[0]]}?"
+  return otherwise
 
 
 def _describe_keys() -> str:
@@ -200,7 +201,7 @@ def _describe_keys() -> str:
     comment = re.search(r"(?:^|\s)# (.*)", line)
     if key:
       text = f"  {key[1]}={config[key[1]]}"
-      result.append(_columns(text, comment[1] if comment else "", width=34))
+      result.append(_columns(text, comment[1] if comment else "", width=35))
     elif comment:
       result += ["", comment[1]]
   return "\n".join(result)

@@ -52,7 +52,7 @@ FLAGS = {
   "--config.batch_size=201": "config.batch_size=201: must be at most 200",
   "--config.eval_batch_size=0": "config.eval_batch_size=0: must be an",
   "--config.num_steps=0": "config.num_steps=0: must be an integer of 1",
-  "--config.num_steps=2147483648": "config.num_steps=2147483648: accepted is",
+  "--config.num_steps=2147483648": "config.num_steps=2147483648: must be an",
   "--config.num_steps=1e3": "config.num_steps=1e3: must be an integer",
   "--config.learning_rate=0": "config.learning_rate=0.0: must be a number",
   "--config.learning_rate=-1": "config.learning_rate=-1.0: must be a numb",
@@ -62,11 +62,11 @@ FLAGS = {
   "--config.dropout_rate=1": "config.dropout_rate=1.0: must be a number",
   "--config.dropout_rate=-0.1": "config.dropout_rate=-0.1: must be a num",
   "--config.dropout_rate=x": "config.dropout_rate=x: must be a number",
-  "--config.schedule=linear": "accepted is constant or one_cycle or cosine",
+  "--config.schedule=linear": "must be constant or one_cycle or cosine",
   "--config.warmup_steps=-1": "config.warmup_steps=-1: must be an integer",
   "--config.warmup_steps=5": "config.warmup_steps=5: must be 0 with",
-  "--config.optimizer=adam": (
-    "config.optimizer=adam: must be sgd or adamw or nadamw"
+  "--config.optimizer=lion": (
+    "config.optimizer=lion: must be sgd or adam or adamw or nadamw"
   ),
   "--config.momentum=1": "config.momentum=1.0: must be a number from 0",
   "--config.weight_decay=-1": "config.weight_decay=-1.0: must be a number",
@@ -87,24 +87,35 @@ FLAGS = {
   "--config.log_every_steps=0": "config.log_every_steps=0: must be an int",
   "--config.log_probabilities_every_steps=-1": "log_probabilities_every_steps",
   "--config.eval_every_steps=0": "config.eval_every_steps=0: must be an",
-  "--config.checkpoint_every_steps=0": "config.checkpoint_every_steps=0: acc",
+  "--config.checkpoint_every_steps=0": "config.checkpoint_every_steps=0: must",
   "--config.dataset=": "config.dataset=: must be the name of a data set",
   "--config.dataset=../mnist": "config.dataset=../mnist: must be the name",
-  "--config.dataset=huggingface:mnist": "config.dataset=huggingface:mnist: acc",
-  "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: accepted is",
+  "--config.dataset=huggingface:mnist": "dataset=huggingface:mnist: must be",
+  "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "config.dataset=no_such_set: neither one of",
   "--config.dataset=mnist:9.9.9": "config.dataset=mnist:9.9.9: neither one of",
   "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
-  "--config.batchsize=7": "unknown key config.batchsize; the keys are adam_b2",
-  "--config=configs/no.py": "No such file or directory: 'configs/no.py'",
+  "--config.batchsize=7": (
+    "unknown key config.batchsize; did you mean config.batch_size?"
+  ),
+  "--config.nothing=7": "unknown key config.nothing; the keys are adam_b2, a",
+  "--config=configs/no.py": "--config=configs/no.py: no such file; the presets",
   "--workdir=/dev/null": "--workdir=/dev/null: ",
   "--workdir=a[1]": "--workdir=a[1]: [ ] cannot be in its path",
-  "--wordkir=x": "wordkir",
+  "--wordkir=x": "unknown option --wordkir; did you mean --workdir=x?",
+  "--batch_size=7": (
+    "unknown option --batch_size; did you mean --config.batch_size=7?"
+  ),
+  "--nothing": "unknown option --nothing; the options are --config, --workdir,",
+  "--profile=-1": "--profile=-1: must be at least 0",
+  "--flagfile=none": "Unable to open flagfile: [Errno 2] No such file",
   "--platform=tpu": "--platform=tpu: JAX finds 1 x cpu, of the platform cpu",
   "--platform=gpu": "--platform=gpu: JAX finds 1 x cpu, of the platform cpu",
-  "--platform=npu": "--platform=npu: value should be one of <cpu|gpu|tpu>",
-  "batch_size=7": "unexpected argument batch_size=7",
+  "--platform=npu": "argument --platform: invalid choice: 'npu'",
+  "batch_size=7": (
+    "unknown argument batch_size; did you mean --config.batch_size=7?"
+  ),
 }
 SPLITS = {
   "": "",
