@@ -269,7 +269,10 @@ RUNS = {
   "null byte": (edit("run/config.json", data_dir="\0"), "config.data_dir="),
   "shape": (edit("run/dataset.json", image_shape=7), "dataset.json: holds"),
   "flat": (edit("run/dataset.json", image_shape=[28, 28]), "dataset.json: hol"),
-  "tiny": (edit("run/dataset.json", image_shape=[1, 1, 1]), "dataset.json: ho"),
+  "tiny": (
+    edit("run/dataset.json", image_shape=[1, 1, 1]),
+    "takes no images of [1,",
+  ),
   "huge": (
     edit("run/dataset.json", image_shape=[10**6, 10**6, 1]),
     "params/dense/kernel is float32 [3136, 1024] there and float32 [40000000",

@@ -206,10 +206,10 @@ def test_a_trace_is_of_as_many_steps(
   tiny_config.update(checkpoint_every_steps=12)
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   events = []
-  repeated = compiling.repeated
+  jit_loop = compiling.jit_loop
 
   def recorded(step):
-    run = repeated(step)
+    run = jit_loop(step)
 
     def recording_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
@@ -218,7 +218,7 @@ def test_a_trace_is_of_as_many_steps(
 
     return recording_run
 
-  monkeypatch.setattr(compiling, "repeated", recorded)
+  monkeypatch.setattr(compiling, "jit_loop", recorded)
   monkeypatch.setattr(
     jax.profiler, "start_trace", lambda *_, **__: events.append("begin")
   )
