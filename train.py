@@ -179,6 +179,7 @@ def _train(
     "label_smoothing": config.label_smoothing,
     "limits": augmentation.from_config(config),
   }
+  # `steps.train_step` on the next batches, many of them in one dispatch.
   train_steps = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, **static)
   )

@@ -24,9 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.learning_rate = 0.001  # Its peak, where the schedule has one.
   config.schedule = "constant"  # Or one_cycle or cosine, to the last step.
   config.warmup_steps = 0  # Until the peak.
-  config.optimizer = "sgd"  # Or adamw, or nadamw, Nesterov's variant.
+  config.optimizer = "sgd"  # Or adam, adamw, or nadamw, Nesterov's variant.
   config.momentum = 0.0  # Nesterov's, of sgd.
-  config.adam_b2 = 0.999  # Of the squared gradients, what a step keeps.
+  config.adam_b2 = 0.999  # Of the squared gradients, what an Adam step keeps.
   config.weight_decay = 0.0  # Of the kernels, by adamw and nadamw.
   config.label_smoothing = 0.0  # Of 0.1, all classes share 0.1 of a label.
   config.ema_decay = 0.0  # Above 0, an average of the parameters is evaluated.

@@ -227,6 +227,15 @@ def test_a_damaged_older_checkpoint_does_not_stop_training(
   assert (workdir / "damaged_checkpoints/1/default").is_dir()
 
 
+def test_arrays_for_which_the_files_are_too_small_are_not_allocated(
+  four_steps, monkeypatch
+):
+  monkeypatch.setattr(checkpoints, "_MAX_COMPRESSION", 0.1)
+  monkeypatch.setattr(checkpoints.ocp, "StandardCheckpointer", None)
+  with pytest.raises(checkpoints.DamagedError, match=r"bytes for \d+ of array"):
+    checkpoints.restore(four_steps, 4, small_state(0))
+
+
 def test_where_all_are_damaged_nothing_is_touched(four_steps, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(four_steps, workdir)
