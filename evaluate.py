@@ -28,6 +28,7 @@ import input_pipeline
 from machine import compiling
 from machine import console
 from report import evaluation
+from report import figures
 from rundir import experiment
 from rundir import files
 from rundir import runs
@@ -74,6 +75,11 @@ def evaluate(
     manual_dir=manual_dir and files.expand_user(manual_dir).absolute(),
   )
   data = _load(config, workdirs, opened)
+  if output:
+    folder = files.expand_user(output)
+  else:
+    folder = _folder(workdirs, checkpoint, config, own)
+  folder.mkdir(parents=True, exist_ok=True)  # Now, not after all the work.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
 
   result = {
@@ -87,14 +93,10 @@ def evaluate(
     "split": config.test_split,
     "checkpoint": checkpoint,
   }
-  if output:
-    folder = files.expand_user(output)
-  else:
-    folder = _folder(workdirs, checkpoint, config, own)
   evaluated = evaluation.measure(
     jax.device_get(data.test), probabilities, data.class_names
   )
-  evaluation.write(folder, evaluated, {**result, **scored})
+  _write(folder, evaluated, {**result, **scored})
   return result, "\n\n".join(
     [
       _title(workdirs, opened, config, len(probabilities)),
@@ -103,6 +105,19 @@ def evaluate(
       console.printable(f"More in {folder}"),
     ]
   )
+
+
+def _write(
+  folder: pathlib.Path,
+  evaluated: evaluation.Evaluation,
+  result: dict[str, Any],
+) -> None:
+  """Writes the result with all else to metrics.json, a table and pictures."""
+  details = evaluation.details(evaluated)
+  files.write_json(folder / "metrics.json", {**details, **result})
+  files.write_text(folder / "predictions.csv", evaluation.to_csv(evaluated))
+  for name, picture in evaluation.draw(evaluated).items():
+    figures.save(picture, folder / f"{name}.png")
 
 
 def _one_or_all(values: list[Any]) -> Any:

@@ -22,7 +22,7 @@ from model import CNN
 
 Params = dict[str, Any]  # Arrays in dicts, as deep as the network has modules.
 
-NUM_PROBABILITIES = 5  # Of how many examples of a batch they are kept.
+NUM_PROBABILITIES = 5  # Examples of a batch whose probabilities are kept.
 _NUM_DEFORMED = 20  # How many are shown.
 
 
@@ -80,7 +80,7 @@ def compute_metrics(
 
   Returns:
     Values by name, [B], whose means are logged. "loss", in nats, is what
-    training lowers.
+    training lowers where labels are not smoothed.
   """
   return {
     "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
@@ -109,11 +109,16 @@ class Metrics(struct.PyTreeNode):
 
   @classmethod
   def of(cls, logits: jax.Array, labels: jax.Array) -> "Metrics":
-    """Of [B, classes] logits and [B] labels."""
-    return cls(
-      num_examples=jnp.int32(labels.size),
-      sums=jax.tree.map(jnp.sum, compute_metrics(logits, labels)),
-    )
+    """Sums up a batch, from logits, [B, classes], and labels, [B]."""
+    values = compute_metrics(logits, labels)
+    for name, value in values.items():
+      if value.shape != labels.shape:
+        raise ValueError(
+          f"the metric {name} has the shape {list(value.shape)}; it must have"
+          f" one value for each example, {list(labels.shape)}"
+        )
+    sums = jax.tree.map(jnp.sum, values)
+    return cls(num_examples=jnp.int32(labels.size), sums=sums)
 
   def __add__(self, other: "Metrics") -> "Metrics":
     return jax.tree.map(jnp.add, self, other)
@@ -138,12 +143,21 @@ def create_train_state(
     model: the network.
     tx: the optimiser.
     ema_decay: how much of the average a step keeps; 0 is off.
+
+  Raises:
+    ValueError: the network has other variables, such as batch statistics.
   """
 
   @jax.jit
   def create():
     images = jnp.zeros((1, *model.image_shape))
-    params = model.init(rng, images)["params"]
+    variables = model.init(rng, images)
+    if set(variables) != {"params"}:
+      raise ValueError(
+        f"the network has the variables {', '.join(variables)}; it must have"
+        " params alone, which is all that is trained and saved"
+      )
+    params = variables["params"]
     state = TrainState.create(
       apply_fn=model.apply,
       params=params,
@@ -270,7 +284,7 @@ def inspect(
   outputs = {
     name: captured["__call__"][0]
     for name, captured in variables["intermediates"].items()
-    if name in state.params
+    if name in state.params and "__call__" in captured
   }
   outputs = {name: x for name, x in outputs.items() if x is not logits}
   originals, deformed = images[:_NUM_DEFORMED], None
@@ -431,8 +445,8 @@ def evaluator(
     batch_size: how many to take at a time; it changes nothing but the speed.
 
   Returns:
-    A function of a state that returns the mean "loss" and the "accuracy", and
-    the probabilities, float32 [n, classes], on the device.
+    A function of a state that returns the means of the metrics, and the
+    probabilities, float32 [n, classes], on the device.
   """
   labels = examples.labels
   batch_size = min(batch_size, len(labels))

@@ -76,7 +76,9 @@ def train_and_evaluate(
     directory.create(workdir, config, dataset)
   with directory.lock(workdir), signals.noted() as stop:
     logging.info("Run directory %s", workdir)
-    init_from = provenance.init_from(workdir, init_from)
+    init_from = provenance.check_init_from(
+      workdir, init_from, bool(checkpoints.all_steps(workdir))
+    )
     state, since_log = runs.restore_or_create(config, data, workdir, init_from)
     start_step = int(state.step)
     if processes.is_first():
@@ -85,7 +87,7 @@ def train_and_evaluate(
         workdir,
         start_step,
         own_keys=experiment.own_keys(config),
-        init_from=init_from and str(init_from),
+        init_from=init_from,
       )
     with (
       checkpoints.open_manager(workdir, start_step) as manager,
@@ -103,13 +105,18 @@ def train_and_evaluate(
   result = {**test, "global_step": config.num_steps}
   if processes.is_first():
     files.write_json(workdir / "result.json", result)
-    from report import figures  # matplotlib takes half a second.
-
-    figures.save(
-      figures.learning_curves(files.read_metrics(workdir)),
-      workdir / "learning_curve.png",
-    )
+    _draw_learning_curves(workdir)
   return result
+
+
+def _draw_learning_curves(workdir: pathlib.Path) -> None:
+  from report import figures  # matplotlib takes half a second.
+
+  try:
+    picture = figures.learning_curves(files.read_metrics(workdir))
+    figures.save(picture, workdir / "learning_curve.png")
+  except Exception as error:  # No picture is worth the result.
+    logging.warning("No learning curves: %s", error)
 
 
 def _following(step: int, interval: int) -> int:

@@ -21,17 +21,19 @@ def get_config() -> ml_collections.ConfigDict:
   # Training.
   config.batch_size = 100
   config.num_steps = 20000
-  config.learning_rate = 0.001  # Its peak, where the schedule has one.
+  config.learning_rate = 0.001  # The peak, if the schedule varies it.
   config.schedule = "constant"  # Or one_cycle or cosine, to the last step.
   config.warmup_steps = 0  # Until the peak.
   config.optimizer = "sgd"  # Or adam, adamw, or nadamw, Nesterov's variant.
   config.momentum = 0.0  # Nesterov's, of sgd.
-  config.adam_b2 = 0.999  # Of the squared gradients, what an Adam step keeps.
+  config.adam_b2 = 0.999  # How slowly Adam forgets the squared gradients.
   config.weight_decay = 0.0  # Of the kernels, by adamw and nadamw.
-  config.label_smoothing = 0.0  # Of 0.1, all classes share 0.1 of a label.
+  config.label_smoothing = (
+    0.0  # 0.1 spreads a tenth of a label over all classes.
+  )
   config.ema_decay = 0.0  # Above 0, an average of the parameters is evaluated.
   config.dropout_rate = 0.4
-  config.dtype = "float32"  # Or bfloat16, of the layers; for accelerators.
+  config.dtype = "float32"  # Or bfloat16, for the layers on an accelerator.
   config.seed = 0  # Initial parameters, order and dropout all follow from it.
 
   # Random deformations of the training images; 0 is none.

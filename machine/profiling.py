@@ -22,6 +22,7 @@ class Profiler:
     self._workdir = workdir
     self._begin = begin
     self.boundaries = [begin, begin + num_steps] if num_steps else []
+    self._is_tracing = False
 
   def __enter__(self) -> "Profiler":
     return self
@@ -29,10 +30,10 @@ class Profiler:
   def __exit__(self, *_) -> None:
     if len(self.boundaries) == 2:
       logging.warning(
-        "No steps are traced: training ended by step %d, the first log",
+        "No steps were traced: training did not go on from step %d",
         self._begin,
       )
-    elif self.boundaries:  # The last step came first, or a signal.
+    elif self._is_tracing:  # The last step came first, or a signal.
       self._try(self._stop)
 
   def at(self, step: int, training: Any) -> bool:
@@ -49,13 +50,18 @@ class Profiler:
       return False
     self.boundaries.remove(step)
     jax.block_until_ready(training)
-    self._try(self._start if self.boundaries else self._stop)
+    if self.boundaries:
+      self._try(self._start)
+    elif self._is_tracing:
+      self._try(self._stop)
     return True
 
   def _start(self) -> None:
     jax.profiler.start_trace(self._workdir, create_perfetto_trace=True)
+    self._is_tracing = True
 
   def _stop(self) -> None:
+    self._is_tracing = False
     jax.profiler.stop_trace()
     logging.info(
       "The trace of the steps after %d is in %s",

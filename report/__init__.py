@@ -1,1 +1,1 @@
-"""What a person looks at: figures."""
+"""What a person looks at: figures, TensorBoard, evaluations."""

@@ -1,9 +1,8 @@
-"""How well the examples of a split were predicted: in files and as text."""
+"""How well the examples of a split were predicted."""
 
 from collections.abc import Sequence
 import csv
 import io
-import pathlib
 from typing import Any
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ from sklearn import metrics
 
 import input_pipeline
 from report import figures
-from rundir import files
 
 
 class Calibration(NamedTuple):
@@ -98,23 +96,16 @@ def measure(
   )
 
 
-def write(
-  folder: pathlib.Path, evaluation: Evaluation, result: dict[str, Any]
-) -> None:
-  """Writes the result with all else to metrics.json, a table and pictures."""
-  folder.mkdir(parents=True, exist_ok=True)
-  details = {
+def details(evaluation: Evaluation) -> dict[str, Any]:
+  """Returns the numbers besides the means, as JSON takes them."""
+  return {
     "expected_calibration_error": evaluation.calibration.error,
     "per_class": evaluation.per_class,
     "confusion_matrix": evaluation.confusion_matrix.tolist(),
   }
-  files.write_json(folder / "metrics.json", {**details, **result})
-  files.write_text(folder / "predictions.csv", _csv(evaluation))
-  for name, picture in _draw(evaluation).items():
-    figures.save(picture, folder / f"{name}.png")
 
 
-def _csv(evaluation: Evaluation) -> str:
+def to_csv(evaluation: Evaluation) -> str:
   """Returns a line for each example: index, label, class and probabilities."""
   names, labels = evaluation.class_names, evaluation.examples.labels
   table = io.StringIO()
@@ -126,7 +117,7 @@ def _csv(evaluation: Evaluation) -> str:
   return table.getvalue()
 
 
-def _draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
+def draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
   """Returns the pictures by name."""
   examples, names = evaluation.examples, evaluation.class_names
   return {

@@ -69,7 +69,7 @@ def restore(
   path = _folder(workdir) / str(step)
   found = _read_metadata(path)
   trees.check_same_network(path, state, found.pop("state"))
-  target = {"state": state, **found}
+  target = {"state": state, **found, "checksum": np.uint32(0)}
   _read_accuracy(workdir, step)
   _check_size(path, target)
   target = jax.tree.map(
@@ -317,7 +317,7 @@ def _accuracy_or_less(metrics: dict[str, float]) -> float:
 
 
 def _read_accuracies(workdir: pathlib.Path) -> dict[int, float | None]:
-  """`_read_accuracy` of all steps but those at which it fails."""
+  """Returns the validation accuracy of each checkpoint that can be read."""
   found = {}
   for step in all_steps(workdir):
     with contextlib.suppress(DamagedError):

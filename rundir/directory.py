@@ -14,6 +14,7 @@ import jax
 import ml_collections
 
 from machine import processes
+from rundir import checkpoints
 from rundir import experiment
 from rundir import files
 
@@ -66,7 +67,7 @@ def update(
 ) -> None:
   """Writes what `create` was given, where it is not there."""
   for name, ours in (
-    ("config.json", config.to_dict()),
+    ("config.json", experiment.to_json(config)),
     ("dataset.json", dataset),
   ):
     path = workdir / name
@@ -77,12 +78,18 @@ def update(
 def _check_same(workdir, config, dataset) -> None:
   path = workdir / "config.json"
   found = experiment.read(path, own_keys=config.keys())
-  experiment.check_same(path, found.to_dict(), config.to_dict())
+  done = checkpoints.all_steps(workdir)
+  experiment.check_same(
+    path,
+    experiment.to_json(found),
+    experiment.to_json(config),
+    steps_done=done[-1] if done else 0,
+  )
   path = workdir / "dataset.json"
   if path.exists():
     found = files.read_json(path)
     # Older runs have no checksums.
-    older = dataset.keys() - found.keys() & {"crc32"}
+    older = (dataset.keys() - found.keys()) & {"crc32"}
     files.check_same(path, found, dataset, except_for=older)
 
 

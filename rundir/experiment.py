@@ -4,6 +4,7 @@ A key needs no rule; one that has a rule has it in `_RULES`.
 """
 
 from collections.abc import Iterable
+import json
 import math
 import os
 import pathlib
@@ -42,6 +43,8 @@ def _one_of(*names):
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
+# Not every optimiser and schedule reads these.
+_OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
 _RULES = {
   # Without TFDS's namespaces, which would run code from elsewhere.
   "dataset": (
@@ -98,13 +101,29 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises app.UsageError where a value is wrong whatever the data."""
-  check_keys(config)
+  _check_values(config)
+  chosen = (
+    optimizer.OPTIMIZERS[config.optimizer],
+    optimizer.SCHEDULES[config.schedule],
+  )
+  choice = (
+    f"config.optimizer={config.optimizer} and config.schedule={config.schedule}"
+  )
+  read = {key for entry in chosen for key in optimizer.keys_read(entry)}
+  for key in sorted(read - {*config}):
+    raise app.UsageError(f"the config has no {key}, which {choice} need")
   defaults = default.get_config()
-  for key, value in config.items():
-    is_accepted, accepted = _RULES.get(key, (lambda _: True, ""))
-    if not is_accepted(value):
-      raise app.UsageError(f"config.{key}={value}: must be {accepted}")
-  _check_all_is_read(config, defaults)
+  for key in _OF_SOME_CHOICES:
+    if key not in read and config[key] != defaults[key]:
+      raise app.UsageError(
+        f"config.{key}={config[key]}: must be {defaults[key]} with {choice},"
+        " which have no use for it"
+      )
+  if config.clean_steps and not augmentation.from_config(config):
+    raise app.UsageError(
+      f"config.clean_steps={config.clean_steps}: must be 0 where no"
+      " config.augment_* is above 0: all steps are"
+    )
   for key in ("warmup_steps", "clean_steps"):
     if config[key] > config.num_steps // 2:
       raise app.UsageError(
@@ -113,32 +132,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _check_all_is_read(config, defaults) -> None:
-  """Raises app.UsageError where a value was changed that nothing would read."""
-  tables = (optimizer.OPTIMIZERS, optimizer.SCHEDULES)
-  chosen = (tables[0][config.optimizer], tables[1][config.schedule])
-  read = {key for entry in chosen for key in optimizer.keys_read(entry)}
-  for key in (
-    {
-      key
-      for table in tables
-      for entry in table.values()
-      for key in optimizer.keys_read(entry)
-    }
-    - read
-    - {"num_steps"}
-  ):
-    if config[key] != defaults.get(key, config[key]):
-      raise app.UsageError(
-        f"config.{key}={config[key]}: must be {defaults[key]} with"
-        f" config.optimizer={config.optimizer} and"
-        f" config.schedule={config.schedule}, which have no use for it"
-      )
-  if config.clean_steps and not augmentation.from_config(config):
-    raise app.UsageError(
-      f"config.clean_steps={config.clean_steps}: must be 0 where no"
-      " config.augment_* is above 0: all steps are"
-    )
+def _check_values(config: ml_collections.ConfigDict) -> None:
+  """Raises app.UsageError where a key is missing or breaks its rule."""
+  check_keys(config)
+  for key, value in config.items():
+    is_accepted, accepted = _RULES.get(key, (lambda _: True, ""))
+    if not is_accepted(value):
+      raise app.UsageError(f"config.{key}={value}: must be {accepted}")
 
 
 def name(
@@ -176,31 +176,41 @@ def name(
 
 
 def check_same(
-  path: pathlib.Path, found: dict[str, Any], ours: dict[str, Any]
+  path: pathlib.Path,
+  found: dict[str, Any],
+  ours: dict[str, Any],
+  steps_done: int,
 ) -> None:
   """Checks that a run directory holds a run of this experiment.
 
   Args:
     path: of its config.json.
     found: that config.
-    ours: the config with which it is to go on. `num_steps` may be larger where
-      no step depends on it.
+    ours: the config with which it is to go on. `num_steps` may be another one
+      if the training does not depend on it.
+    steps_done: how many of them were saved.
 
   Raises:
     app.UsageError: names the keys that differ.
   """
-  found = {**found}
-  if _may_grow(ours) and found["num_steps"] < ours["num_steps"]:
-    found["num_steps"] = ours["num_steps"]
+  if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
+    found = {**found, "num_steps": ours["num_steps"]}
   files.check_same(path, found, ours, except_for=INCIDENTAL)
 
 
-def _may_grow(config: dict[str, Any]) -> bool:
-  """Returns whether what a step does is independent of how many there are."""
-  entry = optimizer.SCHEDULES[config["schedule"]]
-  return not (
-    config["clean_steps"] or "num_steps" in optimizer.keys_read(entry)
+def _depends_on_num_steps(config: dict[str, Any]) -> bool:
+  entries = (
+    optimizer.OPTIMIZERS[config["optimizer"]],
+    optimizer.SCHEDULES[config["schedule"]],
   )
+  return config["clean_steps"] > 0 or any(
+    "num_steps" in optimizer.keys_read(entry) for entry in entries
+  )
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the config as config.json has it: a tuple becomes a list."""
+  return json.loads(json.dumps(config.to_dict()))
 
 
 def own_keys(config: ml_collections.ConfigDict) -> list[str]:
@@ -236,7 +246,7 @@ def read(
   try:
     with config.unlocked():
       config.update(found)
-  except TypeError as error:
+    _check_values(config)
+  except (TypeError, ValueError, OverflowError, app.UsageError) as error:
     raise app.UsageError(f"{path}: {error}") from error
-  validate(config)
   return config

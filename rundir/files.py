@@ -30,8 +30,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     found = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise app.UsageError(
-      f"{path}: there is none; accepted is a run directory, such as train.py"
-      " makes in runs/"
+      f"{path}: no such file; expected a run directory that train.py made"
     ) from error
   except (OSError, ValueError, RecursionError) as error:
     raise app.UsageError(f"{path}: is not JSON: {error}") from error
@@ -44,11 +43,15 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl, but for one that is being written."""
   path = workdir / "metrics.jsonl"
   records = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in (
+    path.read_text(errors="replace").splitlines() if path.exists() else ()
+  ):
     try:
-      records.append(json.loads(line))
+      record = json.loads(line)
     except ValueError:
       break
+    if isinstance(record, dict):
+      records.append(record)
   return records
 
 
@@ -67,8 +70,8 @@ def check_same(
   if differing:
     raise app.UsageError(
       f"{path.parent} holds a run of another {path.stem}:"
-      f" {', '.join(differing)}; name another --workdir, or begin there with"
-      f" --init_from={path.parent}"
+      f" {', '.join(differing)}; name another --workdir, with"
+      f" --init_from={path.parent} if it is to begin with these parameters"
     )
 
 
@@ -97,7 +100,7 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file: after a crash, there is the old one or the new, whole."""
+  """Writes a file so that a crash leaves the old one or the new, whole."""
   temporary = path.with_name(path.name + ".incomplete")
   try:
     temporary.write_text(text)

@@ -178,6 +178,8 @@ class Logger:
     """
     try:
       inspection = inspect(state)
+      if not self._writes:  # All processes had to compute it.
+        return
       self.grad_norms(step, jax.device_get(inspection.grad_norms))
       if step == self._num_steps or self.can_draw():
         learned = (
@@ -263,10 +265,10 @@ def _truncate(path: pathlib.Path, step: int, num_steps: int) -> None:
   def is_kept(line):
     try:
       record = json.loads(line)
-    except ValueError:  # The process ended while it wrote this.
+      is_final = record["step"] == num_steps and "test_loss" in record
+      return record["step"] <= step and not is_final
+    except (ValueError, TypeError, KeyError):  # Its process ended meanwhile.
       return False
-    is_final = record["step"] == num_steps and "test_loss" in record
-    return record["step"] <= step and not is_final
 
-  lines = path.read_text().splitlines(keepends=True)
+  lines = path.read_text(errors="replace").splitlines(keepends=True)
   files.write_text(path, "".join(filter(is_kept, lines)))

@@ -20,7 +20,7 @@ _FILE = "made_by.json"
 
 
 def record(workdir: pathlib.Path, step: int, **more: Any) -> None:
-  """Adds to made_by.json what goes on with a run, if it is not what did.
+  """Adds to made_by.json what a run goes on with, unless the last start did.
 
   Args:
     workdir: the run directory.
@@ -48,39 +48,59 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   path = workdir / _FILE
   if not path.exists():  # The run is older than these records.
     return []
-  match files.read_json(path):
-    case {"starts": [dict(), *_] as starts}:
-      return [start for start in starts if isinstance(start, dict)]
-  return []
+  try:
+    starts = files.read_json(path).get("starts")
+  except app.UsageError as error:
+    logging.warning("%s", error)
+    return []
+  if not isinstance(starts, list):
+    return []
+  return [start for start in starts if isinstance(start, dict)]
 
 
-def init_from(
-  workdir: pathlib.Path, given: str | os.PathLike | None
+def check_init_from(
+  workdir: pathlib.Path, given: str | os.PathLike | None, has_checkpoints: bool
 ) -> str | None:
   """Returns the run whose parameters this run began with, or now begins with.
 
   Args:
     workdir: the run directory.
     given: the directory of that run; None where none is named.
+    has_checkpoints: whether the run has gone on from there.
 
   Raises:
-    app.UsageError: another one is named than the run began with.
+    app.UsageError: another one, or none, is named than the run began with.
   """
-  given = given and str(pathlib.Path(given).expanduser().absolute())
+  given = given and str(files.expand_user(given).absolute())
   starts = read(workdir)
-  began = starts[0].get("init_from") if starts else given
-  if given and given != began:
+  if not (starts or has_checkpoints):
+    return given
+  began = starts[0].get("init_from") if starts else None
+  name, known = (pathlib.Path(str(x)).name if x else "" for x in (given, began))
+  # Its directory may have moved; and it is no longer needed.
+  if name != known and (given or not has_checkpoints):
     raise app.UsageError(
-      f"--init_from={given}: {workdir} began with"
-      f" {began or 'random parameters'}; name another --workdir"
+      f"--init_from={given or ''}: {workdir} began with"
+      f" {began or 'parameters of its own'}; name that, or another --workdir"
     )
-  return began
+  return given or (began and str(began))
+
+
+def own_keys(workdir: pathlib.Path) -> set[str]:
+  """Returns the keys that the run's config file added to the default ones."""
+  return {
+    key
+    for start in read(workdir)
+    if isinstance(start.get("own_keys"), list)
+    for key in start["own_keys"]
+    if isinstance(key, str)
+  }
 
 
 def warn_of_another_model(workdir: pathlib.Path) -> None:
-  """Says if model.py is no longer what trained the run."""
-  starts = read(workdir)
-  if starts and starts[-1].get("model_sha256") != _model_sha256():
+  """Says if model.py is no longer what trained the run, or a part of it."""
+  ours = _model_sha256()
+  if any(start.get("model_sha256") != ours for start in read(workdir)):
     logging.warning("model.py is no longer what trained %s", workdir)
 
 

@@ -54,7 +54,9 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   """
   workdir = files.expand_user(workdir)
   directory.check_contained(workdir)
-  config = experiment.read(workdir / "config.json", _own_keys(workdir))
+  config = experiment.read(
+    workdir / "config.json", provenance.own_keys(workdir)
+  )
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
   try:
@@ -132,16 +134,6 @@ def with_params_of(
   return state
 
 
-def _own_keys(workdir: pathlib.Path) -> set[str]:
-  """The keys that the run's config file added to configs/default.py's."""
-  keys = set()
-  for start in provenance.read(workdir):
-    own_keys = start.get("own_keys", [])
-    if isinstance(own_keys, list):
-      keys.update(key for key in own_keys if isinstance(key, str))
-  return keys
-
-
 def create_state(
   rng: jax.Array,
   config: ml_collections.ConfigDict,
@@ -192,7 +184,9 @@ def _restore(
     return checkpoints.restore_newest(workdir, state)[0]
   if checkpoint == "best":
     if (step := checkpoints.best_step(workdir)) is None:
-      raise app.UsageError(f"{workdir}: no checkpoint was validated yet")
+      raise app.UsageError(
+        f"{workdir}: no checkpoint has a validation accuracy"
+      )
   elif checkpoint in map(str, saved):
     step = int(checkpoint)
   else:

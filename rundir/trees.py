@@ -10,7 +10,7 @@ import numpy as np
 
 
 class OtherNetworkError(app.UsageError):
-  """A run is of another network than model.py's."""
+  """A run is of another network or optimiser than there are now."""
 
 
 def named(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -41,7 +41,7 @@ def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name):
       raise OtherNetworkError(
-        f"{path} is of another network than model.py's: {name} is"
+        f"{path} is of another network or optimiser: {name} is"
         f" {theirs.get(name, 'missing')} there and"
         f" {ours.get(name, 'missing')} here"
       )

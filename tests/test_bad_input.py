@@ -236,11 +236,11 @@ def pipe(scratch):
 
 # What is done to a run directory, and what evaluate.py says of it.
 RUNS = {
-  "none": (remove("run"), "config.json: there is none"),
-  "no config": (remove("run/config.json"), "run/config.json: there is none"),
+  "none": (remove("run"), "config.json: no such file"),
+  "no config": (remove("run/config.json"), "run/config.json: no such file"),
   "no dataset.json": (
     remove("run/dataset.json"),
-    "dataset.json: there is none",
+    "dataset.json: no such file",
   ),
   "empty config": (truncate("run/config.json"), "run/config.json: is not JSON"),
   "half a config": (
@@ -371,8 +371,8 @@ COMMANDS = {
   "evaluate.py --workdir=run --data_dir=/dev/null/x": "data_dir=/dev/null/x: ",
   "evaluate.py --workdir=run --manual_dir=none": "none: not a directory",
   "evaluate.py --workdir=run --output=run/config.json": "File exists: 'run/co",
-  "evaluate.py --workdir=run --workdir=none": "none/config.json: there is none",
-  "evaluate.py --workdir=~nosuch/run": "~nosuch/run/config.json: there is none",
+  "evaluate.py --workdir=run --workdir=none": "none/config.json: no such file",
+  "evaluate.py --workdir=~nosuch/run": "~nosuch/run/config.json: no such file",
   "evaluate.py --workdir=run --nosuch": "unrecognized arguments: --nosuch",
   "predict.py x.png": "the following arguments are required: --workdir",
   "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",
@@ -380,8 +380,8 @@ COMMANDS = {
   "predict.py --workdir=run none.png": "none.png: No such file or directory",
   "predict.py --workdir=run ~nosuch/1.png": "~nosuch/1.png: No such file or",
   "predict.py --workdir=run run/checkpoints": "is a folder without images",
-  "predict.py --workdir=a\x1b]0;b\x07 x": "a\\x1b]0;b\\x07/config.json: there",
-  "predict.py --workdir=none none.png": "none/config.json: there is none",
+  "predict.py --workdir=a\x1b]0;b\x07 x": "a\\x1b]0;b\\x07/config.json: no su",
+  "predict.py --workdir=none none.png": "none/config.json: no such file",
   "compare.py ~nosuch": "~nosuch: there is no run directory in it",
   "compare.py none": "none: there is no run directory in it",
   "compare.py run --plot=none/x.png": "none/x.png: No such file or directory",

@@ -203,7 +203,7 @@ def test_another_shape_is_refused(run, monkeypatch):
 
 def test_each_question_has_a_folder_of_its_own(run, tmp_path, monkeypatch):
   write = mock.Mock()
-  monkeypatch.setattr(evaluation, "write", write)
+  monkeypatch.setattr(evaluate, "_write", write)
   config = json.loads((run / "config.json").read_text())
   (tmp_path / "data").symlink_to(config["data_dir"])
   other = shutil.copytree(run, tmp_path / "b c")
@@ -301,7 +301,7 @@ def test_a_metric_of_ones_own_is_reported(run, monkeypatch, tmp_path):
 def test_a_change_of_the_test_data_is_told(run, monkeypatch):
   warn = mock.Mock()
   monkeypatch.setattr(logging, "warning", warn)
-  monkeypatch.setattr(evaluation, "write", mock.Mock())
+  monkeypatch.setattr(evaluate, "_write", mock.Mock())
   evaluate.evaluate([run])
   warn.assert_not_called()
   path = run / "dataset.json"

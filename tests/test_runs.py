@@ -75,6 +75,44 @@ def test_keys_of_ones_own_are_kept_and_unknown_ones_are_named(run, tiny_config):
     train.train_and_evaluate(tiny_config, run)
 
 
+def test_a_run_opens_whatever_the_defaults_are_now(run, monkeypatch):
+  config = default.get_config()
+  config.adam_b2 = 0.95
+  monkeypatch.setattr(
+    default, "get_config", lambda: config.copy_and_resolve_references()
+  )
+  assert runs.open_run(run).config.adam_b2 == 0.999
+
+
+def test_a_tuple_of_ones_own_is_the_same_when_it_is_read(run, tiny_config):
+  with tiny_config.unlocked():
+    tiny_config.sizes = (32, 64)
+  dataset = files.read_json(run / "dataset.json")
+  directory.update(run, tiny_config, dataset)
+  before = (run / "config.json").stat()
+  directory.create(run, tiny_config, dataset)
+  directory.update(run, tiny_config, dataset)
+  assert (run / "config.json").stat() == before
+
+
+def test_a_longer_run_that_was_not_meant_can_be_taken_back(run, tiny_config):
+  dataset = files.read_json(run / "dataset.json")
+  tiny_config.num_steps = 20_000
+  directory.update(run, tiny_config, dataset)
+  tiny_config.num_steps = 20
+  directory.create(run, tiny_config, dataset)
+
+
+@pytest.mark.parametrize(
+  "content", ["{", "[]", '{"starts": 5}', '{"starts": [5]}']
+)
+def test_a_damaged_record_of_what_made_a_run_is_no_obstacle(run, content):
+  (run / "made_by.json").write_text(content)
+  assert runs.open_run(run).step == 20
+  provenance.record(run, 20)
+  assert [start["step"] for start in provenance.read(run)] == [20]
+
+
 def test_more_steps_and_other_reports_go_on_to_the_same_bits(
   tiny_run, tiny_config, tmp_path
 ):
