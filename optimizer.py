@@ -30,7 +30,7 @@ OPTIMIZERS = {
 }
 
 SCHEDULES = {
-  "constant": lambda peak: optax.constant_schedule(peak),
+  "constant": optax.constant_schedule,
   # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
   "one_cycle": lambda peak, num_steps, warmup_steps: (
     optax.linear_onecycle_schedule(
@@ -51,19 +51,24 @@ def keys_read(entry: Callable) -> list[str]:
   return list(inspect.signature(entry).parameters)[1:]
 
 
+def _call(
+  entry: Callable,
+  rate: optax.ScalarOrSchedule,
+  config: ml_collections.ConfigDict,
+):
+  return entry(rate, **{key: config[key] for key in keys_read(entry)})
+
+
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Returns the learning rate as a function of the steps taken."""
-  entry = SCHEDULES[config.schedule]
-  values = {key: config[key] for key in keys_read(entry)}
-  return entry(config.learning_rate, **values)
+  return _call(SCHEDULES[config.schedule], config.learning_rate, config)
 
 
 def create(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
   """Returns the optimiser that the config names, under its schedule."""
-  entry = OPTIMIZERS[config.optimizer]
-  values = {key: config[key] for key in keys_read(entry)}
+  rate = schedule(config)
   if config.schedule == "constant":  # optax needs no count of steps for it.
-    return entry(config.learning_rate, **values)
-  return entry(schedule(config), **values)
+    rate = config.learning_rate
+  return _call(OPTIMIZERS[config.optimizer], rate, config)

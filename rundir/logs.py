@@ -199,7 +199,7 @@ class Logger:
 
   def can_draw(self) -> bool:
     """Returns whether no earlier pictures are still being drawn."""
-    return self._writes and (self._drawing is None or self._drawing.done())
+    return self._drawing is None or self._drawing.done()
 
   def pictures(
     self,
@@ -220,8 +220,6 @@ class Logger:
       inspection: of the network.
       class_names: of the labels.
     """
-    if not self._writes:
-      return
     self._drawing = self._artist.submit(  # Its one thread draws in turn.
       self._draw, step, examples, probabilities, params, inspection, class_names
     )
