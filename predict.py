@@ -27,6 +27,7 @@ from machine import compiling
 from machine import console
 from rundir import files
 from rundir import runs
+from sources import image_files
 from sources import photographs
 import steps
 
@@ -83,7 +84,7 @@ def find(
       images = [
         file
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in photographs.SUFFIXES and file.is_file()
+        if file.suffix.lower() in image_files.SUFFIXES and file.is_file()
       ]
       yield from ((str(file), file) for file in images)
       if not images:
@@ -139,7 +140,7 @@ def load(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
     try:
-      images = list(photographs.read(source))
+      images = list(image_files.read(source))
     except ValueError as error:
       complain(name, error)
       continue

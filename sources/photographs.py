@@ -1,146 +1,25 @@
-"""Image files to arrays, and drawings and photographs to MNIST's form."""
+"""Drawings and photographs of digits to MNIST's form."""
 
 from collections.abc import Iterator
-import io
-import pathlib
-import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from PIL import ImageOps
+from PIL import ImageDraw
 from scipy import ndimage
+from scipy import spatial
 
-# Formats whose decoders Pillow has itself: others may start other programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = tuple(
-  ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .npy".split()
-)
-_NPY_MAGIC = b"\x93NUMPY"
 _SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
-_MAX_GIVEN = 1200  # Larger images, by the longer side, only take memory,
-_MAX_SIDE = 400  # and more detail than this in finding the ink only takes time.
-_MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
-
-
-def read(source: pathlib.Path | bytes) -> Iterator[np.ndarray]:
-  """Yields the images of a file: one, or those of a .npy array.
-
-  Args:
-    source: a path, or the content of a file.
-
-  Yields:
-    uint8 [height, width] or [height, width, 3], as a person would see it.
-
-  Raises:
-    ValueError: says what is wrong with the file.
-  """
-  try:
-    if isinstance(source, bytes):
-      file, head = io.BytesIO(source), source[:6]
-    else:
-      with open(source, "rb") as opened:
-        file, head = source, opened.read(6)
-  except IsADirectoryError as error:
-    raise ValueError("is a folder without images") from error
-  except OSError as error:
-    raise ValueError(error.strerror) from error
-  if not head:
-    raise ValueError("is empty")
-  if head == _NPY_MAGIC:
-    yield from _read_array(file)
-  else:
-    yield _read_image(file)
-
-
-def _read_array(file) -> Iterator[np.ndarray]:
-  """The images of a .npy file: [height, width] is one."""
-  try:
-    # Mapped, so that a header cannot claim more memory than the file has.
-    mode = None if isinstance(file, io.BytesIO) else "r"
-    with warnings.catch_warnings(action="ignore"):
-      array = np.load(file, mmap_mode=mode, allow_pickle=False)
-  except Exception as error:  # NumPy's parser of headers raises anything.
-    reason = str(error).splitlines()[0]
-    raise ValueError(f"is not an array that can be read: {reason}") from error
-  shape = array.shape
-  if array.ndim == 2 and shape[1] == _SIDE**2:  # Flat ones.
-    array = array.reshape(-1, _SIDE, _SIDE)
-  elif array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3)):
-    array = array[None]  # One image.
-  if array.ndim == 4 and array.shape[-1] == 1:
-    array = array[..., 0]
-  is_image = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)
-  if not is_image or not array.size or array.dtype.kind not in "buif":
-    raise ValueError(
-      f"is an array of {array.dtype} {list(shape)}; accepted are numbers,"
-      f" [height, width] or [height, width, 1 or 3], n such images, or [n,"
-      f" {_SIDE**2}]"
-    )
-  return iter(_to_uint8(array))
-
-
-def _to_uint8(values: np.ndarray) -> np.ndarray:
-  """From values up to 1, to 255 (8 bit) or to 65,535 (16 bit)."""
-  largest = np.max(values)
-  if not (np.min(values) >= 0 and largest < 2**16):  # Or not a number.
-    raise ValueError("has values other than 0 to 1, to 255 or to 65535")
-  if values.dtype == np.uint8 and largest > 1:
-    return np.asarray(values)
-  scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
-  return np.round(np.asarray(values, np.float32) * scale).astype(np.uint8)
-
-
-def _read_image(file) -> np.ndarray:
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(file, formats=_FORMATS) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):  # 16 bit and more.
-          image = image.convert("F" if image.mode == "F" else "I")
-          image.thumbnail((_MAX_GIVEN, _MAX_GIVEN), Image.Resampling.BOX)
-          return _to_uint8(np.asarray(image))
-        mode = "L" if image.mode in ("1", "L") else "RGB"
-        if image.has_transparency_data:
-          mode = "RGBA"
-        if image.mode != mode:
-          image = image.convert(mode)
-        image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Smaller ones stay.
-        if mode == "RGBA":
-          return _flatten(np.asarray(image, np.float32))
-        return np.asarray(image)
-  except Image.UnidentifiedImageError as error:
-    raise ValueError(f"is none of {', '.join(_FORMATS)}") from error
-  except (
-    Image.DecompressionBombWarning,
-    Image.DecompressionBombError,
-  ) as error:
-    raise ValueError(
-      f"is larger than {Image.MAX_IMAGE_PIXELS:,} pixels"
-    ) from error
-  except Exception as error:  # Pillow's decoders raise anything.
-    raise ValueError(f"cannot be decoded: {error}") from error
-
-
-def _flatten(rgba: np.ndarray) -> np.ndarray:
-  """Puts a transparent image on a background that shows its ink."""
-  rgb, alpha = rgba[..., :3], rgba[..., 3:] / 255
-  visible = to_grey(rgb)[alpha[..., 0] > 0.5]
-  background = 255.0
-  if visible.size and np.ptp(visible) > 2 * _MIN_CONTRAST:
-    background = np.median(visible)  # It brings paper of its own.
-  elif visible.size and visible.mean() > 127:
-    background = 0.0
-  flat = rgb * alpha + background * (1 - alpha)
-  return np.round(flat).astype(np.uint8)
+_MAX_SIDE = 400  # More detail than this in finding the ink only takes time.
+_COARSE_SIDE = 100  # Enough to tell colours, and paper from what lies around.
+MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
+_LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601.
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
-  """The luma (ITU-R 601) of an image, float32 [height, width]."""
+  """Returns the luma of an image, float32 [height, width]."""
   image = image.astype(np.float32)
-  if image.ndim == 2:
-    return image
-  return image @ np.float32([0.299, 0.587, 0.114])
+  return image if image.ndim == 2 else image @ _LUMA
 
 
 def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
@@ -162,32 +41,243 @@ def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
   Raises:
     ValueError: there is no ink.
   """
-  grey = to_grey(image)
-  if max(grey.shape) > _MAX_SIDE:
-    grey = _resize(grey, _MAX_SIDE)
-  if invert == "yes" or (invert == "auto" and _has_dark_ink(grey)):
-    grey = 255 - grey
-  digit = _resize(_crop(_find_ink(grey)), _BOX)
+  digit = _resize(_crop(find_ink(image, invert)), _BOX)
   return _center(np.clip(digit / digit.max(), 0, 1))
 
 
-def _find_ink(x: np.ndarray) -> np.ndarray:
-  """How much of each pixel is ink, 0 to 1, in an image with light ink."""
-  contrast = np.maximum(x - _paper(x), 0)
-  smooth = ndimage.gaussian_filter(contrast, max(x.shape) / 200)
-  if smooth.max() < _MIN_CONTRAST:
+def find_ink(image: np.ndarray, invert: str = "auto") -> np.ndarray:
+  """Returns how much of each pixel is ink, 0 to 1."""
+  x, is_sheet = _with_light_ink(image, invert)
+  contrast = np.maximum(x - _paper(x, True), 0) if is_sheet else _without_surroundings(x)
+  smooth = _smooth(contrast)
+  if smooth.max() < MIN_CONTRAST:
     raise ValueError("has no ink")
   threshold = _otsu(smooth)
-  strokes = _without_specks(smooth > threshold)
+  strokes = _without_lines(smooth > threshold)
+  strokes = _without_box(strokes)
+  strokes = _without_specks(strokes)
   near = ndimage.binary_dilation(strokes, iterations=1 + max(x.shape) // 100)
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
-  noise = np.percentile(contrast[~near], 98) if not near.all() else 0
+  far = contrast[~near & (smooth <= threshold)]
+  noise = np.percentile(far, 98) if far.size else 0
   low, high = max(threshold / 4, noise), np.median(contrast[strokes])
   ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
   ink[~near] = 0
   if not ink.any():
     raise ValueError("has no ink that stands out from its noise")
   return ink
+
+
+def _with_light_ink(image: np.ndarray, invert: str) -> np.ndarray:
+  """Returns the sheet in the channel that shows the ink best, the ink light."""
+  x = _best_channel(image)
+  found = _find_sheet(_shrink(x, _COARSE_SIDE)) if min(x.shape) >= 20 else None
+  if found is not None:
+    is_dark, paper, hull = found[:3]
+    x = _cut(x, paper, hull)
+  else:
+    is_dark = _has_dark_ink(x)
+  return (255 - x if invert == "yes" or (invert == "auto" and is_dark) else x), found is not None
+
+
+def _best_channel(image: np.ndarray) -> np.ndarray:
+  x = _shrink(to_grey(image), _MAX_SIDE)
+  if image.ndim == 2 or np.ptp(image, axis=-1).max() < MIN_CONTRAST:
+    return x
+  channels = [x, *(_shrink(np.float32(image[..., i]), _MAX_SIDE) for i in range(3))]
+  coarse = [_shrink(channel, _COARSE_SIDE) for channel in channels]
+  peaks = [max(_relief(x).max(), _relief(255 - x).max()) for x in coarse]
+  if max(peaks) < MIN_CONTRAST:
+    peaks = [np.ptp(_smooth(x)) for x in coarse]
+  peaks[0] *= 1.5
+  return channels[int(np.argmax(peaks))]
+
+
+def _relief(light: np.ndarray) -> np.ndarray:
+  return _smooth(light) - _paper(light, True)
+
+
+class Sheet(NamedTuple):
+  """A region that may be paper with ink on it, masks of [height, width]."""
+
+  has_dark_ink: bool
+  paper: np.ndarray
+  hull: np.ndarray
+  ink: np.ndarray  # The largest part of it, its holes filled.
+  prominence: float
+
+
+def _find_sheet(x: np.ndarray) -> Sheet | None:
+  """Returns the sheet with the largest ink, the smallest of such sheets.
+
+  Ink that is a sheet itself, as paper on a table, or is a box around one, is
+  not taken for ink.
+  """
+  sheets = [*_sheets(x, True), *_sheets(255 - x, False)]
+  sheets = [s for s in sheets if not any(t.hull.sum() < s.hull.sum() and (s.ink & t.hull).sum() > 0.4 * t.hull.sum() for t in sheets)]
+  if not sheets:
+    return None
+  extents = [s.prominence for s in sheets]
+  large = [s for s, e in zip(sheets, extents, strict=True) if e > 0.92 * max(extents)]
+  return min(large, key=lambda s: s.hull.sum())
+
+
+def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[Sheet]:
+  """Yields the light regions that may be paper with ink that is dark."""
+  relief = _relief(255 - light)
+  bare = 255 - _paper(255 - light, True)  # The sheet without its ink.
+  shades = [_relief(light), _smooth(light)]
+  if _relief(bare).max() < 0.3 * relief.max():
+    shades.append(-relief)
+  for shade in shades:
+    if np.ptp(shade) < MIN_CONTRAST:
+      continue
+    labels, _ = ndimage.label(shade > _otsu(shade))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    for label in np.argsort(-sizes)[:2]:
+      if sizes[label] > 0.1 * light.size:
+        paper = labels == label
+        hull = _hull_of_sheet(paper)
+        ink = None if hull is None else _largest_ink(relief, hull)
+        if ink is not None:
+          yield Sheet(has_dark_ink, paper, hull, ink, _extent(ink) * relief[ink].max())
+
+
+def _extent(mask: np.ndarray) -> int:
+  return max(np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 for axis in (0, 1))
+
+
+def _hull_of_sheet(paper: np.ndarray) -> np.ndarray | None:
+  """Returns the convex hull of a region if it is a closed rectangle."""
+  points = np.argwhere(paper)[:, ::-1]
+  try:
+    corners = points[spatial.ConvexHull(points).vertices]
+  except spatial.QhullError:
+    return None
+  canvas = Image.new("1", paper.shape[::-1])
+  ImageDraw.Draw(canvas).polygon([tuple(c) for c in corners.tolist()], 1, 1)
+  hull = np.asarray(canvas)
+  turns = np.deg2rad(np.arange(-20, 21))
+  u, v = np.stack([np.cos(turns), np.sin(turns)]), np.stack([-np.sin(turns), np.cos(turns)])
+  rectangle = np.prod([np.ptp(corners @ a, axis=0) + 1 for a in (u, v)], axis=0).min()
+  inner = ndimage.binary_erosion(hull, iterations=2)
+  edge = hull & ~inner
+  if hull.sum() > 0.87 * rectangle and paper.sum() > 0.55 * hull.sum() and paper[edge].mean() > 0.8:
+    return hull
+  return None
+
+
+def _largest_ink(relief: np.ndarray, hull: np.ndarray) -> np.ndarray | None:
+  """Returns the largest part of the ink on a sheet, if it stays on it."""
+  inner = ndimage.binary_erosion(hull, iterations=2, border_value=1)
+  peak = relief[inner].max(initial=0)
+  if peak < MIN_CONTRAST:
+    return None
+  labels, _ = ndimage.label(relief > peak / 2, np.ones((3, 3)))
+  sizes = np.bincount(labels[inner])
+  sizes[0] = 0
+  part = labels == sizes.argmax()
+  if (part & hull).sum() < 0.9 * part.sum():
+    return None
+  return ndimage.binary_fill_holes(part)
+
+
+def _cut(x, paper, hull):
+  """Puts paper around the sheet."""
+  def enlarge(mask):
+    image = Image.fromarray(mask).resize(x.shape[::-1])
+    return np.asarray(image)
+  if hull.mean() > 0.97:
+    return x
+  hull, paper = enlarge(hull), enlarge(paper)
+  margin = 1 + max(x.shape) // 60
+  outside = ~ndimage.binary_erosion(hull, iterations=margin, border_value=1)
+  paper = ndimage.binary_erosion(paper & ~outside, iterations=margin, border_value=1)
+  if not paper.any():
+    return x
+  nearest = ndimage.distance_transform_edt(~paper, return_distances=False, return_indices=True)
+  x = np.where(outside, x[tuple(nearest)], x)
+  return _crop_to(x, ~outside)
+
+
+def _crop_to(x, mask):
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  return x[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _paper(x: np.ndarray, reaches_out: bool) -> np.ndarray:
+  """Returns the brightness under light ink that is narrower than half of x."""
+  window = [min(n, max(3, round(max(x.shape) * 0.5))) for n in x.shape]
+  x = _smooth(x)
+  if reaches_out:
+    pad = [(n // 2 + 1,) * 2 for n in window]
+    inside = tuple(slice(n // 2 + 1, -(n // 2 + 1)) for n in window)
+    return ndimage.grey_opening(np.pad(x, pad, mode="edge"), window)[inside]
+  inner = ndimage.grey_erosion(x, window, mode="constant", cval=-1e9)
+  return ndimage.grey_dilation(inner, window, mode="constant", cval=-1e9)
+
+
+def _without_surroundings(x: np.ndarray) -> np.ndarray:
+  """Returns the contrast to the paper but for what comes in from the edges."""
+  whole = np.maximum(x - _paper(x, False), 0)
+  inner = np.maximum(x - _paper(x, True), 0)
+  smooth = _smooth(whole)
+  if smooth.max() < MIN_CONTRAST or _smooth(inner).max() < MIN_CONTRAST:
+    return whole
+  labels, count = ndimage.label(smooth > _otsu(smooth), np.ones((3, 3)))
+  index = np.arange(1, count + 1)
+  share = ndimage.sum(inner, labels, index) / ndimage.sum(whole, labels, index)
+  touching = np.isin(index, _border(labels))
+  keep = np.isin(labels, index[touching & (share >= 0.3)])
+  keep = ndimage.binary_dilation(keep, iterations=1 + max(x.shape) // 100)
+  return np.where(keep, whole, inner)
+
+
+def _without_lines(strokes: np.ndarray) -> np.ndarray:
+  """Takes out thin straight lines from edge to edge, but for what crosses."""
+  rest = _without_rows(_without_rows(strokes).T).T
+  return rest if rest.any() else strokes
+
+
+def _without_rows(strokes: np.ndarray) -> np.ndarray:
+  """Takes out lines from the left to the right, of any slope up to 8 %."""
+  height, width = strokes.shape
+  rows, columns = np.nonzero(strokes)
+  thickest = 2 + max(height, width) // 25
+  best = None
+  for slope in np.linspace(-0.08, 0.08, 1 + 2 * max(1, round(0.08 * width))):
+    levels = np.round(rows - slope * columns).astype(int) + width
+    counts = np.bincount(levels, minlength=height + 2 * width)
+    if best is None or counts.max() > best[0].max():
+      best = counts, slope, levels
+  counts, slope, levels = best
+  is_line = counts > 0.6 * width
+  bands, count = ndimage.label(is_line)
+  strokes = strokes.copy()
+  for band in range(1, count + 1):
+    at = np.flatnonzero(bands == band)
+    if len(at) > thickest or counts[at].max() < 0.85 * width:
+      continue
+    first, last = at[0] - 2, at[-1] + 2
+    in_band = (levels >= first) & (levels <= last)
+    beside = ((levels >= first - 2) & (levels < first)) | ((levels > last) & (levels <= last + 2))
+    crossed = ndimage.binary_dilation(np.isin(np.arange(width), columns[beside]), iterations=1)
+    gone = in_band & ~crossed[columns]
+    strokes[rows[gone], columns[gone]] = False
+  return strokes
+
+
+def _without_box(strokes):
+  return strokes
+
+
+def _smooth(x: np.ndarray) -> np.ndarray:
+  return ndimage.gaussian_filter(x, max(x.shape) / 200)
+
+
+def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
+  return _resize(x, longer_side) if max(x.shape) > longer_side else x
 
 
 def _crop(ink: np.ndarray) -> np.ndarray:
@@ -230,25 +320,6 @@ def _has_dark_ink(x: np.ndarray) -> bool:
   smooth = ndimage.gaussian_filter(x, max(x.shape) / 200)
   low, high = smooth.min(), smooth.max()
   return paper - low > high - paper
-
-
-def _paper(x: np.ndarray) -> np.ndarray:
-  """The brightness under light ink: even, or a plane through the pixels."""
-  border = _border(x)
-  even = np.median(border)
-  if (border == even).mean() > 0.5:  # Drawn, not photographed.
-    return np.full_like(x, even)
-  rows, columns = np.indices(x.shape, np.float32) / max(x.shape)
-  planes = np.stack([np.ones_like(x), rows, columns], axis=-1)
-  stride = max(1, max(x.shape) // 64)
-  points = planes[::stride, ::stride].reshape(-1, 3)
-  values = x[::stride, ::stride].ravel()
-  keep = np.ones(values.shape, bool)
-  for _ in range(5):  # Each leaves out what stands out: the ink.
-    fit, *_ = np.linalg.lstsq(points[keep], values[keep], rcond=None)
-    residuals = values - points @ fit
-    keep = residuals <= np.percentile(residuals, 60)
-  return planes @ fit
 
 
 def _otsu(x: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
+from sources import image_files
 from sources import photographs
 
 
@@ -36,7 +37,7 @@ def encode(image, file_format, **options):
 
 
 def read_one(content):
-  (image,) = photographs.read(content)
+  (image,) = image_files.read(content)
   return image
 
 
@@ -168,7 +169,7 @@ def test_reads_arrays(array, tmp_path):
     np.testing.assert_allclose(photographs.to_grey(image), drawing(), atol=0.5)
   three = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
   for shape in ((3, 28, 28), (3, 784), (3, 28, 28, 1)):
-    actual = list(photographs.read(npy(three.reshape(shape))))
+    actual = list(image_files.read(npy(three.reshape(shape))))
     np.testing.assert_array_equal(actual, three)
 
 
@@ -220,7 +221,7 @@ def test_a_bad_file_is_refused_with_the_reason(name, tmp_path):
   (tmp_path / "file").write_bytes(content)
   for source in (content, tmp_path / "file"):
     with pytest.raises(ValueError, match=f"^{message}"):
-      list(photographs.read(source))
+      list(image_files.read(source))
 
 
 WHOLE = [
@@ -236,7 +237,7 @@ WHOLE = [
 @hypothesis.given(st.binary(max_size=200) | damaged(WHOLE))
 def test_any_bytes_are_images_or_a_clean_error(content):
   try:
-    read = list(photographs.read(content))
+    read = list(image_files.read(content))
   except ValueError as error:
     assert "\n" not in str(error)
   else:
@@ -267,10 +268,10 @@ def test_memory_is_bounded(tmp_path):
     (tmp_path / name).write_bytes(content)
   script = """if True:
     import pathlib, sys
-    from sources import photographs
+    from sources import image_files
     for path in map(pathlib.Path, sys.argv[1:]):
       try:
-        print(*(image.shape for image in photographs.read(path)))
+        print(*(image.shape for image in image_files.read(path)))
       except ValueError as error:
         print(error)
     print(*[line for line in open("/proc/self/status") if "VmHWM" in line])
@@ -300,9 +301,9 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
   with pytest.raises(ValueError, match="No such file"):
-    list(photographs.read(tmp_path / "none.png"))
+    list(image_files.read(tmp_path / "none.png"))
   with pytest.raises(ValueError, match="folder without images"):
-    list(photographs.read(tmp_path))
+    list(image_files.read(tmp_path))
 
 
 def bounding_box(image):

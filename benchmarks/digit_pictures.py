@@ -1,0 +1,228 @@
+"""Pictures of MNIST's test digits as people bring them, by kind.
+
+Each function draws one kind from a digit's ink, and a random generator: how
+much of each pixel is ink, float [height, width], to uint8 [height, width] or
+[height, width, 3].
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from PIL import ImageDraw
+from scipy import ndimage
+
+INK, PAPER = 30.0, 235.0
+
+
+def enlarge(digit: np.ndarray, scale: int = 10) -> np.ndarray:
+  """Makes a uint8 image of MNIST's larger: float in [0, 1]."""
+  side = digit.shape[0] * scale
+  image = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
+  return np.asarray(image, np.float32) / 255
+
+
+def on_paper(ink: np.ndarray, paper: float = PAPER, color: float = INK):
+  return np.uint8(np.clip(paper + ink * (color - paper), 0, 255))
+
+
+def _noisy(values: np.ndarray, rng: np.random.Generator, sigma: float = 3):
+  noise = rng.normal(0, sigma, values.shape)
+  return np.uint8(np.clip(values + noise, 0, 255))
+
+
+def plain(ink, rng):
+  return on_paper(ink)
+
+
+def tight(ink, rng):
+  rows, columns = (np.flatnonzero((ink > 0.3).any(axis=i)) for i in (1, 0))
+  return on_paper(
+    ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  )
+
+
+def inverted(ink, rng):
+  return on_paper(ink, 20, 240)
+
+
+def lined(ink, rng):
+  image = np.float32(on_paper(ink))
+  spacing, start = rng.integers(25, 50), rng.integers(0, 25)
+  image[start::spacing] = np.minimum(image[start::spacing], 190)
+  image[start + 1 :: spacing] = np.minimum(image[start + 1 :: spacing], 190)
+  return _noisy(image, rng)
+
+
+def squared(ink, rng):
+  spacing, start = rng.integers(20, 50), rng.integers(0, 20)
+  image = np.float32(lined(ink, rng))
+  for lines in (image[start::spacing], image[:, start::spacing].T):
+    np.minimum(lines, 185, out=lines)
+  return _noisy(image, rng)
+
+
+def vignette(ink, rng):
+  rows, columns = np.indices(ink.shape) / ink.shape[0] - 0.5
+  light = 1 - rng.uniform(0.5, 0.9) * (rows**2 + columns**2)
+  return _noisy(on_paper(ink) * light, rng)
+
+
+def thin(ink, rng):
+  return on_paper(np.clip(ndimage.grey_erosion(ink, 13) * 2, 0, 1))
+
+
+def faint(ink, rng):
+  return _noisy(on_paper(ink, 225, 225 - rng.uniform(45, 80)), rng)
+
+
+def frame(ink, rng):
+  image = on_paper(np.pad(ink, rng.integers(0, 30)))
+  width = rng.integers(1, 10)
+  is_paper = np.pad(np.ones(np.array(image.shape) - 2 * width, bool), width)
+  return np.where(is_paper, image, np.uint8(rng.integers(0, 120)))
+
+
+def cell(ink, rng):
+  """One cell of a table, cut out with a little of its neighbours."""
+  image = on_paper(np.pad(ink, 30))
+  width, color = rng.integers(1, 7), rng.integers(0, 110)
+  for lines in (image, image.T, image[::-1], image.T[::-1]):
+    if rng.random() < 0.8:
+      start = rng.integers(0, 28)
+      lines[start : start + width] = color
+  return image
+
+
+def line_below(ink, rng):
+  image = on_paper(np.pad(ink, ((0, 10), (20, 20))))
+  row, width = rng.integers(256, 284), rng.integers(1, 6)
+  line = slice(row, row + width)
+  image[line] = np.minimum(image[line], rng.integers(0, 120))
+  return image
+
+
+def box(ink, rng):
+  pad, inset = rng.integers(20, 100), rng.integers(4, 20)
+  image = Image.fromarray(on_paper(np.pad(ink, pad)))
+  low, high = inset - 4, image.width - 1 - inset + 4
+  if rng.random() < 0.5:
+    low, high = pad - rng.integers(4, 20), 280 + pad + rng.integers(4, 20)
+  ImageDraw.Draw(image).rectangle(
+    (low, low, high, high),
+    outline=int(rng.integers(0, 110)),
+    width=int(rng.integers(1, 8)),
+  )
+  if rng.random() < 0.5:
+    image = image.rotate(
+      rng.uniform(-4, 4), Image.Resampling.BICUBIC, fillcolor=int(PAPER)
+    )
+  return np.asarray(image)
+
+
+def strip(ink, rng):
+  """A dark strip of the table at one side of the sheet."""
+  turns = rng.integers(4)
+  ink = np.rot90(np.pad(ink, rng.integers(0, 40)), -turns)
+  image = _noisy(on_paper(ink), rng)
+  width = rng.integers(4, 60)
+  dark = rng.normal(rng.uniform(20, 130), 4, (width, image.shape[1]))
+  image = np.concatenate([image, np.uint8(np.clip(dark, 0, 255))])
+  return np.rot90(image, turns)
+
+
+def table(ink, rng):
+  """A sheet on a table that shows on two to four of its sides, turned a bit."""
+  sheet = np.pad(on_paper(ink), rng.integers(0, 60), constant_values=235)
+  pads = rng.integers(15, 90, 4) * (rng.permutation(4) < rng.integers(2, 5))
+  pads = pads.reshape(2, 2)
+  mask = Image.fromarray(np.pad(np.full(sheet.shape, 255, np.uint8), pads))
+  image = Image.fromarray(np.pad(sheet, pads))
+  angle = rng.uniform(-6, 6)
+  mask, image = (
+    np.asarray(x.rotate(angle, Image.Resampling.BICUBIC), np.float32)
+    for x in (mask, image)
+  )
+  wood = rng.uniform(20, 130) + ndimage.gaussian_filter(
+    rng.normal(0, 60, mask.shape), (1, 15)
+  )
+  values = image + wood * (1 - mask / 255)
+  return _noisy(ndimage.gaussian_filter(values, 0.8), rng)
+
+
+def lid(ink, rng):
+  """A slip of paper scanned under a lid, with a shadow along its edge."""
+  sheet = np.pad(on_paper(ink, 245), rng.integers(0, 30), constant_values=245)
+  pads = rng.integers(10, 160, 4).reshape(2, 2)
+  is_lid = np.pad(np.zeros(sheet.shape, bool), pads, constant_values=True)
+  image = np.float32(np.pad(sheet, pads))
+  image[is_lid] = rng.choice([15, 60, 130, 190, 215, 255])
+  shadow = ndimage.gaussian_filter(np.float32(np.roll(is_lid, 2, (0, 1))), 2)
+  image[is_lid] *= 0.75 + 0.25 * shadow[is_lid]
+  return _noisy(image, rng, 2)
+
+
+def window(ink, rng):
+  """A screenshot of a drawing program: a title bar with buttons and a name."""
+  page = on_paper(np.pad(ink, rng.integers(0, 60)), 255, 0)
+  bar = int(rng.integers(24, 50))
+  color = rng.choice([20, 60, 120, 200, 225, 240])
+  image = np.full((page.shape[0] + bar, page.shape[1], 3), color, np.uint8)
+  image[bar:] = page[..., None]
+  image = Image.fromarray(image)
+  draw = ImageDraw.Draw(image)
+  dots = ("#ff5f57", "#febc2e", "#28c840")
+  for index, dot in enumerate(dots if rng.random() < 0.5 else ()):
+    left = 8 + 20 * index
+    draw.ellipse((left, bar // 2 - 6, left + 12, bar // 2 + 6), dot)
+  text = "black" if color > 110 else "white"
+  draw.text((90, bar // 2), "Untitled - Paint", text, anchor="lm", font_size=14)
+  draw.text((image.width - 20, bar // 2), "x", text, anchor="lm", font_size=18)
+  if rng.random() < 0.5:
+    draw.rectangle((0, 0, image.width - 1, image.height - 1), outline="#555")
+  if rng.random() < 0.5:
+    draw.rectangle(
+      (0, image.height - 18, image.width, image.height), tuple([int(color)] * 3)
+    )
+  return np.asarray(image)
+
+
+def shadow(ink, rng):
+  """The shadow of a hand or a phone over a part of the sheet."""
+  size = ink.shape[0] + 60
+  angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.35, 0.35)
+  rows, columns = np.indices((size, size)) / size - 0.5
+  is_dark = np.cos(angle) * rows + np.sin(angle) * columns > offset
+  soft = ndimage.gaussian_filter(np.float32(is_dark), rng.choice([1, 8, 25]))
+  light = 1 - rng.uniform(0.25, 0.55) * soft
+  return _noisy(on_paper(np.pad(ink, 30)) * light, rng)
+
+
+def coloured(ink, rng):
+  """Ink whose luma is that of its paper."""
+  pairs = (
+    ((220, 40, 40), (30, 60, 250)),
+    ((60, 130, 230), (200, 70, 130)),
+    ((0, 140, 60), (190, 60, 60)),
+  )
+  paper, color = np.float32(pairs[rng.integers(len(pairs))])
+  if rng.random() < 0.5:
+    paper, color = color, paper
+  weights = np.float32([0.299, 0.587, 0.114])
+  color = color * (paper @ weights) / (color @ weights)
+  ink = np.pad(ink, 20)[..., None]
+  return _noisy(paper + ink * (color - paper), rng)
+
+
+OLD = (plain, tight, inverted, lined, squared, vignette, thin, faint)
+NEW = (
+  *(frame, cell, line_below, box, strip, table, lid, window, shadow),
+  coloured,
+)
+KINDS: dict[str, Callable] = {draw.__name__: draw for draw in (*OLD, *NEW)}
+
+
+def noise(rng: np.random.Generator) -> np.ndarray:
+  """A picture that holds no digit."""
+  values = rng.normal(128, 60, (280, 280))
+  return np.uint8(np.clip(ndimage.zoom(values, 1), 0, 255))
