@@ -47,8 +47,14 @@ def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
 
 def find_ink(image: np.ndarray, invert: str = "auto") -> np.ndarray:
   """Returns how much of each pixel is ink, 0 to 1."""
-  x, is_sheet = _with_light_ink(image, invert)
-  contrast = np.maximum(x - _paper(x, True), 0) if is_sheet else _without_surroundings(x)
+  x, is_dark, is_sheet = _with_light_ink(image, invert)
+  if is_sheet:
+    paper = _paper(x, True)
+    contrast = np.maximum(x - paper, 0)
+    if is_dark:
+      contrast *= np.clip((255 - paper.min()) / np.maximum(255 - paper, 1), 1, 2.5)
+  else:
+    contrast = _without_surroundings(x)
   smooth = _smooth(contrast)
   if smooth.max() < MIN_CONTRAST:
     raise ValueError("has no ink")
@@ -59,8 +65,9 @@ def find_ink(image: np.ndarray, invert: str = "auto") -> np.ndarray:
   near = ndimage.binary_dilation(strokes, iterations=1 + max(x.shape) // 100)
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
   far = contrast[~near & (smooth <= threshold)]
-  noise = np.percentile(far, 98) if far.size else 0
-  low, high = max(threshold / 4, noise), np.median(contrast[strokes])
+  paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
+  low = max(paper + threshold / 4, noise)
+  high = np.median(contrast[strokes])
   ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
   ink[~near] = 0
   if not ink.any():
@@ -77,7 +84,8 @@ def _with_light_ink(image: np.ndarray, invert: str) -> np.ndarray:
     x = _cut(x, paper, hull)
   else:
     is_dark = _has_dark_ink(x)
-  return (255 - x if invert == "yes" or (invert == "auto" and is_dark) else x), found is not None
+  is_dark = invert == "yes" or (invert == "auto" and is_dark)
+  return 255 - x if is_dark else x, is_dark, found is not None
 
 
 def _best_channel(image: np.ndarray) -> np.ndarray:
@@ -139,7 +147,7 @@ def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[Sheet]:
       if sizes[label] > 0.1 * light.size:
         paper = labels == label
         hull = _hull_of_sheet(paper)
-        ink = None if hull is None else _largest_ink(relief, hull)
+        ink = None if hull is None else _largest_ink(relief, hull, 255 - light)
         if ink is not None:
           yield Sheet(has_dark_ink, paper, hull, ink, _extent(ink) * relief[ink].max())
 
@@ -168,17 +176,21 @@ def _hull_of_sheet(paper: np.ndarray) -> np.ndarray | None:
   return None
 
 
-def _largest_ink(relief: np.ndarray, hull: np.ndarray) -> np.ndarray | None:
+def _largest_ink(relief: np.ndarray, hull: np.ndarray, x: np.ndarray) -> np.ndarray | None:
   """Returns the largest part of the ink on a sheet, if it stays on it."""
   inner = ndimage.binary_erosion(hull, iterations=2, border_value=1)
   peak = relief[inner].max(initial=0)
   if peak < MIN_CONTRAST:
     return None
-  labels, _ = ndimage.label(relief > peak / 2, np.ones((3, 3)))
+  labels, _ = ndimage.label(relief > peak / 3, np.ones((3, 3)))
   sizes = np.bincount(labels[inner])
   sizes[0] = 0
   part = labels == sizes.argmax()
   if (part & hull).sum() < 0.9 * part.sum():
+    return None
+  around = ndimage.binary_dilation(part, iterations=3) & ~ndimage.binary_dilation(part)
+  nearest = ndimage.distance_transform_edt(~part, return_distances=False, return_indices=True)
+  if (x[tuple(nearest)] - x > 0.2 * peak)[around].mean() < 0.8:
     return None
   return ndimage.binary_fill_holes(part)
 
@@ -208,6 +220,8 @@ def _crop_to(x, mask):
 
 def _paper(x: np.ndarray, reaches_out: bool) -> np.ndarray:
   """Returns the brightness under light ink that is narrower than half of x."""
+  if min(x.shape) < 20:
+    return np.full_like(x, np.median(_border(x)))
   window = [min(n, max(3, round(max(x.shape) * 0.5))) for n in x.shape]
   x = _smooth(x)
   if reaches_out:
@@ -236,6 +250,8 @@ def _without_surroundings(x: np.ndarray) -> np.ndarray:
 
 def _without_lines(strokes: np.ndarray) -> np.ndarray:
   """Takes out thin straight lines from edge to edge, but for what crosses."""
+  if min(strokes.shape) < 20:
+    return strokes
   rest = _without_rows(_without_rows(strokes).T).T
   return rest if rest.any() else strokes
 
