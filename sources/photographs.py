@@ -1,4 +1,4 @@
-"""Drawings and photographs of digits to MNIST's form."""
+"""Finds the digits in drawings and photographs, and makes them MNIST's form."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,11 +9,38 @@ from PIL import ImageDraw
 from scipy import ndimage
 from scipy import spatial
 
+MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
 _SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
 _MAX_SIDE = 400  # More detail than this in finding the ink only takes time.
-_COARSE_SIDE = 100  # Enough to tell colours, and paper from what lies around.
-MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
+_COARSE_SIDE = 100  # Enough to tell a sheet from what lies around it.
+_MIN_SIDE = 20  # In fewer pixels a stroke looks like a line or a sheet.
+_MAX_DIGITS = 20  # In one picture; more separate parts are no row of digits.
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601.
+_EIGHT = np.ones((3, 3))  # Neighbours of a pixel, the diagonal ones included.
+
+
+class Digit(NamedTuple):
+  """A digit found in a picture.
+
+  Attributes:
+    seen: in MNIST's form, uint8 [28, 28].
+    box: (left, top, right, bottom) in the picture, in its pixels.
+    doubt: why it may be none, or not all of one; else empty.
+  """
+
+  seen: np.ndarray
+  box: tuple[int, int, int, int]
+  doubt: str = ""
+
+
+class _Sheet(NamedTuple):
+  """A region that may be paper with ink on it; masks are [height, width]."""
+
+  has_dark_ink: bool
+  paper: np.ndarray
+  hull: np.ndarray
+  ink: np.ndarray  # The largest part of it, its holes filled.
+  prominence: float
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -23,46 +50,131 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 
 def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
-  """Makes an image of a digit what MNIST's are.
+  """Makes an image of one digit what MNIST's are, uint8 [28, 28].
 
-  Its authors scaled each digit into 20x20 pixels with its aspect ratio kept,
-  and put its centre of mass at the centre of 28x28 pixels, light ink on black:
-  http://yann.lecun.com/exdb/mnist/. Before that, uneven light and specks on the
-  paper are taken out here.
+  Takes and raises what `find_digits` does.
+  """
+  (digit,) = find_digits(image, invert, is_single=True)
+  return digit.seen
+
+
+def find_digits(
+  image: np.ndarray, invert: str = "auto", is_single: bool = False
+) -> list[Digit]:
+  """Finds the digits of a row, from left to right, and makes them MNIST's form.
+
+  MNIST's authors scaled each digit into 20x20 pixels with its aspect ratio
+  kept, and put its centre of mass at the centre of 28x28 pixels, light ink on
+  black: http://yann.lecun.com/exdb/mnist/. Before that, uneven light, specks,
+  ruled lines and what lies around the sheet are taken out here.
 
   Args:
     image: uint8 [height, width] or [height, width, 3].
     invert: "yes" if the ink is darker than the paper, "no" if it is lighter,
       "auto" to find out.
-
-  Returns:
-    uint8 [28, 28].
+    is_single: whether all ink is that of one digit.
 
   Raises:
     ValueError: there is no ink.
   """
-  digit = _resize(_crop(find_ink(image, invert)), _BOX)
-  return _center(np.clip(digit / digit.max(), 0, 1))
+  ink, at_edge = _find_ink(image, invert)
+  parts = [ink > 0] if is_single else _separate(ink > 0)
+  doubt = ""
+  if len(parts) > _MAX_DIGITS:
+    doubt = f"ink in {len(parts)} places"
+    parts = [ink > 0]
+  scale = np.array(image.shape[:2]) / ink.shape
+  digits = []
+  for part in parts:
+    box = _bounding_box(part)
+    digit = _resize(_crop(np.where(part, ink, 0)[box]), _BOX)
+    seen = _center(np.clip(digit / digit.max(), 0, 1))
+    top, bottom = np.round(scale[0] * np.array([box[0].start, box[0].stop]))
+    left, right = np.round(scale[1] * np.array([box[1].start, box[1].stop]))
+    corners = tuple(map(int, (left, top, right, bottom)))
+    touches = (part & at_edge).any()
+    why = doubt or ("ink touches the edge" if touches else "")
+    digits.append(Digit(seen, corners, why))
+  return digits
 
 
-def find_ink(image: np.ndarray, invert: str = "auto") -> np.ndarray:
-  """Returns how much of each pixel is ink, 0 to 1."""
-  x, is_dark, is_sheet = _with_light_ink(image, invert)
-  if is_sheet:
-    paper = _paper(x, True)
-    contrast = np.maximum(x - paper, 0)
-    if is_dark:
-      contrast *= np.clip((255 - paper.min()) / np.maximum(255 - paper, 1), 1, 2.5)
-  else:
-    contrast = _without_surroundings(x)
+def _separate(ink: np.ndarray) -> list[np.ndarray]:
+  """Returns the ink of each digit of a row, [height, width], from the left.
+
+  Parts of one digit are close, lie one above the other, or are small beside it.
+  """
+  height = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
+  near = ndimage.binary_dilation(ink, iterations=1 + height // 40)
+  labels, count = ndimage.label(near, _EIGHT)
+  parts = [ink & (labels == label) for label in range(1, count + 1)]
+  parts = [part for part in parts if part.any()]
+  if len(parts) > 10 * _MAX_DIGITS:
+    return parts
+  boxes = [_bounding_box(part) for part in parts]
+  order = sorted(range(len(parts)), key=lambda i: -_height(boxes[i]))
+  tallest = _height(boxes[order[0]])
+  digits, digit_boxes = [], []
+  for i in order:
+    is_small = _height(boxes[i]) < 0.4 * tallest
+    gaps = [_gap(boxes[i], other, is_small) for other in digit_boxes]
+    nearest = int(np.argmin(gaps)) if gaps else None
+    if gaps and gaps[nearest] < 0.4 * tallest:
+      digits[nearest] = digits[nearest] | parts[i]
+      digit_boxes[nearest] = _bounding_box(digits[nearest])
+    elif not is_small:
+      digits.append(parts[i])
+      digit_boxes.append(boxes[i])
+  lefts = [box[1].start for box in digit_boxes]
+  return [digits[i] for i in np.argsort(lefts, kind="stable")]
+
+
+def _gap(a, b, is_small: bool) -> float:
+  """Returns how far a part is from a digit; infinite if it stands beside it."""
+  across = min(a[1].stop, b[1].stop) - max(a[1].start, b[1].start)
+  down = min(a[0].stop, b[0].stop) - max(a[0].start, b[0].start)
+  narrower = min(box[1].stop - box[1].start for box in (a, b))
+  if not is_small and across < 0.5 * narrower:
+    return np.inf
+  return np.hypot(max(-across, 0), max(-down, 0))
+
+
+def _height(box: tuple[slice, slice]) -> int:
+  return box[0].stop - box[0].start
+
+
+def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how much of each pixel is ink, 0 to 1, and the edge of the sheet.
+
+  Both are [height, width], of at most 400 pixels a side.
+  """
+  x = _best_channel(image)
+  sheet = None
+  if min(x.shape) >= _MIN_SIDE:
+    sheet = _find_sheet(_shrink(x, _COARSE_SIDE))
+  is_dark = sheet.has_dark_ink if sheet else _has_dark_ink(x)
+  if invert != "auto":
+    is_dark = invert == "yes"
+  within = np.ones(x.shape, bool)
+  if sheet and sheet.hull.mean() < 0.97:
+    x, within = _with_paper_around(x, sheet)
+  box = _bounding_box(within)
+  x = 255 - x[box] if is_dark else x[box]
+  contrast = _on_sheet(x, is_dark) if sheet else _without_surroundings(x)
+  ink = np.zeros(within.shape, np.float32)
+  ink[box] = _clean(contrast)
+  inner = ndimage.binary_erosion(within, iterations=2)
+  return ink, within & ~inner
+
+
+def _clean(contrast: np.ndarray) -> np.ndarray:
+  """Returns how much of each pixel is ink, 0 to 1, without lines and specks."""
   smooth = _smooth(contrast)
   if smooth.max() < MIN_CONTRAST:
     raise ValueError("has no ink")
   threshold = _otsu(smooth)
-  strokes = _without_lines(smooth > threshold)
-  strokes = _without_box(strokes)
-  strokes = _without_specks(strokes)
-  near = ndimage.binary_dilation(strokes, iterations=1 + max(x.shape) // 100)
+  strokes = _without_specks(_without_lines(smooth > threshold))
+  width = 1 + max(contrast.shape) // 100
+  near = ndimage.binary_dilation(strokes, iterations=width)
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
   far = contrast[~near & (smooth <= threshold)]
   paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
@@ -75,68 +187,116 @@ def find_ink(image: np.ndarray, invert: str = "auto") -> np.ndarray:
   return ink
 
 
-def _with_light_ink(image: np.ndarray, invert: str) -> np.ndarray:
-  """Returns the sheet in the channel that shows the ink best, the ink light."""
-  x = _best_channel(image)
-  found = _find_sheet(_shrink(x, _COARSE_SIDE)) if min(x.shape) >= 20 else None
-  if found is not None:
-    is_dark, paper, hull = found[:3]
-    x = _cut(x, paper, hull)
-  else:
-    is_dark = _has_dark_ink(x)
-  is_dark = invert == "yes" or (invert == "auto" and is_dark)
-  return 255 - x if is_dark else x, is_dark, found is not None
-
-
 def _best_channel(image: np.ndarray) -> np.ndarray:
-  x = _shrink(to_grey(image), _MAX_SIDE)
+  """Returns the luma, or the colour in which the ink stands out much more."""
+  grey = _shrink(to_grey(image), _MAX_SIDE)
   if image.ndim == 2 or np.ptp(image, axis=-1).max() < MIN_CONTRAST:
-    return x
-  channels = [x, *(_shrink(np.float32(image[..., i]), _MAX_SIDE) for i in range(3))]
+    return grey
+  colors = np.moveaxis(np.float32(image), -1, 0)
+  channels = [grey, *(_shrink(color, _MAX_SIDE) for color in colors)]
   coarse = [_shrink(channel, _COARSE_SIDE) for channel in channels]
   peaks = [max(_relief(x).max(), _relief(255 - x).max()) for x in coarse]
-  if max(peaks) < MIN_CONTRAST:
+  if max(peaks) < MIN_CONTRAST:  # Ink from edge to edge.
     peaks = [np.ptp(_smooth(x)) for x in coarse]
   peaks[0] *= 1.5
   return channels[int(np.argmax(peaks))]
 
 
 def _relief(light: np.ndarray) -> np.ndarray:
-  return _smooth(light) - _paper(light, True)
+  """Returns how much lighter than its surroundings what lies inside is."""
+  return _smooth(light) - _paper(light)
 
 
-class Sheet(NamedTuple):
-  """A region that may be paper with ink on it, masks of [height, width]."""
+def _paper(light: np.ndarray, reaches_out: bool = True) -> np.ndarray:
+  """Returns the brightness under ink that is light and narrow.
 
-  has_dark_ink: bool
-  paper: np.ndarray
-  hull: np.ndarray
-  ink: np.ndarray  # The largest part of it, its holes filled.
-  prominence: float
+  A morphological opening by half of the picture: it follows uneven light, and
+  shadows too, whose edges it keeps.
+
+  Args:
+    light: [height, width].
+    reaches_out: whether what lies at an edge goes on beyond it; if so, it is
+      not narrow, whatever its width in the picture.
+  """
+  if min(light.shape) < _MIN_SIDE:
+    return np.full_like(light, np.median(_border(light)))
+  half = max(light.shape) // 4
+  window = [min(n, 2 * half + 1) for n in light.shape]
+  light = _smooth(light)
+  if reaches_out:
+    outer = np.pad(light, half + 1, mode="edge")
+    inside = (slice(half + 1, -half - 1),) * 2
+    return ndimage.grey_opening(outer, window)[inside]
+  options = dict(size=window, mode="constant", cval=-np.inf)
+  return ndimage.grey_dilation(
+    ndimage.grey_erosion(light, **options), **options
+  )
 
 
-def _find_sheet(x: np.ndarray) -> Sheet | None:
-  """Returns the sheet with the largest ink, the smallest of such sheets.
+def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
+  """Returns the contrast of light ink, dark ink's as if it were in full light.
 
-  Ink that is a sheet itself, as paper on a table, or is a box around one, is
-  not taken for ink.
+  Args:
+    x: [height, width], with light ink.
+    is_dark: whether x is the negative of a picture.
+  """
+  paper = _paper(x)
+  contrast = np.maximum(x - paper, 0)
+  if not is_dark:
+    return contrast
+  light = np.maximum(255 - paper, 1)
+  return contrast * np.clip(light.max() / light, 1, 2.5)
+
+
+def _without_surroundings(x: np.ndarray) -> np.ndarray:
+  """Returns the contrast of light ink that may touch the edges.
+
+  What comes in from an edge and is nothing but that, a frame, is left out.
+  """
+  inner = np.maximum(x - _paper(x), 0)
+  whole = np.maximum(x - _paper(x, reaches_out=False), 0)
+  smooth = _smooth(whole)
+  if smooth.max() < MIN_CONTRAST or _smooth(inner).max() < MIN_CONTRAST:
+    return whole
+  labels, count = ndimage.label(smooth > _otsu(smooth), _EIGHT)
+  index = np.arange(1, count + 1)
+  share = ndimage.sum(inner, labels, index) / ndimage.sum(whole, labels, index)
+  digit = index[np.isin(index, _border(labels)) & (share >= 0.3)]
+  width = 1 + max(x.shape) // 100
+  digit = ndimage.binary_dilation(np.isin(labels, digit), iterations=width)
+  return np.where(digit, whole, inner)
+
+
+def _find_sheet(x: np.ndarray) -> _Sheet | None:
+  """Returns the sheet with the most prominent ink, the smallest of several.
+
+  Ink that covers another sheet is that sheet on a table, or a box around it.
   """
   sheets = [*_sheets(x, True), *_sheets(255 - x, False)]
-  sheets = [s for s in sheets if not any(t.hull.sum() < s.hull.sum() and (s.ink & t.hull).sum() > 0.4 * t.hull.sum() for t in sheets)]
-  if not sheets:
-    return None
-  extents = [s.prominence for s in sheets]
-  large = [s for s, e in zip(sheets, extents, strict=True) if e > 0.92 * max(extents)]
-  return min(large, key=lambda s: s.hull.sum())
+  sheets = [
+    sheet
+    for sheet in sheets
+    if not any(
+      other.hull.sum() < sheet.hull.sum()
+      and (sheet.ink & other.hull).sum() > 0.4 * other.hull.sum()
+      for other in sheets
+    )
+  ]
+  most = max((sheet.prominence for sheet in sheets), default=0)
+  return min(
+    (sheet for sheet in sheets if sheet.prominence > 0.92 * most),
+    key=lambda sheet: sheet.hull.sum(),
+    default=None,
+  )
 
 
-def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[Sheet]:
+def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[_Sheet]:
   """Yields the light regions that may be paper with ink that is dark."""
   relief = _relief(255 - light)
-  bare = 255 - _paper(255 - light, True)  # The sheet without its ink.
   shades = [_relief(light), _smooth(light)]
-  if _relief(bare).max() < 0.3 * relief.max():
-    shades.append(-relief)
+  without_ink = 255 - _paper(255 - light)
+  if _relief(without_ink).max() < 0.3 * relief.max():
+    shades.append(-relief)  # Paper in the light and in the shadow.
   for shade in shades:
     if np.ptp(shade) < MIN_CONTRAST:
       continue
@@ -144,148 +304,134 @@ def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[Sheet]:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     for label in np.argsort(-sizes)[:2]:
-      if sizes[label] > 0.1 * light.size:
-        paper = labels == label
-        hull = _hull_of_sheet(paper)
-        ink = None if hull is None else _largest_ink(relief, hull, 255 - light)
-        if ink is not None:
-          yield Sheet(has_dark_ink, paper, hull, ink, _extent(ink) * relief[ink].max())
-
-
-def _extent(mask: np.ndarray) -> int:
-  return max(np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 for axis in (0, 1))
+      if sizes[label] < 0.1 * light.size:
+        continue
+      paper = labels == label
+      hull = _hull_of_sheet(paper)
+      if hull is None:
+        continue
+      ink = _largest_ink(relief, hull, 255 - light)
+      if ink is not None:
+        prominence = max(*np.shape(_crop(ink))) * relief[ink].max()
+        yield _Sheet(has_dark_ink, paper, hull, ink, prominence)
 
 
 def _hull_of_sheet(paper: np.ndarray) -> np.ndarray | None:
-  """Returns the convex hull of a region if it is a closed rectangle."""
+  """Returns the convex hull of a region if that is a rectangle, and closed."""
   points = np.argwhere(paper)[:, ::-1]
   try:
     corners = points[spatial.ConvexHull(points).vertices]
-  except spatial.QhullError:
+  except spatial.QhullError:  # A line.
     return None
   canvas = Image.new("1", paper.shape[::-1])
-  ImageDraw.Draw(canvas).polygon([tuple(c) for c in corners.tolist()], 1, 1)
+  ImageDraw.Draw(canvas).polygon(corners.ravel().tolist(), 1, 1)
   hull = np.asarray(canvas)
+  edge = hull & ~ndimage.binary_erosion(hull, iterations=2)
   turns = np.deg2rad(np.arange(-20, 21))
-  u, v = np.stack([np.cos(turns), np.sin(turns)]), np.stack([-np.sin(turns), np.cos(turns)])
-  rectangle = np.prod([np.ptp(corners @ a, axis=0) + 1 for a in (u, v)], axis=0).min()
-  inner = ndimage.binary_erosion(hull, iterations=2)
-  edge = hull & ~inner
-  if hull.sum() > 0.87 * rectangle and paper.sum() > 0.55 * hull.sum() and paper[edge].mean() > 0.8:
-    return hull
-  return None
+  axes = np.stack([np.cos(turns), np.sin(turns)])
+  across = np.stack([-axes[1], axes[0]])
+  areas = (np.ptp(corners @ axes, axis=0) + 1) * (
+    np.ptp(corners @ across, axis=0) + 1
+  )
+  is_sheet = (
+    hull.sum() > 0.87 * areas.min()
+    and paper.sum() > 0.55 * hull.sum()
+    and paper[edge].mean() > 0.8
+  )
+  return hull if is_sheet else None
 
 
-def _largest_ink(relief: np.ndarray, hull: np.ndarray, x: np.ndarray) -> np.ndarray | None:
-  """Returns the largest part of the ink on a sheet, if it stays on it."""
+def _largest_ink(
+  relief: np.ndarray, hull: np.ndarray, x: np.ndarray
+) -> np.ndarray | None:
+  """Returns the largest part of the ink on a sheet, its holes filled.
+
+  None if there is no ink, if the part goes on beyond the sheet, or if it ends
+  where nothing in the picture x, with light ink, does.
+  """
   inner = ndimage.binary_erosion(hull, iterations=2, border_value=1)
   peak = relief[inner].max(initial=0)
   if peak < MIN_CONTRAST:
     return None
-  labels, _ = ndimage.label(relief > peak / 3, np.ones((3, 3)))
+  labels, _ = ndimage.label(relief > peak / 3, _EIGHT)
   sizes = np.bincount(labels[inner])
   sizes[0] = 0
   part = labels == sizes.argmax()
-  if (part & hull).sum() < 0.9 * part.sum():
-    return None
-  around = ndimage.binary_dilation(part, iterations=3) & ~ndimage.binary_dilation(part)
-  nearest = ndimage.distance_transform_edt(~part, return_distances=False, return_indices=True)
-  if (x[tuple(nearest)] - x > 0.2 * peak)[around].mean() < 0.8:
+  around = ndimage.binary_dilation(part, iterations=3)
+  around &= ~ndimage.binary_dilation(part)
+  ends = (x[_nearest(part)] - x)[around] > 0.2 * peak
+  if (part & hull).sum() < 0.9 * part.sum() or ends.mean() < 0.8:
     return None
   return ndimage.binary_fill_holes(part)
 
 
-def _cut(x, paper, hull):
-  """Puts paper around the sheet."""
-  def enlarge(mask):
-    image = Image.fromarray(mask).resize(x.shape[::-1])
-    return np.asarray(image)
-  if hull.mean() > 0.97:
-    return x
-  hull, paper = enlarge(hull), enlarge(paper)
-  margin = 1 + max(x.shape) // 60
-  outside = ~ndimage.binary_erosion(hull, iterations=margin, border_value=1)
-  paper = ndimage.binary_erosion(paper & ~outside, iterations=margin, border_value=1)
+def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the indices of the pixel of a mask that is nearest to each."""
+  return tuple(
+    ndimage.distance_transform_edt(
+      ~mask, return_distances=False, return_indices=True
+    )
+  )
+
+
+def _with_paper_around(
+  x: np.ndarray, sheet: _Sheet
+) -> tuple[np.ndarray, np.ndarray]:
+  """Puts paper around a sheet; returns this, and what of it is the sheet."""
+  hull, paper = (
+    np.asarray(Image.fromarray(mask).resize(x.shape[::-1]))
+    for mask in (sheet.hull, sheet.paper)
+  )
+  options = dict(iterations=1 + max(x.shape) // 60, border_value=1)
+  within = ndimage.binary_erosion(hull, **options)
+  paper = ndimage.binary_erosion(paper & within, **options)
   if not paper.any():
-    return x
-  nearest = ndimage.distance_transform_edt(~paper, return_distances=False, return_indices=True)
-  x = np.where(outside, x[tuple(nearest)], x)
-  return _crop_to(x, ~outside)
-
-
-def _crop_to(x, mask):
-  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-  return x[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _paper(x: np.ndarray, reaches_out: bool) -> np.ndarray:
-  """Returns the brightness under light ink that is narrower than half of x."""
-  if min(x.shape) < 20:
-    return np.full_like(x, np.median(_border(x)))
-  window = [min(n, max(3, round(max(x.shape) * 0.5))) for n in x.shape]
-  x = _smooth(x)
-  if reaches_out:
-    pad = [(n // 2 + 1,) * 2 for n in window]
-    inside = tuple(slice(n // 2 + 1, -(n // 2 + 1)) for n in window)
-    return ndimage.grey_opening(np.pad(x, pad, mode="edge"), window)[inside]
-  inner = ndimage.grey_erosion(x, window, mode="constant", cval=-1e9)
-  return ndimage.grey_dilation(inner, window, mode="constant", cval=-1e9)
-
-
-def _without_surroundings(x: np.ndarray) -> np.ndarray:
-  """Returns the contrast to the paper but for what comes in from the edges."""
-  whole = np.maximum(x - _paper(x, False), 0)
-  inner = np.maximum(x - _paper(x, True), 0)
-  smooth = _smooth(whole)
-  if smooth.max() < MIN_CONTRAST or _smooth(inner).max() < MIN_CONTRAST:
-    return whole
-  labels, count = ndimage.label(smooth > _otsu(smooth), np.ones((3, 3)))
-  index = np.arange(1, count + 1)
-  share = ndimage.sum(inner, labels, index) / ndimage.sum(whole, labels, index)
-  touching = np.isin(index, _border(labels))
-  keep = np.isin(labels, index[touching & (share >= 0.3)])
-  keep = ndimage.binary_dilation(keep, iterations=1 + max(x.shape) // 100)
-  return np.where(keep, whole, inner)
+    return x, np.ones(x.shape, bool)
+  return np.where(within, x, x[_nearest(paper)]), within
 
 
 def _without_lines(strokes: np.ndarray) -> np.ndarray:
   """Takes out thin straight lines from edge to edge, but for what crosses."""
-  if min(strokes.shape) < 20:
+  if min(strokes.shape) < _MIN_SIDE:
     return strokes
   rest = _without_rows(_without_rows(strokes).T).T
   return rest if rest.any() else strokes
 
 
 def _without_rows(strokes: np.ndarray) -> np.ndarray:
-  """Takes out lines from the left to the right, of any slope up to 8 %."""
-  height, width = strokes.shape
+  """Takes out lines from left to right of the slope that has the longest.
+
+  A Hough transform: the count of a level is the length of the line there.
+  """
+  width = strokes.shape[1]
   rows, columns = np.nonzero(strokes)
-  thickest = 2 + max(height, width) // 25
-  best = None
-  for slope in np.linspace(-0.08, 0.08, 1 + 2 * max(1, round(0.08 * width))):
+  best = np.zeros(1)
+  for slope in np.linspace(-0.08, 0.08, 3 + 2 * round(0.08 * width)):
     levels = np.round(rows - slope * columns).astype(int) + width
-    counts = np.bincount(levels, minlength=height + 2 * width)
-    if best is None or counts.max() > best[0].max():
-      best = counts, slope, levels
-  counts, slope, levels = best
-  is_line = counts > 0.6 * width
-  bands, count = ndimage.label(is_line)
-  strokes = strokes.copy()
-  for band in range(1, count + 1):
-    at = np.flatnonzero(bands == band)
-    if len(at) > thickest or counts[at].max() < 0.85 * width:
+    counts = np.bincount(levels)
+    if counts.max(initial=0) > best.max():
+      best, level = counts, levels
+  rest = strokes.copy()
+  bands, count = ndimage.label(best > 0.6 * width)
+  for (band,) in ndimage.find_objects(bands, count):
+    thickness = band.stop - band.start
+    is_thin = thickness <= 2 + max(strokes.shape) // 25
+    if not is_thin or best[band].max() < 0.85 * width:
       continue
-    first, last = at[0] - 2, at[-1] + 2
-    in_band = (levels >= first) & (levels <= last)
-    beside = ((levels >= first - 2) & (levels < first)) | ((levels > last) & (levels <= last + 2))
-    crossed = ndimage.binary_dilation(np.isin(np.arange(width), columns[beside]), iterations=1)
-    gone = in_band & ~crossed[columns]
-    strokes[rows[gone], columns[gone]] = False
-  return strokes
+    first, stop = band.start - 2, band.stop + 2  # Its soft edges too.
+    in_line = (level >= first) & (level < stop)
+    beside = (level >= first - 2) & (level < stop + 2) & ~in_line
+    is_crossed = np.zeros(width + 2, bool)
+    for shift in range(3):
+      is_crossed[columns[beside] + shift] = True
+    gone = in_line & ~is_crossed[columns + 1]
+    rest[rows[gone], columns[gone]] = False
+  return rest
 
 
-def _without_box(strokes):
-  return strokes
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:
@@ -298,8 +444,7 @@ def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
 
 def _crop(ink: np.ndarray) -> np.ndarray:
   """Cuts off the rows and columns around the ink."""
-  rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-  return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  return ink[_bounding_box(ink)]
 
 
 def _center(digit: np.ndarray) -> np.ndarray:
@@ -353,7 +498,7 @@ def _otsu(x: np.ndarray) -> float:
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
   """Keeps the connected parts that are not tiny beside the largest."""
-  parts, _ = ndimage.label(mask, np.ones((3, 3)))
+  parts, _ = ndimage.label(mask, _EIGHT)
   sizes = np.bincount(parts.ravel())
   sizes[0] = 0
   return (sizes > 0.05 * sizes.max())[parts]
