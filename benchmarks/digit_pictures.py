@@ -37,9 +37,7 @@ def plain(ink, rng):
 
 def tight(ink, rng):
   rows, columns = (np.flatnonzero((ink > 0.3).any(axis=i)) for i in (1, 0))
-  return on_paper(
-    ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-  )
+  return on_paper(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
 def inverted(ink, rng):

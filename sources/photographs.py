@@ -12,7 +12,7 @@ from scipy import spatial
 MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
 _SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
 _MAX_SIDE = 400  # More detail than this in finding the ink only takes time.
-_COARSE_SIDE = 100  # Enough to tell a sheet from what lies around it.
+_COARSE_SIDE = 100  # Of a square: enough to tell a sheet from its surroundings.
 _MIN_SIDE = 20  # In fewer pixels a stroke looks like a line or a sheet.
 _MAX_DIGITS = 20  # In one picture; more separate parts are no row of digits.
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601.
@@ -150,7 +150,7 @@ def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
   x = _best_channel(image)
   sheet = None
   if min(x.shape) >= _MIN_SIDE:
-    sheet = _find_sheet(_shrink(x, _COARSE_SIDE))
+    sheet = _find_sheet(_coarse(x))
   is_dark = sheet.has_dark_ink if sheet else _has_dark_ink(x)
   if invert != "auto":
     is_dark = invert == "yes"
@@ -194,7 +194,7 @@ def _best_channel(image: np.ndarray) -> np.ndarray:
     return grey
   colors = np.moveaxis(np.float32(image), -1, 0)
   channels = [grey, *(_shrink(color, _MAX_SIDE) for color in colors)]
-  coarse = [_shrink(channel, _COARSE_SIDE) for channel in channels]
+  coarse = [_coarse(channel) for channel in channels]
   peaks = [max(_relief(x).max(), _relief(255 - x).max()) for x in coarse]
   if max(peaks) < MIN_CONTRAST:  # Ink from edge to edge.
     peaks = [np.ptp(_smooth(x)) for x in coarse]
@@ -260,7 +260,9 @@ def _without_surroundings(x: np.ndarray) -> np.ndarray:
     return whole
   labels, count = ndimage.label(smooth > _otsu(smooth), _EIGHT)
   index = np.arange(1, count + 1)
-  share = ndimage.sum(inner, labels, index) / ndimage.sum(whole, labels, index)
+  share = ndimage.sum(inner, labels, index) / np.maximum(
+    ndimage.sum(whole, labels, index), 1
+  )
   digit = index[np.isin(index, _border(labels)) & (share >= 0.3)]
   width = 1 + max(x.shape) // 100
   digit = ndimage.binary_dilation(np.isin(labels, digit), iterations=width)
@@ -308,7 +310,7 @@ def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[_Sheet]:
         continue
       paper = labels == label
       hull = _hull_of_sheet(paper)
-      if hull is None:
+      if hull is None or not _ends_there(hull, light, MIN_CONTRAST / 2):
         continue
       ink = _largest_ink(relief, hull, 255 - light)
       if ink is not None:
@@ -357,12 +359,18 @@ def _largest_ink(
   sizes = np.bincount(labels[inner])
   sizes[0] = 0
   part = labels == sizes.argmax()
-  around = ndimage.binary_dilation(part, iterations=3)
-  around &= ~ndimage.binary_dilation(part)
-  ends = (x[_nearest(part)] - x)[around] > 0.2 * peak
-  if (part & hull).sum() < 0.9 * part.sum() or ends.mean() < 0.8:
+  goes_on = (part & hull).sum() < 0.9 * part.sum()
+  if goes_on or not _ends_there(part, x, 0.2 * peak):
     return None
   return ndimage.binary_fill_holes(part)
+
+
+def _ends_there(region: np.ndarray, x: np.ndarray, step: float) -> bool:
+  """Returns whether a light region of x has a darker one all around it."""
+  edge = region & ~ndimage.binary_erosion(region, border_value=1)
+  light = ndimage.maximum_filter(np.where(region, x, -np.inf), 5)[edge]
+  dark = ndimage.minimum_filter(np.where(region, np.inf, x), 7)[edge]
+  return not edge.any() or (light - dark > step).mean() > 0.8
 
 
 def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -436,6 +444,10 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 def _smooth(x: np.ndarray) -> np.ndarray:
   return ndimage.gaussian_filter(x, max(x.shape) / 200)
+
+
+def _coarse(x: np.ndarray) -> np.ndarray:
+  return _shrink(x, round(_COARSE_SIDE * (max(x.shape) / min(x.shape)) ** 0.5))
 
 
 def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
