@@ -64,8 +64,7 @@ def evaluate(
     app.UsageError: names what is wrong with an argument or the directory.
   """
   workdirs = [files.expand_user(workdir) for workdir in workdirs]
-  opened = [runs.open_run(workdir, checkpoint) for workdir in workdirs]
-  _check_ensemble(workdirs, opened)
+  opened = runs.open_ensemble(workdirs, checkpoint)
   own = opened[0].config
   config = _changed(
     own,
@@ -122,18 +121,6 @@ def _write(
 
 def _one_or_all(values: list[Any]) -> Any:
   return values if len(values) > 1 else values[0]
-
-
-def _check_ensemble(
-  workdirs: Sequence[pathlib.Path], opened: Sequence[runs.Run]
-) -> None:
-  learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
-  for workdir, what in zip(workdirs, learned, strict=True):
-    if what != learned[0]:
-      raise app.UsageError(
-        f"--workdir={workdir}: was not trained on the images and classes of"
-        f" {workdirs[0]}; all runs of an ensemble must be"
-      )
 
 
 def _changed(

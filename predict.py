@@ -3,9 +3,14 @@
     python predict.py --workdir=runs/default digit.png photos/ --sheet=sheet.png
 
 Images are files, folders, .npy arrays, or - for standard input. Drawings and
-photographs of a digit are brought to MNIST's form first: light ink on black,
-scaled and centred as in the database. From Python, arrays of that form are
-predicted by `predictor(runs.open_run("runs/default"))(images)`.
+photographs of digits are brought to MNIST's form first: light ink on black,
+scaled and centred as in the database. Several digits in a row are read one by
+one, from left to right. A prediction is marked unsure if ink touches the edge
+of the picture or sheet, or if its probability is below the run's usual one:
+what 98 % of its validation images exceeded (0.5 for runs that did not keep
+it). Several --workdir are an ensemble: the mean of their probabilities. From
+Python, arrays of MNIST's form are predicted by
+`predictor(runs.open_run("runs/default"))(images)`.
 """
 
 import argparse
@@ -84,7 +89,9 @@ def find(
       images = [
         file
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in image_files.SUFFIXES and file.is_file()
+        if file.suffix.lower() in image_files.SUFFIXES
+        and not _is_macs_own(file.relative_to(path))
+        and file.is_file()
       ]
       yield from ((str(file), file) for file in images)
       if not images:
@@ -93,16 +100,19 @@ def find(
       yield argument, path
 
 
+def _is_macs_own(path: pathlib.Path) -> bool:
+  """Returns whether macOS wrote a file beside an image, on a stick or a zip."""
+  return path.name.startswith("._") or "__MACOSX" in path.parts
+
+
 def to_network(
-  image: np.ndarray, image_shape: tuple[int, int, int], raw: bool, invert: str
+  image: np.ndarray, image_shape: tuple[int, int, int], invert: str
 ) -> np.ndarray:
-  """The image as the network takes it, uint8 of `image_shape`.
+  """Returns an image of the training's form as the network takes it.
 
   Raises:
-    ValueError: it has no ink or, if it is raw, another shape.
+    ValueError: it has another shape than `image_shape`.
   """
-  if not raw:
-    return photographs.to_mnist_form(image, invert).reshape(image_shape)
   if image.shape[:2] != image_shape[:2]:
     raise ValueError(
       f"is {list(image.shape[:2])}; with --raw, {list(image_shape[:2])} is"
@@ -116,11 +126,26 @@ def to_network(
 
 
 class Loaded(NamedTuple):
-  """An image as given, if a sheet is to show it, and as the network sees it."""
+  """A digit, and the image it is from if a sheet is to show that.
 
-  name: str
+  Attributes:
+    file: the name of the image.
+    part: which digit of the image it is, from 1.
+    parts: how many digits the image has.
+    given: the image, or None.
+    digit: as the network sees it, where it is, and what is odd about it.
+  """
+
+  file: str
+  part: int
+  parts: int
   given: np.ndarray | None
-  seen: np.ndarray
+  digit: photographs.Digit
+
+  @property
+  def name(self) -> str:
+    name = console.printable(self.file)
+    return name if self.parts == 1 else f"{name} ({self.part} of {self.parts})"
 
 
 def load(
@@ -140,60 +165,106 @@ def load(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
     try:
-      images = list(image_files.read(source))
+      images = list(image_files.read(source, args.layout))
     except ValueError as error:
       complain(name, error)
       continue
     for index, image in enumerate(images):
       member = f"{name}[{index}]" if len(images) > 1 else name
       try:
-        seen = to_network(image, image_shape, args.raw, args.invert)
+        digits = _digits(image, image_shape, args)
       except ValueError as error:
         complain(member, error)
         continue
-      for_sheet = args.sheet and len(result) < _MAX_ON_SHEET
-      result.append(Loaded(member, image if for_sheet else None, seen))
+      for part, digit in enumerate(digits, 1):
+        given = image if args.sheet and len(result) < _MAX_ON_SHEET else None
+        result.append(Loaded(member, part, len(digits), given, digit))
   return result, all_good
 
 
-def _print(names, probabilities, class_names, as_json: bool) -> None:
+def _digits(
+  image: np.ndarray, image_shape: tuple[int, int, int], args
+) -> list[photographs.Digit]:
+  """Returns the digits in an image; if it is raw, it is one as it is."""
+  if args.raw:
+    height, width = image.shape[:2]
+    seen = to_network(image, image_shape, args.invert)
+    return [photographs.Digit(seen, (0, 0, width, height))]
+  digits = photographs.find_digits(image, args.invert, args.single)
+  return [d._replace(seen=d.seen.reshape(image_shape)) for d in digits]
+
+
+def _doubts(
+  images: list[Loaded], probabilities: np.ndarray, usual: float
+) -> list[str]:
+  """Returns why each prediction is unsure, or an empty text."""
+  return [
+    "; ".join(
+      [image.digit.doubt] * bool(image.digit.doubt)
+      + [f"below {usual:.2f}, the usual probability"] * bool(top < usual)
+    )
+    for image, top in zip(images, probabilities.max(axis=1), strict=True)
+  ]
+
+
+def _print(
+  images: list[Loaded],
+  probabilities: np.ndarray,
+  doubts: list[str],
+  class_names: tuple[str, ...],
+  as_json: bool,
+) -> None:
   if not as_json:
-    names = [*map(console.printable, names)]
-    width = max(map(len, ("file", *names)))
+    width = max(len("file"), *(len(image.name) for image in images))
     print(f"{'file':{width}}  class  probability  runner-up")
-  for name, row in zip(names, probabilities, strict=True):
+  for image, row, doubt in zip(images, probabilities, doubts, strict=True):
     best, second = np.argsort(-row, kind="stable")[:2]
     if as_json:
       record = {
-        "file": name,
+        "file": image.file,
+        "part": image.part,
+        "parts": image.parts,
+        "box": image.digit.box,
         "class": class_names[best],
         "probability": float(row[best]),
+        "unsure": doubt or None,
         "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
       }
       print(json.dumps(record))
     else:
       print(
-        f"{name:{width}}  {class_names[best]:5}  {row[best]:11.4f}"
+        f"{image.name:{width}}  {class_names[best]:5}  {row[best]:11.4f}"
         f"  {class_names[second]} ({row[second]:.4f})"
+        + (f"  unsure: {doubt}" if doubt else "")
       )
 
 
-def _report(args, run: runs.Run, images: list[Loaded]) -> None:
+def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
   """Prints the predictions, and draws them if that is asked for."""
-  names, given, seen = map(list, zip(*images, strict=True))
-  probabilities = predictor(run)(np.stack(seen))
-  _print(names, probabilities, run.class_names, args.json)
+  seen = np.stack([image.digit.seen for image in images])
+  probabilities = np.mean([predictor(run)(seen) for run in opened], axis=0)
+  usual = float(np.mean([run.usual_probability for run in opened]))
+  doubts = _doubts(images, probabilities, usual)
+  class_names = opened[0].class_names
+  _print(images, probabilities, doubts, class_names, args.json)
   if not args.sheet:
     return
   from report import figures
 
-  rows = slice(_MAX_ON_SHEET)
+  shown = images[:_MAX_ON_SHEET]
   picture = figures.predictions(
-    given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
+    [image.given for image in shown],
+    seen[:_MAX_ON_SHEET],
+    probabilities[:_MAX_ON_SHEET],
+    [image.name for image in shown],
+    class_names,
+    [None if args.raw else image.digit.box for image in shown],
+    doubts[:_MAX_ON_SHEET],
   )
   figures.save(picture, files.expand_user(args.sheet))
-  if len(names) > _MAX_ON_SHEET:
-    print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
+  if len(images) > _MAX_ON_SHEET:
+    sheet = console.printable(args.sheet)
+    print(f"{sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 
 
 def main() -> None:
@@ -202,7 +273,13 @@ def main() -> None:
   )
   parser.error = console.exit_with
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-  parser.add_argument("--workdir", required=True, help="a run directory")
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    action="append",
+    dest="workdirs",
+    help="a run directory; several for an ensemble",
+  )
   parser.add_argument(
     "--checkpoint", default="last", help="last, best or a step"
   )
@@ -215,21 +292,34 @@ def main() -> None:
     default="auto",
     help="whether the ink is darker than the paper",
   )
+  parser.add_argument(
+    "--single", action="store_true", help="each image holds one digit"
+  )
+  parser.add_argument(
+    "--layout",
+    choices=image_files.LAYOUTS,
+    default="auto",
+    help="the axes of .npy arrays: n images of height h, width w and c colours;"
+    f" flat: [n, {28**2}]",
+  )
   parser.add_argument("--json", action="store_true", help="one object a line")
   parser.add_argument("--sheet", help="a picture file to draw all this in")
   args = parser.parse_args()
   console.setup()
   compiling.cache_compilations()
   with console.one_line_errors():
-    run = runs.open_run(args.workdir, args.checkpoint)
+    opened = runs.open_ensemble(args.workdirs, args.checkpoint)
+    run = opened[0]
     if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(
-        f"{args.workdir}: trained on {run.config.dataset}, and the form of"
+        f"{args.workdirs[0]}: trained on {run.config.dataset}, and the form of"
         f" mnist alone is known; --raw takes images of {list(run.image_shape)}"
       )
     images, all_good = load(args, run.image_shape)
     if images:
-      _report(args, run, images)
+      # A file's name may have what the terminal's encoding lacks.
+      sys.stdout.reconfigure(errors="backslashreplace")
+      _report(args, opened, images)
   sys.exit(0 if all_good else 1)
 
 

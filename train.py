@@ -246,6 +246,7 @@ def _train(
       validation, probabilities = validate(training.state)
       accuracy = validation.get("accuracy")
       logger.evaluation(step, "validation", validation)
+      logger.usual_probability(step, probabilities)
       logger.inside(step, inspect, training.state, data, probabilities)
     if due.save or signal_:
       checkpoints.save(

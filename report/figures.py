@@ -8,6 +8,7 @@ from typing import Any
 from absl import app
 from matplotlib import colors
 from matplotlib import figure
+from matplotlib import patches
 from matplotlib import ticker
 import numpy as np
 
@@ -250,6 +251,8 @@ def predictions(
   probabilities: np.ndarray,
   names: Sequence[str],
   class_names: Sequence[str],
+  boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
+  doubts: Sequence[str] | None = None,
 ) -> figure.Figure:
   """Draws images as given, as the network sees them, and its probabilities.
 
@@ -259,22 +262,51 @@ def predictions(
     probabilities: [n, classes].
     names: n names.
     class_names: of the classes.
+    boxes: where in the image the digit is: left, top, right, bottom.
+    doubts: why a prediction is unsure, or an empty text.
   """
-  rows = len(given)
-  picture = figure.Figure(figsize=(7, 1.7 * rows), layout="constrained")
-  grid = picture.subplots(rows, 3, squeeze=False, width_ratios=(1, 1, 2.2))
-  for axes, image, network, row, name in zip(
-    grid, given, seen, probabilities, names, strict=True
+  count = len(given)
+  columns = max(1, int((count / 4) ** 0.5))  # About as many pixels each way.
+  rows = -(-count // columns)
+  picture = figure.Figure(
+    figsize=(7 * columns, 1.7 * rows), layout="constrained"
+  )
+  grid = picture.subplots(
+    rows, 3 * columns, squeeze=False, width_ratios=(1, 1, 2.2) * columns
+  ).reshape(rows * columns, 3)
+  for axes in grid[count:].ravel():
+    axes.remove()
+  boxes, doubts = boxes or [None] * count, doubts or [""] * count
+  for axes, image, network, row, name, box, doubt in zip(
+    grid[:count],
+    given,
+    seen,
+    probabilities,
+    names,
+    boxes,
+    doubts,
+    strict=True,
   ):
     _show(axes[0], image)
     _show(axes[1], network)
     axes[0].axis("off")
     axes[1].axis("off")
+    if box:
+      left, top, right, bottom = box
+      axes[0].add_patch(
+        patches.Rectangle(
+          *((left - 0.5, top - 0.5), right - left, bottom - top),
+          **dict(fill=False, color="tab:orange"),
+        )
+      )
     short = name if len(name) <= 26 else f"…{name[-25:]}"
     axes[0].set_title(short, fontsize=8, parse_math=False)
     _bars(axes[2], row, class_names)
     best = row.argmax()
-    axes[2].set_title(f"{class_names[best]}: {row[best]:.1%}", fontsize=9)
+    unsure = f"\nunsure: {doubt}" if doubt else ""
+    axes[2].set_title(
+      f"{class_names[best]}: {row[best]:.1%}{unsure}", fontsize=9
+    )
   return picture
 
 

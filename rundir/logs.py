@@ -151,6 +151,11 @@ class Logger:
     self._write(step, {f"{split}_{name}": x for name, x in means.items()})
     self._say(step, f"{split} {_text(means)}")
 
+  def usual_probability(self, step: int, probabilities: jax.Array) -> None:
+    """Logs what 98 % of the most probable classes of a split exceed."""
+    usual = np.quantile(np.asarray(probabilities).max(axis=-1), 0.02)
+    self._write(step, {"usual_probability": float(usual)})
+
   def probabilities(
     self, step: int, labels: np.ndarray, probabilities: np.ndarray
   ) -> None:

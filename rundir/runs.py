@@ -33,6 +33,8 @@ class Run(NamedTuple):
     class_names: of the labels.
     state: as it was after `step` steps.
     step: of the checkpoint.
+    usual_probability: what the network gave the class of its choice, or more,
+      in 98 % of the validation images.
   """
 
   config: ml_collections.ConfigDict
@@ -40,6 +42,27 @@ class Run(NamedTuple):
   class_names: tuple[str, ...]
   state: steps.TrainState
   step: int
+  usual_probability: float
+
+
+def open_ensemble(
+  workdirs: Sequence[str | os.PathLike], checkpoint: str = "last"
+) -> list[Run]:
+  """Opens runs whose probabilities may be averaged.
+
+  Raises:
+    app.UsageError: names what is missing or wrong, or the run that was trained
+      on other images or classes than the first.
+  """
+  opened = [open_run(workdir, checkpoint) for workdir in workdirs]
+  learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
+  for workdir, what in zip(workdirs, learned, strict=True):
+    if what != learned[0]:
+      raise app.UsageError(
+        f"--workdir={workdir}: was not trained on the images and classes of"
+        f" {workdirs[0]}; all runs of an ensemble must be"
+      )
+  return opened
 
 
 def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
@@ -68,7 +91,19 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
       f"{workdir}: model.py takes no images of {list(image_shape)}: {error}"
     ) from error
   state = _restore(workdir, checkpoint, state)
-  return Run(config, image_shape, class_names, state, int(state.step))
+  step = int(state.step)
+  usual = _usual_probability(workdir, step)
+  return Run(config, image_shape, class_names, state, step, usual)
+
+
+def _usual_probability(workdir: pathlib.Path, step: int) -> float:
+  """Returns what the last validation up to a step logged; 0.5 without one."""
+  usual = 0.5
+  for record in files.read_metrics(workdir):
+    match record:
+      case {"step": int(at), "usual_probability": float(found)} if at <= step:
+        usual = found
+  return usual
 
 
 def restore_or_create(

@@ -1,6 +1,8 @@
 """Image files to arrays."""
 
 from collections.abc import Iterator
+import contextlib
+import functools
 import io
 import pathlib
 import warnings
@@ -12,20 +14,26 @@ from PIL import ImageOps
 from sources import photographs
 
 # Formats whose decoders Pillow has itself: others may start other programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF HEIF".split()
 SUFFIXES = tuple(
-  ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .npy".split()
+  ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .avif .heic .heif"
+  " .npy".split()
 )
+# The axes of arrays: n images of height h, width w and c colours.
+LAYOUTS = ("auto", "hw", "hwc", "chw", "nhw", "nhwc", "nchw", "flat")
 _NPY_MAGIC = b"\x93NUMPY"
 _SIDE = 28  # Of MNIST's images, in pixels.
 _MAX_GIVEN = 1200  # Larger images, by the longer side, only take memory.
 
 
-def read(source: pathlib.Path | bytes) -> Iterator[np.ndarray]:
+def read(
+  source: pathlib.Path | bytes, layout: str = "auto"
+) -> Iterator[np.ndarray]:
   """Yields the images of a file: one, or those of a .npy array.
 
   Args:
     source: a path, or the content of a file.
+    layout: one of LAYOUTS, for .npy files.
 
   Yields:
     uint8 [height, width] or [height, width, 3], as a person would see it.
@@ -35,24 +43,24 @@ def read(source: pathlib.Path | bytes) -> Iterator[np.ndarray]:
   """
   try:
     if isinstance(source, bytes):
-      file, head = io.BytesIO(source), source[:6]
+      file, head = io.BytesIO(source), source[:12]
     else:
       with open(source, "rb") as opened:
-        file, head = source, opened.read(6)
+        file, head = source, opened.read(12)
   except IsADirectoryError as error:
     raise ValueError("is a folder without images") from error
   except OSError as error:
     raise ValueError(error.strerror) from error
   if not head:
     raise ValueError("is empty")
-  if head == _NPY_MAGIC:
-    yield from _read_array(file)
+  if head.startswith(_NPY_MAGIC):
+    yield from _read_array(file, layout)
   else:
-    yield _read_image(file)
+    yield _read_image(file, head)
 
 
-def _read_array(file) -> Iterator[np.ndarray]:
-  """The images of a .npy file: [height, width] is one."""
+def _read_array(file, layout: str) -> Iterator[np.ndarray]:
+  """Yields the images of a .npy file."""
   try:
     # Mapped, so that a header cannot claim more memory than the file has.
     mode = None if isinstance(file, io.BytesIO) else "r"
@@ -61,39 +69,72 @@ def _read_array(file) -> Iterator[np.ndarray]:
   except Exception as error:  # NumPy's parser of headers raises anything.
     reason = str(error).splitlines()[0]
     raise ValueError(f"is not an array that can be read: {reason}") from error
-  shape = array.shape
-  if array.ndim == 2 and shape[1] == _SIDE**2:  # Flat ones.
-    array = array.reshape(-1, _SIDE, _SIDE)
-  elif array.ndim == 2 or (array.ndim == 3 and shape[-1] in (1, 3)):
-    array = array[None]  # One image.
-  if array.ndim == 4 and array.shape[-1] == 1:
-    array = array[..., 0]
-  is_image = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)
+  found = f"is an array of {array.dtype} {list(array.shape)}"
+  if layout == "auto":
+    layout = _layout(array.shape, found)
+  if layout == "flat" and array.ndim == 2 and array.shape[1] == _SIDE**2:
+    array, layout = array.reshape(-1, _SIDE, _SIDE), "nhw"
+  if array.ndim == len(layout):
+    array = array.transpose([layout.index(a) for a in "nhwc" if a in layout])
+    if "n" not in layout:
+      array = array[None]
+    if "c" not in layout:
+      array = array[..., None]
+  is_image = array.ndim == 4 and array.shape[-1] in (1, 3, 4)
   if not is_image or not array.size or array.dtype.kind not in "buif":
     raise ValueError(
-      f"is an array of {array.dtype} {list(shape)}; accepted are numbers,"
-      f" [height, width] or [height, width, 1 or 3], n such images, or [n,"
-      f" {_SIDE**2}]"
+      f"{found}; must be numbers, [height, width], [height, width, 1, 3 or 4],"
+      f" n such images, or [n, {_SIDE**2}]; --layout names other axes"
     )
-  return iter(_to_uint8(array))
+  images = _to_uint8(array)
+  if images.shape[-1] == 1:
+    images = images[..., 0]
+  elif images.shape[-1] == 4:
+    return (_flatten(image.astype(np.float32)) for image in images)
+  return iter(images)
+
+
+def _layout(shape: tuple[int, ...], found: str) -> str:
+  """Returns the axes of an array; ValueError says what is ambiguous."""
+  match shape:
+    case (n, 784) if 100 <= n <= 2000:
+      raise ValueError(
+        f"{found}: --layout=flat if that is {n} images, --layout=hw if it is"
+        " one"
+      )
+    case (_, 784):
+      return "flat"
+    case (_, _):
+      return "hw"
+    case (_, _, 1 | 3 | 4):
+      return "hwc"
+    case (3 | 4 as n, height, width) if (height, width) != (_SIDE, _SIDE):
+      raise ValueError(
+        f"{found}: --layout=nhw if that is {n} images, --layout=chw if it is"
+        f" one of {n} colours"
+      )
+    case (_, _, _):
+      return "nhw"
+  return "nhwc"
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-  """From values up to 1, to 255 (8 bit) or to 65,535 (16 bit)."""
+  """From values up to 1, 255 (8 bit), 4,095 (12 bit) or 65,535 (16 bit)."""
   largest = np.max(values)
   if not (np.min(values) >= 0 and largest < 2**16):  # Or not a number.
     raise ValueError("has values other than 0 to 1, to 255 or to 65535")
   if values.dtype == np.uint8 and largest > 1:
     return np.asarray(values)
-  scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
-  return np.round(np.asarray(values, np.float32) * scale).astype(np.uint8)
+  full = next(full for full in (1, 255, 4095, 65535) if largest <= full)
+  return np.round(values * np.float32(255 / full)).astype(np.uint8)
 
 
-def _read_image(file) -> np.ndarray:
+def _read_image(file, head: bytes) -> np.ndarray:
+  formats = _supported_formats()
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(file, formats=_FORMATS) as image:
+      with Image.open(file, formats=formats) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):  # 16 bit and more.
           image = image.convert("F" if image.mode == "F" else "I")
@@ -107,9 +148,13 @@ def _read_image(file) -> np.ndarray:
         image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Smaller ones stay.
         if mode == "RGBA":
           return _flatten(np.asarray(image, np.float32))
-        return np.asarray(image)
+        return _to_uint8(np.asarray(image))
   except Image.UnidentifiedImageError as error:
-    raise ValueError(f"is none of {', '.join(_FORMATS)}") from error
+    if head[4:8] == b"ftyp" and head[8:12] == b"avif":
+      raise ValueError("is AVIF, which needs Pillow 11.3 or newer") from error
+    if head[4:8] == b"ftyp" and "HEIF" not in formats:
+      raise ValueError("is HEIC; pip install pillow-heif to read it") from error
+    raise ValueError(f"is none of {', '.join(formats)}") from error
   except (
     Image.DecompressionBombWarning,
     Image.DecompressionBombError,
@@ -121,9 +166,21 @@ def _read_image(file) -> np.ndarray:
     raise ValueError(f"cannot be decoded: {error}") from error
 
 
+@functools.cache
+def _supported_formats() -> list[str]:
+  """Returns which of _FORMATS this Pillow reads, with its plugin for HEIC."""
+  with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+  Image.init()
+  return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _flatten(rgba: np.ndarray) -> np.ndarray:
   """Puts a transparent image on a background that shows its ink."""
-  rgb, alpha = rgba[..., :3], rgba[..., 3:] / 255
+  rgb, alpha = rgba[..., :3], rgba[..., 3:]
+  alpha = alpha / max(alpha.max(), 1)  # Faint ink is ink.
   visible = photographs.to_grey(rgb)[alpha[..., 0] > 0.5]
   background = 255.0
   if visible.size and np.ptp(visible) > 2 * photographs.MIN_CONTRAST:
