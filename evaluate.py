@@ -74,7 +74,7 @@ def evaluate(
     data_dir=data_dir and files.expand_user(data_dir).absolute(),
     manual_dir=manual_dir and files.expand_user(manual_dir).absolute(),
   )
-  data = _load(config, workdirs, opened)
+  data = load(config, workdirs, opened)
   if output:
     folder = files.expand_user(output)
   else:
@@ -146,12 +146,12 @@ def _changed(
   return config
 
 
-def _load(
+def load(
   config: ml_collections.ConfigDict,
   workdirs: Sequence[pathlib.Path],
   opened: Sequence[runs.Run],
 ) -> input_pipeline.Data:
-  """Loads the split, and checks that the runs can be scored on it."""
+  """Loads the test split, and checks that the runs can be scored on it."""
   data, run = input_pipeline.load(config, ["test"]), opened[0]
   shape, classes = data.test.image_shape, len(data.class_names)
   if (shape, classes) != (run.image_shape, len(run.class_names)):

@@ -51,5 +51,9 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     [B, H // 2, W // 2, C], of the same dtype.
   """
-  height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-  return _max_pool_even(x[:, :height, :width])
+  batch, height, width, features = x.shape
+  if height % 2 or width % 2:
+    # Indexing would be a gather while the batch size is symbolic.
+    limits = batch, height // 2 * 2, width // 2 * 2, features
+    x = lax.slice(x, (0, 0, 0, 0), limits)
+  return _max_pool_even(x)

@@ -100,10 +100,15 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text with `write_bytes`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file so that a crash leaves the old one or the new, whole."""
   temporary = path.with_name(path.name + ".incomplete")
   try:
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)
