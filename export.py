@@ -22,6 +22,7 @@ import jax.export
 import numpy as np
 
 import evaluate
+from exporting import page
 from exporting import trace
 from machine import compiling
 from machine import console
@@ -60,6 +61,10 @@ def export(
   _check(format, output, dtype, weights)
   output.parent.mkdir(parents=True, exist_ok=True)  # Now, not after the work.
   run = runs.open_run(workdir, checkpoint)
+  if format == "html":
+    params = page.round_weights(run.state.eval_params, weights or "float16")
+    state = run.state.replace(params=params, ema_params=None)
+    run = run._replace(state=state)
   data = evaluate.load(run.config, [workdir], [run])
   scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)
   metadata = {
@@ -77,6 +82,8 @@ def export(
       content = _to_stablehlo(run, dtype or "uint8")
     case "safetensors":
       content = _to_safetensors(run, metadata)
+    case "html":
+      content = page.build(run, weights or "float16", metadata).encode()
   files.write_bytes(output, content)
   return {
     "accuracy": scores["accuracy"],
@@ -144,7 +151,7 @@ def main() -> None:
   parser.add_argument(
     "--format",
     required=True,
-    choices=("onnx", "stablehlo", "safetensors"),
+    choices=("onnx", "stablehlo", "safetensors", "html"),
   )
   parser.add_argument("--output", required=True, help="the file to write")
   parser.add_argument(

@@ -182,7 +182,8 @@ def _find_ink(x: np.ndarray) -> np.ndarray:
   near = ndimage.binary_dilation(strokes, iterations=1 + max(x.shape) // 100)
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
   noise = np.percentile(contrast[~near], 98) if not near.all() else 0
-  low, high = max(threshold / 4, noise), np.median(contrast[strokes])
+  high = np.median(contrast[strokes])
+  low = max(high / 8, noise)  # exporting/page.html takes an eighth too.
   ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
   ink[~near] = 0
   if not ink.any():
