@@ -248,22 +248,20 @@ def _train(
       logger.evaluation(step, "validation", validation)
       logger.inside(step, inspect, training.state, data, probabilities)
     if due.save or signal_:
-      checkpoints.save(
-        manager, step, training.state, training.metrics, accuracy
-      )
+      manager.save(step, training.state, training.metrics, accuracy)
     if signal_:
-      checkpoints.wait(manager)
+      manager.wait()
       _stop(signal_, step)
     if due.evaluate:
       logger.restart_clock(step)  # All that was no training time.
-  checkpoints.wait(manager)
+  manager.wait()
   return training.state
 
 
 def _not_finite(
   config: ml_collections.ConfigDict, manager: checkpoints.Manager, step: int
 ) -> app.UsageError:
-  checkpoints.wait(manager)
+  manager.wait()
   last = manager.latest_step()
   kept = f"the checkpoint of step {last} is kept" if last else "none was saved"
   return app.UsageError(

@@ -91,7 +91,9 @@ def measure(num_steps: int) -> dict[str, Any]:
   config = default.get_config()
   config.num_steps = num_steps
   clock, times = Clock(), {}
-  jit_loop, wait = compiling.jit_loop, checkpoints.wait
+  jit_loop = compiling.jit_loop
+  logger, manager = logs.Logger, checkpoints.Manager
+  wait = manager.wait
 
   def timed_jit_loop(step):
     run = jit_loop(step)
@@ -109,13 +111,12 @@ def measure(num_steps: int) -> dict[str, Any]:
 
     return call
 
-  def end_loop(manager):
+  def end_loop(self):
     if "end" not in times:
       times["end"] = time.perf_counter()
       times["kinds"] = dict(clock.seconds)
-    wait(manager)
+    wait(self)
 
-  logger = logs.Logger
   patches = [
     (jax, "default_backend", lambda: "tpu"),
     (compiling, "jit_loop", timed_jit_loop),
@@ -123,11 +124,11 @@ def measure(num_steps: int) -> dict[str, Any]:
     (steps, "eval_on_next_batch", no_evaluation),
     (steps, "inspect", no_inspection),
     (jax, "device_get", clock.timed("fetches", jax.device_get)),
-    (checkpoints, "save", clock.timed("saves", checkpoints.save)),
-    (checkpoints, "wait", end_loop),
+    (manager, "save", clock.timed("saves", manager.save)),
+    (manager, "wait", end_loop),
     (logger, "train", clock.timed("logs", logger.train)),
     (logger, "evaluation", clock.timed("logs", logger.evaluation)),
-    (logger, "pictures", clock.timed("pictures", logger.pictures)),
+    (logger, "inside", clock.timed("pictures", logger.inside)),
   ]
   with (
     contextlib.ExitStack() as stack,

@@ -1,7 +1,6 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
 from concurrent import futures
 import json
 import os
@@ -180,58 +179,26 @@ class Logger:
       inspection = inspect(state)
       if not self._writes:  # All processes had to compute it.
         return
-      self.grad_norms(step, jax.device_get(inspection.grad_norms))
-      if step == self._num_steps or self.can_draw():
-        learned = (
-          data.validation,
-          probabilities,
-          state.eval_params,
-          inspection,
+      for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
+        self._tensorboard.add_scalar(f"grad_norm/{name}", norm, step)
+      # Skipped while earlier pictures are being drawn; the last ones never are.
+      if step == self._num_steps or not self._drawing or self._drawing.done():
+        learned = jax.device_get(
+          (data.validation, probabilities, state.eval_params, inspection)
         )
-        self.pictures(step, *jax.device_get(learned), data.class_names)
+        self._drawing = self._artist.submit(
+          self._draw, step, *learned, data.class_names
+        )
     except Exception as error:
       logging.warning("The network of step %d is not shown: %s", step, error)
 
-  def grad_norms(self, step: int, norms: steps.Params) -> None:
-    """Logs the norm of the gradient of each parameter, for TensorBoard."""
-    for name, norm in trees.named(norms):
-      self._tensorboard.add_scalar(f"grad_norm/{name}", norm, step)
-
-  def can_draw(self) -> bool:
-    """Returns whether no earlier pictures are still being drawn."""
-    return self._drawing is None or self._drawing.done()
-
-  def pictures(
-    self,
-    step: int,
-    examples: input_pipeline.Examples,
-    probabilities: np.ndarray,
-    params: steps.Params,
-    inspection: steps.Inspection,
-    class_names: Sequence[str],
-  ) -> None:
-    """Shows TensorBoard what the network learned, drawn while training goes on.
-
-    Args:
-      step: the number of steps so far.
-      examples: of the validation split, n.
-      probabilities: of the examples, [n, classes].
-      params: those that were evaluated.
-      inspection: of the network.
-      class_names: of the labels.
-    """
-    self._drawing = self._artist.submit(  # Its one thread draws in turn.
-      self._draw, step, examples, probabilities, params, inspection, class_names
-    )
-
-  def _draw(
-    self, step, examples, probabilities, params, inspection, class_names
-  ) -> None:
+  def _draw(self, step, examples, probabilities, params, *rest) -> None:
+    """Draws pictures, in the artist's thread, and writes them."""
     try:
       from report import tensorboard  # Takes a second: not at the start.
 
       for tag, picture in tensorboard.pictures(
-        examples, probabilities, params, inspection, class_names
+        examples, probabilities, params, *rest
       ):
         self._tensorboard.add_figure(tag, picture, step, close=False)
       for name, value in trees.named(params):

@@ -3,6 +3,7 @@ import os
 import sys
 import threading
 import time
+import types
 
 from conftest import files_of_at_most
 from conftest import read_events
@@ -94,15 +95,6 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
     assert key.encode() in hparams.content
 
 
-def test_each_parameter_has_its_own_gradient_norm(tmp_path, config):
-  norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
-  with logs.Logger(tmp_path, config, 0) as logger:
-    logger.grad_norms(20, norms)
-  for layer, values in norms.items():
-    for name, norm in values.items():
-      assert scalars(tmp_path, f"grad_norm/{layer}/{name}") == {20: norm}
-
-
 def test_pictures_and_histograms_are_of_what_was_evaluated(
   tmp_path, config, monkeypatch
 ):
@@ -130,13 +122,14 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
     deformed=originals[::-1],
   )
   with logs.Logger(tmp_path, config, 0) as logger:
-    logger.pictures(
+    logger.inside(
       20,
-      input_pipeline.Examples(images, labels),
-      np.eye(3)[predicted],
-      params,
-      inspection,
-      ("a", "b", "c"),
+      inspect=lambda _: inspection,
+      state=types.SimpleNamespace(eval_params=params),
+      data=input_pipeline.Data(
+        ("a", "b", "c"), {}, validation=input_pipeline.Examples(images, labels)
+      ),
+      probabilities=np.eye(3)[predicted],
     )
   assert {step for step, _ in figures.values()} == {20}
   axes = {tag: figure.axes for tag, (_, figure) in figures.items()}
@@ -185,6 +178,7 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
 def test_pictures_are_skipped_while_earlier_ones_are_drawn(
   tmp_path, config, monkeypatch
 ):
+  """Gradient norms are only numbers, and always written."""
   begun, go_on, drawn = threading.Event(), threading.Event(), []
 
   def draw(self, step, *_):
@@ -193,14 +187,24 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
     drawn.append(step)
 
   monkeypatch.setattr(logs.Logger, "_draw", draw)
+  norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
+  inspection = types.SimpleNamespace(grad_norms=norms)
   with logs.Logger(tmp_path, config, 0) as logger:
-    assert logger.can_draw()
-    logger.pictures(10, *[None] * 5)
-    assert begun.wait(60)
-    assert not logger.can_draw()
-    logger.pictures(30, *[None] * 5)  # The last ones are drawn all the same.
+    for step in (10, 20, 30):  # The last ones are drawn all the same.
+      logger.inside(
+        step,
+        inspect=lambda _: inspection,
+        state=types.SimpleNamespace(eval_params={}),
+        data=input_pipeline.Data((), {}),
+        probabilities=np.zeros(0),
+      )
+      assert begun.wait(60)
     go_on.set()
   assert drawn == [10, 30]
+  for layer, values in norms.items():
+    for name, norm in values.items():
+      written = scalars(tmp_path, f"grad_norm/{layer}/{name}")
+      assert written == {10: norm, 20: norm, 30: norm}
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
