@@ -23,7 +23,6 @@ from model import CNN
 Params = dict[str, Any]  # Arrays in dicts, as deep as the network has modules.
 
 NUM_PROBABILITIES = 5  # Examples of a batch whose probabilities are kept.
-_NUM_DEFORMED = 20  # How many are shown.
 
 
 class Rngs(NamedTuple):
@@ -177,8 +176,17 @@ def _smoothed_loss(logits, labels, label_smoothing):
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def _grads(state, images, labels, rng, label_smoothing):
-  """The gradients of the mean loss, and the metrics and logits of the batch."""
+def gradients(
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  rng: jax.Array,
+  label_smoothing: float = 0.0,
+) -> tuple[Params, tuple[Metrics, jax.Array]]:
+  """Returns the gradients of the mean loss, and a batch's metrics and logits.
+
+  The arguments are those of `train_step`.
+  """
   rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 
   def loss_fn(params):
@@ -214,7 +222,9 @@ def train_step(
     dropout: the metrics, without smoothing, and the first examples'
     probabilities, float32 [min(B, NUM_PROBABILITIES), classes].
   """
-  grads, (metrics, logits) = _grads(state, images, labels, rng, label_smoothing)
+  grads, (metrics, logits) = gradients(
+    state, images, labels, rng, label_smoothing
+  )
   probabilities = jax.nn.softmax(_first(logits))
   return state.apply_gradients(grads=grads), metrics, probabilities
 
@@ -232,73 +242,6 @@ def _first(logits):
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
   """The logits, float32 [B, classes], of float32 images in [0, 1]."""
   return state.apply_fn({"params": state.eval_params}, images)
-
-
-class Inspection(struct.PyTreeNode):
-  """What can be seen inside a network.
-
-  Attributes:
-    image: uint8 [height, width, channels].
-    layers: what each layer makes of the image, in order: [height, width,
-      features] or [features].
-    layer_names: of the layers.
-    probabilities: of the image, [classes].
-    grad_norms: of each parameter, the L2 norm of the loss's gradient.
-    originals: some images, float32 [k, height, width, channels] in [0, 1].
-    deformed: what training makes of them; None where it does not.
-  """
-
-  image: jax.Array
-  layers: list[jax.Array]
-  layer_names: tuple[str, ...] = struct.field(pytree_node=False)
-  probabilities: jax.Array
-  grad_norms: Params
-  originals: jax.Array
-  deformed: jax.Array | None
-
-
-def inspect(
-  state: TrainState,
-  examples: input_pipeline.Examples,
-  dropout_rng: jax.Array,
-  *,
-  batch_size: int,
-  label_smoothing: float = 0.0,
-  limits: augmentation.Limits | None = None,
-) -> Inspection:
-  """Looks at the first examples, and at the gradients of the first batch.
-
-  The layers are those submodules of the network that have parameters, but for
-  one whose output is the logits.
-  """
-  images = input_pipeline.to_float(examples.images[:batch_size])
-  images = examples.unflatten(images)
-  labels = examples.labels[:batch_size]
-  grads, _ = _grads(state, images, labels, dropout_rng, label_smoothing)
-  logits, variables = state.apply_fn(
-    {"params": state.eval_params},
-    images[:1],
-    capture_intermediates=True,
-    mutable=["intermediates"],
-  )
-  outputs = {
-    name: captured["__call__"][0]
-    for name, captured in variables["intermediates"].items()
-    if name in state.params and "__call__" in captured
-  }
-  outputs = {name: x for name, x in outputs.items() if x is not logits}
-  originals, deformed = images[:_NUM_DEFORMED], None
-  if limits:
-    deformed = _augment(dropout_rng, state.step, originals, limits)
-  return Inspection(
-    image=examples.images[0].reshape(examples.image_shape),
-    layers=[x[0] for x in outputs.values()],
-    layer_names=tuple(outputs),
-    probabilities=jax.nn.softmax(logits[0]),
-    grad_norms=jax.tree.map(lambda grad: jnp.sqrt((grad**2).sum()), grads),
-    originals=originals,
-    deformed=deformed,
-  )
 
 
 class Training(struct.PyTreeNode):
@@ -360,16 +303,21 @@ def _zeros_like(metrics):
   return devices.replicate(jax.tree.map(jnp.zeros_like, metrics))
 
 
-def _augment(dropout_rng, step, images, limits):
-  """What a step makes of its images."""
+def augment(
+  dropout_rng: jax.Array,
+  step: jax.Array,
+  images: jax.Array,
+  limits: augmentation.Limits,
+) -> jax.Array:
+  """Returns what a step makes of its images, [B, height, width, channels]."""
   # Of the step's own key, into which Flax folds other numbers than this.
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
-  augment = functools.partial(augmentation.augment, rng, images, limits)
+  deform = functools.partial(augmentation.augment, rng, images, limits)
   if limits.num_steps is None:
-    return augment()
+    return deform()
   # He et al., "Data Augmentation Revisited", arXiv 1909.09148: the last steps
   # learn from what evaluation will see.
-  return lax.cond(step < limits.num_steps, augment, lambda: images)
+  return lax.cond(step < limits.num_steps, deform, lambda: images)
 
 
 def train_on_next_batch(
@@ -390,7 +338,7 @@ def train_on_next_batch(
   images = devices.split(examples.unflatten(rows))
   if limits:
     images = devices.split(
-      _augment(dropout_rng, training.state.step, images, limits)
+      augment(dropout_rng, training.state.step, images, limits)
     )
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(

@@ -31,6 +31,7 @@ from machine import processes
 from machine import profiling
 from machine import signals
 import optimizer
+from report import network
 from rundir import checkpoints
 from rundir import command_line
 from rundir import directory
@@ -134,38 +135,34 @@ class Due(NamedTuple):
   save: bool
 
 
-class Cadence:
-  """When the host has something to do."""
+def next_due(
+  config: ml_collections.ConfigDict, step: int, stops: Sequence[int] = ()
+) -> Due:
+  """Returns the next step after which the host has something to do, and what.
 
-  def __init__(
-    self, config: ml_collections.ConfigDict, stops: Sequence[int] = ()
-  ):
-    """Takes a config, and steps at which to stop besides what it says."""
-    self._stops = tuple(stops)
-    self._num_steps = config.num_steps
-    self._every = {
-      "show": config.log_probabilities_every_steps,
-      "log": config.log_every_steps,
-      "evaluate": config.eval_every_steps,
-      "save": config.checkpoint_every_steps,
-    }
-
-  def next(self, step: int) -> Due:
-    """Returns the next step at which something is due, and what it is."""
-    intervals = [n for n in self._every.values() if n]
+  Args:
+    config: its `*_every_steps` and `num_steps` are read.
+    step: the number of steps so far, fewer than `num_steps`.
+    stops: other steps at which to return to the host.
+  """
+  every = {
+    "show": config.log_probabilities_every_steps,
+    "log": config.log_every_steps,
+    "evaluate": config.eval_every_steps,
+    "save": config.checkpoint_every_steps,
+  }
+  if compiling.takes_single_steps():  # The bar then moves at each step.
+    following = step + 1
+  else:
     following = min(
-      *(_following(step, n) for n in intervals),
-      *(stop for stop in self._stops if stop > step),
+      config.num_steps,
+      *(_following(step, interval) for interval in every.values() if interval),
+      *(stop for stop in stops if stop > step),
     )
-    if compiling.takes_single_steps():  # Then the bar moves at each of them.
-      following = step + 1
-    following = min(following, self._num_steps)
-    due = {
-      name: n > 0 and following % n == 0 for name, n in self._every.items()
-    }
-    if following == self._num_steps:
-      due.update(log=True, evaluate=True, save=True)
-    return Due(following, **due)
+  due = {name: n > 0 and following % n == 0 for name, n in every.items()}
+  if following == config.num_steps:
+    due.update(log=True, evaluate=True, save=True)
+  return Due(following, **due)
 
 
 def _train(
@@ -180,7 +177,6 @@ def _train(
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
   rngs = steps.rngs(config.seed)
-  cadence = Cadence(config, profiler.boundaries)
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
@@ -191,7 +187,7 @@ def _train(
     functools.partial(steps.train_on_next_batch, **static)
   )
   inspect = functools.partial(
-    compiling.jit(functools.partial(steps.inspect, **static)),
+    compiling.jit(functools.partial(network.inspect, **static)),
     examples=data.train,
     dropout_rng=rngs.dropout,
   )
@@ -210,7 +206,7 @@ def _train(
   while step < config.num_steps:
     if profiler.at(step, training):
       logger.restart_clock(step)
-    due = cadence.next(step)
+    due = next_due(config, step, profiler.boundaries)
     training = train_steps(
       training, due.step - step, data.train, rngs.order, rngs.dropout
     )

@@ -11,6 +11,7 @@ from sklearn import metrics
 
 import input_pipeline
 from report import figures
+from report import network
 import steps
 
 
@@ -18,7 +19,7 @@ def pictures(
   examples: input_pipeline.Examples,
   probabilities: np.ndarray,
   params: steps.Params,
-  inspection: steps.Inspection,
+  inspection: network.Inspection,
   class_names: Sequence[str],
 ) -> Iterator[tuple[str, figure.Figure]]:
   """Draws what was learned; warns of a picture that cannot be drawn.

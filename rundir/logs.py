@@ -19,6 +19,7 @@ import tqdm
 
 import input_pipeline
 from machine import processes
+from report import network
 from rundir import files
 from rundir import trees
 import steps
@@ -161,7 +162,7 @@ class Logger:
   def inside(
     self,
     step: int,
-    inspect: Callable[[steps.TrainState], steps.Inspection],
+    inspect: Callable[[steps.TrainState], network.Inspection],
     state: steps.TrainState,
     data: input_pipeline.Data,
     probabilities: jax.Array,

@@ -17,9 +17,9 @@ import tqdm
 from configs import default
 import input_pipeline
 from machine import console
+from report import network
 from rundir import files
 from rundir import logs
-import steps as steps_lib
 
 
 def scalars(workdir, tag):
@@ -112,7 +112,7 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
     "dense": {"kernel": np.full((3, 2), -1.0)},
   }
   originals = rng.integers(0, 256, (2, 28, 28, 1)) / 255
-  inspection = steps_lib.Inspection(
+  inspection = network.Inspection(
     image=rng.integers(0, 256, (28, 28, 1), np.uint8),
     layers=[rng.normal(size=7)],
     layer_names=("dense",),

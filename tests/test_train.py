@@ -32,6 +32,7 @@ from machine import compiling
 from machine import signals
 from model import CNN
 import optimizer
+from report import network
 from rundir import checkpoints
 from rundir import directory
 from rundir import logs
@@ -255,7 +256,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
   np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
   jax.tree.map(np.testing.assert_array_equal, params, average)
   inspect = functools.partial(
-    steps.inspect,
+    network.inspect,
     batch_size=tiny_config.batch_size,
     label_smoothing=tiny_config.label_smoothing,
     limits=augmentation.from_config(tiny_config),
