@@ -106,15 +106,15 @@ def train_and_evaluate(
   result = {**test, "global_step": config.num_steps}
   if processes.is_first():
     files.write_json(workdir / "result.json", result)
-    _draw_learning_curves(workdir)
+    _draw_learning_curves(workdir, config.dropout_rate > 0)
   return result
 
 
-def _draw_learning_curves(workdir: pathlib.Path) -> None:
+def _draw_learning_curves(workdir: pathlib.Path, has_dropout: bool) -> None:
   from report import figures  # matplotlib takes half a second.
 
   try:
-    picture = figures.learning_curves(files.read_metrics(workdir))
+    picture = figures.learning_curves(files.read_metrics(workdir), has_dropout)
     figures.save(picture, workdir / "learning_curve.png")
   except Exception as error:  # No picture is worth the result.
     logging.warning("No learning curves: %s", error)
@@ -279,17 +279,18 @@ def main() -> None:
   console.setup()
   with console.one_line_errors():
     args = command_line.parse(sys.argv, __doc__)
-    compiling.cache_compilations()
-    compiling.keep_freed_memory()
-    processes.join(
-      args.coordinator_address, args.num_processes, args.process_id
-    )
-    devices.use_platform(args.platform)
-    if not processes.is_first():
-      logging.set_verbosity(logging.WARNING)
-    result = train_and_evaluate(
-      args.config, args.workdir, args.init_from, args.profile
-    )
+    with console.stdout_to_stderr():
+      compiling.cache_compilations()
+      compiling.keep_freed_memory()
+      processes.join(
+        args.coordinator_address, args.num_processes, args.process_id
+      )
+      devices.use_platform(args.platform)
+      if not processes.is_first():
+        logging.set_verbosity(logging.WARNING)
+      result = train_and_evaluate(
+        args.config, args.workdir, args.init_from, args.profile
+      )
     if processes.is_first():
       print(json.dumps(result, sort_keys=True))
 

@@ -16,6 +16,7 @@ class Inspection(struct.PyTreeNode):
 
   Attributes:
     image: uint8 [height, width, channels].
+    label: int32 scalar, its class.
     layers: what each layer makes of the image, in order: [height, width,
       features] or [features].
     layer_names: of the layers.
@@ -26,6 +27,7 @@ class Inspection(struct.PyTreeNode):
   """
 
   image: jax.Array
+  label: jax.Array
   layers: list[jax.Array]
   layer_names: tuple[str, ...] = struct.field(pytree_node=False)
   probabilities: jax.Array
@@ -71,6 +73,7 @@ def inspect(
     deformed = steps.augment(dropout_rng, state.step, originals, limits)
   return Inspection(
     image=examples.images[0].reshape(examples.image_shape),
+    label=labels[0],
     layers=[x[0] for x in outputs.values()],
     layer_names=tuple(outputs),
     probabilities=jax.nn.softmax(logits[0]),

@@ -52,6 +52,7 @@ def pictures(
     ),
     "activations": lambda: figures.activations(
       inspection.image,
+      inspection.label,
       dict(zip(inspection.layer_names, inspection.layers, strict=True)),
       inspection.probabilities,
       class_names,
@@ -59,7 +60,7 @@ def pictures(
   }
   kernels = _image_kernels(params, channels=inspection.image.shape[-1])
   if kernels:
-    drawings["filters"] = lambda: figures.filters(kernels[0])
+    drawings["filters"] = lambda: figures.filters(*kernels[0])
   if inspection.deformed is not None:
     drawings["augmentation"] = lambda: figures.deformations(
       inspection.originals, inspection.deformed
@@ -71,10 +72,12 @@ def pictures(
       logging.warning("The picture %s cannot be drawn: %s", tag, error)
 
 
-def _image_kernels(params: steps.Params, channels: int) -> list[np.ndarray]:
-  """The kernels of convolutions that may be an image's, as it has channels."""
+def _image_kernels(
+  params: steps.Params, channels: int
+) -> list[tuple[np.ndarray, str]]:
+  """Returns kernels with as many channels as an image has, and their names."""
   return [
-    leaf
-    for leaf in jax.tree.leaves(params)
+    (leaf, jax.tree_util.keystr(path, simple=True, separator="/"))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     if leaf.ndim == 4 and leaf.shape[2] == channels
   ]

@@ -20,6 +20,7 @@ import tqdm
 import input_pipeline
 from machine import processes
 from report import network
+from rundir import experiment
 from rundir import files
 from rundir import trees
 import steps
@@ -94,9 +95,25 @@ class Logger:
     )
     if self._writes:
       _make_lossy(self._tensorboard)
+    hparams = {
+      key: value
+      for key, value in config.items()
+      if key not in experiment.INCIDENTAL
+    }
     # Not add_hparams: it writes to a subdirectory, a run of its own.
-    for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):
+    for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
       self._tensorboard.file_writer.add_summary(record)
+    self._tensorboard.add_custom_scalars(
+      {
+        "training and validation": {
+          name: [
+            "Multiline",
+            [_tag(f"train_{name}"), _tag(f"validation_{name}")],
+          ]
+          for name in steps.Metrics.zero(2).sums
+        }
+      }
+    )
     self._artist = futures.ThreadPoolExecutor(max_workers=1)
     self._drawing = None
     self._bar = tqdm.tqdm(
@@ -129,7 +146,7 @@ class Logger:
     """Logs the means of the metrics over the steps since the last log."""
     scalars = {f"train_{name}": value for name, value in means.items()}
     scalars["learning_rate"] = learning_rate
-    text = _text(means)
+    text = _text("train", means)
     self._bar.set_postfix_str(text)
     last_step, last_time = self._clock
     self.restart_clock(step)
@@ -149,7 +166,7 @@ class Logger:
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the means of the metrics on a whole split."""
     self._write(step, {f"{split}_{name}": x for name, x in means.items()})
-    self._say(step, f"{split} {_text(means)}")
+    self._say(step, _text(split, means))
 
   def probabilities(
     self, step: int, labels: np.ndarray, probabilities: np.ndarray
@@ -181,7 +198,7 @@ class Logger:
       if not self._writes:  # All processes had to compute it.
         return
       for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
-        self._tensorboard.add_scalar(f"grad_norm/{name}", norm, step)
+        self._tensorboard.add_scalar(f"weights/grad_norm/{name}", norm, step)
       # Skipped while earlier pictures are being drawn; the last ones never are.
       if step == self._num_steps or not self._drawing or self._drawing.done():
         learned = jax.device_get(
@@ -203,7 +220,7 @@ class Logger:
       ):
         self._tensorboard.add_figure(tag, picture, step, close=False)
       for name, value in trees.named(params):
-        self._tensorboard.add_histogram(f"params/{name}", value, step)
+        self._tensorboard.add_histogram(f"weights/{name}", value, step)
     except Exception as error:  # No picture is worth the run.
       logging.warning("No pictures of step %d: %s", step, error)
 
@@ -211,18 +228,23 @@ class Logger:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     self._jsonl.flush()
     for key, value in scalars.items():
-      self._tensorboard.add_scalar(key, value, step)
+      self._tensorboard.add_scalar(_tag(key), value, step)
 
   def _say(self, step: int, text: str) -> None:
-    line = f"step {step:{len(str(self._num_steps))}}/{self._num_steps}  {text}"
-    if self._bar.disable:
-      logging.info("%s", line)
-    else:
-      self._bar.write(line, file=self._bar.fp)
+    width = len(str(self._num_steps))
+    logging.info("step %*d/%d  %s", width, step, self._num_steps, text)
 
 
-def _text(means: dict[str, float]) -> str:
-  return "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+def _tag(key: str) -> str:
+  """Returns TensorBoard's name of a scalar: it groups by what is before a /."""
+  split, _, metric = key.partition("_")
+  if split in ("train", "validation", "test"):
+    return f"{metric}/{split}"
+  return f"training/{key}"
+
+
+def _text(split: str, means: dict[str, float]) -> str:
+  return "  ".join(f"{split} {name} {x:.4f}" for name, x in means.items())
 
 
 def _truncate(path: pathlib.Path, step: int, num_steps: int) -> None:

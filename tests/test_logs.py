@@ -18,6 +18,7 @@ from configs import default
 import input_pipeline
 from machine import console
 from report import network
+from rundir import experiment
 from rundir import files
 from rundir import logs
 
@@ -81,8 +82,8 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
     "validation_loss": 1.5,
     "validation_accuracy": 0.5,
   }
-  assert scalars(tmp_path, "train_loss") == {10: 2.5}
-  assert scalars(tmp_path, "validation_accuracy") == {20: 0.5}
+  assert scalars(tmp_path, "loss/train") == {10: 2.5}
+  assert scalars(tmp_path, "accuracy/validation") == {20: 0.5}
   values = {
     value.tag: value
     for event in read_events(tmp_path)
@@ -92,7 +93,15 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
   np.testing.assert_allclose(values["probabilities"].histo.sum, 2.0)
   hparams = values["_hparams_/session_start_info"].metadata.plugin_data
   for key in config:
-    assert key.encode() in hparams.content
+    is_shown = key.encode() in hparams.content
+    assert is_shown == (key not in experiment.INCIDENTAL)
+  (chart,) = (
+    value.tensor.string_val[0]
+    for tag, value in values.items()
+    if "custom_scalars" in tag
+  )
+  for tag in ("loss/train", "loss/validation", "accuracy/validation"):
+    assert tag.encode() in chart
 
 
 def test_pictures_and_histograms_are_of_what_was_evaluated(
@@ -114,6 +123,7 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
   originals = rng.integers(0, 256, (2, 28, 28, 1)) / 255
   inspection = network.Inspection(
     image=rng.integers(0, 256, (28, 28, 1), np.uint8),
+    label=2,
     layers=[rng.normal(size=7)],
     layer_names=("dense",),
     probabilities=np.array([0.2, 0.5, 0.3]),
@@ -141,8 +151,8 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
   )
   counts = {text.get_position()[::-1]: text.get_text() for text in matrix.texts}
   assert counts == {(0, 2): "2", (1, 1): "1", (2, 1): "1"}
-  assert axes["mistakes"][0].get_title().startswith("0: a, taken for c")
-  assert axes["mistakes"][2].get_title().startswith("3: c, taken for b")
+  assert axes["mistakes"][0].get_title() == "#0: a\nread as c\n100% sure"
+  assert axes["mistakes"][2].get_title() == "#3: c\nread as b\n100% sure"
 
   def shown(axes):
     return axes.images[0].get_array()
@@ -165,11 +175,11 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
     value.tag: value.histo
     for event in read_events(tmp_path)
     for value in event.summary.value
-    if value.tag.startswith("params/")
+    if value.tag.startswith("weights/")
   }
   for layer, values in params.items():
     for name, value in values.items():
-      histogram = histograms.pop(f"params/{layer}/{name}")
+      histogram = histograms.pop(f"weights/{layer}/{name}")
       assert (histogram.min, histogram.max) == (value.min(), value.max())
       np.testing.assert_allclose(histogram.sum, value.sum())
   assert not histograms
@@ -203,7 +213,7 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
   assert drawn == [10, 30]
   for layer, values in norms.items():
     for name, norm in values.items():
-      written = scalars(tmp_path, f"grad_norm/{layer}/{name}")
+      written = scalars(tmp_path, f"weights/grad_norm/{layer}/{name}")
       assert written == {10: norm, 20: norm, 30: norm}
 
 
@@ -222,7 +232,7 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
     assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
     logger.train(25, {"loss": 1.0, "accuracy": 0.5}, 0.001)
   assert (tmp_path / "before").read_text() == before  # Replaced in one go.
-  assert scalars(tmp_path, "train_loss") == {10: 2, 20: 2, 25: 1}
+  assert scalars(tmp_path, "loss/train") == {10: 2, 20: 2, 25: 1}
 
 
 def test_metrics_that_cannot_be_written_do_not_stop_the_run(

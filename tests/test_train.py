@@ -97,8 +97,8 @@ def test_a_run_directory_is_complete(tiny_run, tiny_config):
   for tag in ("confusion_matrix", "mistakes", "filters", "activations"):
     drawn = {step for shown_tag, step in shown if shown_tag == tag}
     assert {4, 20} <= drawn <= {*validated}
-  assert ("params/conv2/kernel", 4) in shown
-  assert ("grad_norm/dense/bias", 20) in shown
+  assert ("weights/conv2/kernel", 4) in shown
+  assert ("weights/grad_norm/dense/bias", 20) in shown
   assert image.imread(tiny_run / "learning_curve.png").std() > 0.05
   # It learned: at 20 steps of 16 images, guessing is behind it.
   losses = [r["train_loss"] for r in records if "train_loss" in r]
