@@ -1,6 +1,7 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent import futures
 import json
 import os
@@ -103,17 +104,7 @@ class Logger:
     # Not add_hparams: it writes to a subdirectory, a run of its own.
     for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
       self._tensorboard.file_writer.add_summary(record)
-    self._tensorboard.add_custom_scalars(
-      {
-        "training and validation": {
-          name: [
-            "Multiline",
-            [_tag(f"train_{name}"), _tag(f"validation_{name}")],
-          ]
-          for name in steps.Metrics.zero(2).sums
-        }
-      }
-    )
+    self._has_charts = False
     self._artist = futures.ThreadPoolExecutor(max_workers=1)
     self._drawing = None
     self._bar = tqdm.tqdm(
@@ -160,8 +151,19 @@ class Logger:
         f"  {left} left"
       )
     self._write(step, scalars)
+    if not self._has_charts:
+      self._has_charts = True
+      self._add_charts(means)
     if self._bar.disable:  # Else the bar says the same.
       self._say(step, text)
+
+  def _add_charts(self, metrics: Iterable[str]) -> None:
+    """Lets TensorBoard show training and validation in one chart."""
+    charts = {
+      name: ["Multiline", [_tag(f"train_{name}"), _tag(f"validation_{name}")]]
+      for name in metrics
+    }
+    self._tensorboard.add_custom_scalars({"training and validation": charts})
 
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the means of the metrics on a whole split."""
