@@ -89,5 +89,5 @@ def test_the_changes_that_are_shown_are_all_that_is_needed(copy, tmp_path):
   scored = json.loads(stdout.splitlines()[-1])
   assert scored["top3"] == trained["top3"]
   assert re.search(r"^ +a +\d\.\d{4}", stdout, re.MULTILINE)  # Its classes.
-  stdout, _ = run("compare.py", "run")
+  stdout, _ = run("compare.py", "run", "--csv")
   assert "validation_top3" in stdout and "test_top3" in stdout
