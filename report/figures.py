@@ -130,11 +130,11 @@ def _finish(axes, metric: str) -> None:
 def confusion_matrix(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> figure.Figure:
-  """Draws how often each class was taken for each.
+  """Draws how often each class was predicted as each other one.
 
   Args:
     matrix: int [classes, classes], rows are the true classes.
-    class_names: of the rows and columns.
+    class_names: the names of the rows and columns.
   """
   size = len(class_names)
   side = min(max(5.0, 0.55 * size), 20.0)
@@ -170,14 +170,14 @@ def mistakes(
   class_names: Sequence[str],
   count: int = 25,
 ) -> figure.Figure:
-  """Draws the mistakes that the network was surest of.
+  """Draws the most confident mistakes.
 
   Args:
     images: uint8 [n, height, width, 1 or 3].
     labels: int [n].
     probabilities: [n, classes].
-    class_names: of the labels.
-    count: how many to draw at most.
+    class_names: the names of the labels.
+    count: the most to draw.
   """
   confidences = probabilities.max(axis=1)
   predicted = probabilities.argmax(axis=1)
@@ -190,7 +190,9 @@ def mistakes(
   columns = 5
   rows = -(-len(worst) // columns)
   picture = figure.Figure(figsize=(8.5, 0.5 + 1.9 * rows), layout="constrained")
-  picture.suptitle(f"{len(wrong):,} of {len(labels):,} wrong; surest first")
+  picture.suptitle(
+    f"{len(wrong):,} of {len(labels):,} wrong; most confident first"
+  )
   for axes in (grid := picture.subplots(rows, columns).ravel()):
     axes.axis("off")
   for axes, index in zip(grid, worst, strict=False):
@@ -208,12 +210,13 @@ def mistakes(
 def calibration(
   counts: np.ndarray, accuracies: np.ndarray, error: float
 ) -> figure.Figure:
-  """Draws a reliability diagram: how often it is right when it is how sure.
+  """Draws a reliability diagram: accuracy against confidence.
 
   Args:
-    counts: of examples, in bins of equal width of the predicted probability.
-    accuracies: of each bin.
-    error: the expected calibration error, to print.
+    counts: the number of examples in each of equally wide bins of the predicted
+      probability.
+    accuracies: the accuracy in each bin.
+    error: the expected calibration error.
   """
   picture = figure.Figure(figsize=(5, 5.5), layout="constrained")
   upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -245,7 +248,7 @@ def filters(kernel: np.ndarray, name: str) -> figure.Figure:
 
   Args:
     kernel: [height, width, 1 or 3, features].
-    name: of the kernel.
+    name: the name of the kernel.
   """
   channels = np.moveaxis(kernel, 2, 0)
   tiles = np.stack([_tile(channel) for channel in channels], axis=-1)
@@ -271,14 +274,14 @@ def activations(
   probabilities: np.ndarray,
   class_names: Sequence[str],
 ) -> figure.Figure:
-  """Draws an image and what each layer makes of it.
+  """Draws an image and the output of each layer.
 
   Args:
     image: uint8 [height, width, 1 or 3].
     label: its class.
     layers: outputs by name, [height, width, features] or [features].
     probabilities: [classes].
-    class_names: of the classes.
+    class_names: the names of the classes.
   """
   columns = len(layers) + 2
   picture = figure.Figure(figsize=(3 * columns, 3.2), layout="constrained")
@@ -297,11 +300,11 @@ def activations(
 
 @_styled
 def deformations(images: np.ndarray, deformed: np.ndarray) -> figure.Figure:
-  """Draws images, and below each what augmentation made of it.
+  """Draws images, and below each one its augmented version.
 
   Args:
     images: in [0, 1], [n, height, width, 1 or 3].
-    deformed: of the same shape.
+    deformed: the same images, augmented.
   """
   columns = min(len(images), 10)
   rows = len(images) // columns
@@ -328,14 +331,14 @@ def predictions(
   names: Sequence[str],
   class_names: Sequence[str],
 ) -> figure.Figure:
-  """Draws images as given, as the network sees them, and its probabilities.
+  """Draws images as given, as the network sees them, and the probabilities.
 
   Args:
     given: n images, uint8 [height, width] or [height, width, 3].
     seen: uint8 [n, height, width, 1 or 3].
     probabilities: [n, classes].
     names: n names.
-    class_names: of the classes.
+    class_names: the names of the classes.
   """
   rows = len(given)
   picture = figure.Figure(figsize=(7, 1.7 * rows), layout="constrained")
@@ -356,7 +359,7 @@ def predictions(
 
 
 def save(picture: figure.Figure, path: str | os.PathLike) -> None:
-  """Writes a picture; app.UsageError names a path where that fails."""
+  """Writes a picture; raises app.UsageError if the path cannot be written."""
   try:
     picture.savefig(path, dpi=200)  # For dense screens.
   except (OSError, ValueError) as error:
@@ -385,7 +388,7 @@ def _bars(axes, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
 
 
 def _tile(output: np.ndarray) -> np.ndarray:
-  """Lays [height, width, features] or [features] out, as square as it fills."""
+  """Lays out [height, width, features] or [features] in a near-square grid."""
   if output.ndim == 1:
     output = output[None, None]
   height, width, count = output.shape

@@ -16,14 +16,14 @@ class Inspection(struct.PyTreeNode):
 
   Attributes:
     image: uint8 [height, width, channels].
-    label: int32 scalar, its class.
-    layers: what each layer makes of the image, in order: [height, width,
-      features] or [features].
-    layer_names: of the layers.
-    probabilities: of the image, [classes].
-    grad_norms: of each parameter, the L2 norm of the loss's gradient.
+    label: its class, int32 scalar.
+    layers: the output of each layer, in order: [height, width, features] or
+      [features].
+    layer_names: the names of the layers.
+    probabilities: for the image, [classes].
+    grad_norms: the L2 norm of the loss's gradient for each parameter.
     originals: some images, float32 [k, height, width, channels] in [0, 1].
-    deformed: what training makes of them; None where it does not.
+    deformed: the same images as training augments them, or None.
   """
 
   image: jax.Array
@@ -45,10 +45,10 @@ def inspect(
   label_smoothing: float = 0.0,
   limits: augmentation.Limits | None = None,
 ) -> Inspection:
-  """Looks at the first examples, and at the gradients of the first batch.
+  """Looks at the first examples, and at the gradients for the first batch.
 
-  The layers are those submodules of the network that have parameters, but for
-  one whose output is the logits.
+  The layers are the submodules of the network that have parameters, except the
+  one that returns the logits.
   """
   images = input_pipeline.to_float(examples.images[:batch_size])
   images = examples.unflatten(images)

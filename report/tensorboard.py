@@ -1,4 +1,4 @@
-"""The pictures of a network that TensorBoard shows."""
+"""The pictures that TensorBoard shows of a network."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ def pictures(
   """Draws what was learned; warns of a picture that cannot be drawn.
 
   Args:
-    examples: of the validation split, n.
-    probabilities: of the examples, [n, classes].
-    params: those that were evaluated.
-    inspection: of the network.
-    class_names: of the labels.
+    examples: the validation split, n examples.
+    probabilities: their predicted probabilities, [n, classes].
+    params: the parameters that predicted them.
+    inspection: what was seen inside the network.
+    class_names: the names of the labels.
 
   Yields:
     Tags and figures.
