@@ -59,8 +59,8 @@ def export(
   """
   workdir, output = files.expand_user(workdir), files.expand_user(output)
   _check(format, output, dtype, weights)
-  output.parent.mkdir(parents=True, exist_ok=True)  # Now, not after the work.
   run = runs.open_run(workdir, checkpoint)
+  output.parent.mkdir(parents=True, exist_ok=True)  # Now, not after the work.
   if format == "html":
     params = page.round_weights(run.state.eval_params, weights or "float16")
     state = run.state.replace(params=params, ema_params=None)
@@ -129,8 +129,9 @@ def _to_onnx(run: runs.Run, dtype: str, metadata: dict[str, str]) -> bytes:
 
 
 def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
+  state = jax.device_get(run.state)  # Else it is for as many devices as here.
   exported = jax.export.export(
-    jax.jit(trace.logits_fn(run.state)), platforms=("cpu", "cuda", "tpu")
+    jax.jit(trace.logits_fn(state)), platforms=("cpu", "cuda", "tpu")
   )
   return bytes(exported(_images(run, dtype)).serialize())
 

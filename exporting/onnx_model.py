@@ -94,6 +94,10 @@ class _Constant(NamedTuple):
   array: np.ndarray
 
 
+def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
+  return a.dtype == b.dtype and np.array_equal(a, b)
+
+
 class _Graph:
   """Nodes, and the values that their names stand for."""
 
@@ -120,9 +124,8 @@ class _Graph:
     if not isinstance(value, _Constant):
       value = _Constant("constant", np.asarray(value))
     name, count = value.name, 1
-    while not np.array_equal(self._arrays.get(name, value.array), value.array):
+    while not _is_same(self._arrays.setdefault(name, value.array), value.array):
       name, count = f"{value.name}_{count}", count + 1
-    self._arrays[name] = value.array
     return name
 
   def add(self, operator: str, *inputs: Any, output="", **attributes) -> str:
@@ -161,7 +164,7 @@ class _Graph:
     inputs = [self.values[x] if isinstance(x, str) else x for x in op.inputs]
     x = inputs[0] if inputs else None
     match op.primitive:
-      case "max" if np.ndim(inputs[1]) == 0 and inputs[1] == 0:
+      case "max" if isinstance(inputs[1], np.ndarray) and not inputs[1].any():
         return self.add("Relu", x)
       case name if name in _SAME:
         return self.add(_SAME[name], *inputs)
@@ -173,8 +176,11 @@ class _Graph:
       case "reduce_window_max" | "reduce_window_sum":
         return self._pool(op, x)
       case "dot_general":
-        numbers, lhs = params["dimension_numbers"], len(op.input_shapes[0])
-        if numbers != (((lhs - 1,), (0,)), ((), ())):
+        lhs, rhs = map(len, op.input_shapes)
+        if (params["dimension_numbers"], rhs) != (
+          (((lhs - 1,), (0,)), ((), ())),
+          2,
+        ):
           raise op.unsupported()
         return self.add("MatMul", *inputs)
       case "reshape" | "squeeze":
