@@ -198,8 +198,6 @@ class _Graph:
         return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(to))
       case "select_n" if len(inputs) == 3:
         return self.add("Where", x, inputs[2], inputs[1])
-      case "integer_pow":
-        return self.add("Pow", x, np.float32(params["y"]))
       case "square":
         return self.add("Mul", x, x)
       case "rsqrt":

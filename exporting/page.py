@@ -1,6 +1,7 @@
 """A network as one HTML page that reads what is drawn on it, offline."""
 
 import base64
+from collections.abc import Sequence
 import json
 import math
 import pathlib
@@ -17,7 +18,7 @@ PATH = pathlib.Path(__file__).with_name("page.html")
 
 # Primitives of one pixel at a time that the page has.
 ELEMENTWISE = set(
-  "abs add and convert_element_type div eq exp expm1 ge gt integer_pow le log"
+  "abs add and convert_element_type div eq exp expm1 ge gt le log"
   " logistic lt max min mul neg not or pow rsqrt select_n sqrt square sub"
   " tanh".split()
 )
@@ -90,123 +91,123 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,
   }
-  page = PATH.read_text()
-  page = page.replace(
-    "$NETWORK", json.dumps(description).replace("<", "\\u003c")
-  )
+  # Primitives may hold NumPy's integers, which JSON has to be told of.
+  text = json.dumps(description, default=int).replace("<", "\\u003c")
+  page = PATH.read_text().replace("$NETWORK", text)
   return page.replace("$WEIGHTS", base64.b64encode(b"".join(blobs)).decode())
 
 
 def _operation(op: trace.Op) -> dict[str, Any]:
-  """Says which function of the page computes this, from what."""
-  inputs = []
+  """Returns a call of one of the page's functions."""
   for x in op.inputs:
-    if not isinstance(x, str):
-      if x.ndim or not np.isfinite(x):
-        raise op.unsupported()
-      x = x.item()
-    inputs.append(x)
-  params = op.params
-  shape = op.input_shapes[0] if op.input_shapes else ()
+    if isinstance(x, np.ndarray) and (x.ndim or not np.isfinite(x)):
+      raise op.unsupported()
+  inputs = [x if isinstance(x, str) else x.item() for x in op.inputs]
+  return {**_function(op), "from": inputs, "to": op.output}
+
+
+def _function(op: trace.Op) -> dict[str, Any]:
+  """Returns the name of the page's function, and the sizes that it needs."""
+  params, shape = op.params, op.input_shapes[0] if op.inputs else ()
   match op.primitive:
     case name if name in ELEMENTWISE:
-      shapes = op.input_shapes
-      if name == "integer_pow":
-        inputs, shapes = [*inputs, params["y"]], [*shapes, ()]
       strides = [
-        None if s == op.shape else _broadcast_strides(s, op.shape)
-        for s in shapes
+        None if shape == op.shape else _strides(shape, op.shape)
+        for shape in op.input_shapes
       ]
-      details = {"op": "elementwise", "f": name, "shape": op.shape}
-      details["strides"] = strides
+      return {**_view(op, strides), "op": "elementwise", "f": name}
     case "conv_general_dilated" if (
       tuple(params["dimension_numbers"]) == _NHWC
-      and {*params["lhs_dilation"]} == {1}
-      and params["batch_group_count"] == 1
+      and max(*params["lhs_dilation"], params["batch_group_count"]) == 1
     ):
-      kernel = op.input_shapes[1]
-      details = {
+      *size, _, outputs = op.input_shapes[1]
+      strides, dilation = params["window_strides"], params["rhs_dilation"]
+      return {
         "op": "conv",
         "groups": params["feature_group_count"],
         "inputs": shape[3],
-        "outputs": kernel[3],
-        "window": kernel[:2],
-        "strides": params["window_strides"],
-        "padding": [before for before, _ in params["padding"]],
-        "dilation": params["rhs_dilation"],
+        "outputs": outputs,
+        **_window(op, size, strides, params["padding"], dilation),
       }
     case "reduce_window_max" | "reduce_window_sum" if (
       len(shape) == 4
-      and {params["window_dimensions"][i] for i in (0, 3)} == {1}
+      and {params["window_dimensions"][axis] for axis in (0, 3)} == {1}
       and {*params["base_dilation"]} == {1}
     ):
-      details = {
+      keys = "window_dimensions", "window_strides", "padding", "window_dilation"
+      return {
         "op": "pool",
         "f": op.primitive[-3:],
         "features": shape[3],
-        "window": params["window_dimensions"][1:3],
-        "strides": params["window_strides"][1:3],
-        "padding": [before for before, _ in params["padding"][1:3]],
-        "dilation": params["window_dilation"][1:3],
+        **_window(op, *(params[key][1:3] for key in keys)),
       }
     case "dot_general" if (
-      params["dimension_numbers"] == (*(((len(shape) - 1,), (0,)), ((), ())),)
+      params["dimension_numbers"] == (((len(shape) - 1,), (0,)), ((), ()))
       and len(op.input_shapes[1]) == 2
     ):
-      sizes = [math.prod(shape[:-1]), *op.input_shapes[1]]
-      details = {"op": "dot", "sizes": sizes}
+      rows = math.prod(shape[:-1])
+      return {"op": "dot", "sizes": [rows, *op.input_shapes[1]]}
     case "reduce_sum" | "reduce_max":
-      axes = [axis for axis in range(len(shape)) if axis not in params["axes"]]
-      axes += params["axes"]
-      strides = _strides(shape)
-      details = {
+      axes = sorted(range(len(shape)), key=lambda axis: axis in params["axes"])
+      return {
         "op": "reduce",
         "f": op.primitive[-3:],
         "shape": [shape[axis] for axis in axes],
-        "strides": [strides[axis] for axis in axes],
+        "strides": [_strides(shape)[axis] for axis in axes],
         "inner": math.prod(shape[axis] for axis in params["axes"]),
       }
     case "reshape" | "squeeze":
-      details = {"op": "same"}
+      return {"op": "same"}
     case "broadcast_in_dim":
-      strides = [0] * len(op.shape)
-      for axis, stride, size in zip(
-        *(params["broadcast_dimensions"], _strides(shape), shape), strict=True
-      ):
-        strides[axis] = stride if size > 1 else 0
-      details = {"op": "view", "shape": op.shape, "strides": strides}
+      axes = params["broadcast_dimensions"]
+      return _view(op, _strides(shape, op.shape, axes))
     case "transpose":
-      strides = [_strides(shape)[axis] for axis in params["permutation"]]
-      details = {"op": "view", "shape": op.shape, "strides": strides}
+      strides = _strides(shape)
+      return _view(op, [strides[axis] for axis in params["permutation"]])
     case "slice":
       strides = _strides(shape)
-      starts = params["start_indices"]
-      offset = sum(map(math.prod, zip(starts, strides, strict=True)))
-      steps_ = params["strides"] or (1,) * len(shape)
-      strides = [*map(math.prod, zip(steps_, strides, strict=True))]
-      details = {"op": "view", "shape": op.shape, "strides": strides}
-      details["offset"] = offset
+      steps_ = params["strides"] or [1] * len(shape)
+      offset = np.dot(params["start_indices"], strides)
+      return _view(op, np.multiply(steps_, strides).tolist(), offset)
     case "concatenate":
-      axis = params["dimension"]
-      chunks = [math.prod(s[axis:]) for s in op.input_shapes]
-      details = {"op": "concatenate", "chunks": chunks}
-      details["size"] = math.prod(op.shape)
+      chunks = [math.prod(s[params["dimension"] :]) for s in op.input_shapes]
+      size = math.prod(op.shape)
+      return {"op": "concatenate", "chunks": chunks, "size": size}
     case _:
       raise op.unsupported()
-  if details["op"] in ("conv", "pool"):
-    details |= {"input": shape[1:3], "output": op.shape[1:3]}
-  return {**details, "from": inputs, "to": op.output}
 
 
-def _strides(shape: tuple[int, ...]) -> list[int]:
-  return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+def _view(op: trace.Op, strides: list, offset: int = 0) -> dict[str, Any]:
+  return {"op": "view", "shape": op.shape, "strides": strides, "offset": offset}
 
 
-def _broadcast_strides(
-  shape: tuple[int, ...], target: tuple[int, ...]
+def _window(op: trace.Op, size, strides, padding, dilation) -> dict[str, Any]:
+  return {
+    "input": op.input_shapes[0][1:3],
+    "output": op.shape[1:3],
+    "window": size,
+    "strides": strides,
+    "padding": [before for before, _ in padding],
+    "dilation": dilation,
+  }
+
+
+def _strides(
+  shape: Sequence[int],
+  target: Sequence[int] | None = None,
+  axes: Sequence[int] | None = None,
 ) -> list[int]:
-  strides = [0] * (len(target) - len(shape))
-  return strides + [
-    stride if size > 1 else 0
-    for stride, size in zip(_strides(shape), shape, strict=True)
-  ]
+  """Returns how far apart the elements of flat rows are along each axis.
+
+  Args:
+    shape: of the array.
+    target: what to broadcast it to, by default nothing else.
+    axes: which of the target's the array has, by default the last ones.
+  """
+  target = shape if target is None else target
+  if axes is None:
+    axes = range(len(target) - len(shape), len(target))
+  strides = [0] * len(target)
+  for axis, (k, size) in zip(axes, enumerate(shape), strict=True):
+    strides[axis] = math.prod(shape[k + 1 :]) if size > 1 else 0
+  return strides

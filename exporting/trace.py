@@ -126,6 +126,9 @@ def _inline(
       outputs = [f"{primitive}_{len(ops)}" for _ in eqn.outvars]
       shapes = [atom.aval.shape for atom in eqn.invars]
       shape = eqn.outvars[0].aval.shape
+      if primitive == "integer_pow":
+        primitive, power = "pow", np.asarray(eqn.params["y"], np.float32)
+        inputs, shapes = [*inputs, power], [*shapes, ()]
       op = Op(primitive, scope, inputs, shapes, outputs[0], shape, eqn.params)
       if len(outputs) > 1:
         raise op.unsupported()

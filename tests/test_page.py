@@ -299,3 +299,5 @@ def test_a_page_of_another_data_set_takes_image_files(
     )
     tab.click("button")
     tab.check("input[type=checkbox]")  # For the second one.
+  tab.set_input_files("input[type=file]", {**image, "buffer": b"text"})
+  tab.wait_for_selector("text=This browser cannot read that file")
