@@ -13,6 +13,7 @@ from typing import NamedTuple
 import zlib
 
 from absl import app
+from absl import logging
 from flax import struct
 import jax
 from jax import lax
@@ -134,6 +135,7 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   builder = builders.prepared(config)
   # Several splits may be parts of one that TFDS has.
   read_whole = functools.cache(functools.partial(arrays.read_split, builder))
+  class_names = tuple(builder.info.features["label"].names)
   examples = {}
   for split in splits:
     key = f"{split}_split"
@@ -144,10 +146,17 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     if not labels.size:
       raise app.UsageError(f"config.{key}={config[key]}: the split is empty")
+    missing = np.setdiff1d(range(len(class_names)), labels)
+    if split == "train" and missing.size:  # The files may be sorted by class.
+      logging.warning(
+        "config.train_split=%s has no example of %s",
+        config.train_split,
+        ", ".join(class_names[label] for label in missing),
+      )
     flat = images.reshape(len(labels), -1)
     examples[split] = Examples(flat, labels, images.shape[1:])
   return Data(
-    class_names=tuple(builder.info.features["label"].names),
+    class_names=class_names,
     crc32={split: _crc32(examples[split]) for split in splits},
     **examples,
   )
@@ -166,9 +175,12 @@ def _parse_split(
   try:
     return tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
   except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
-    reason = " ".join(str(error).strip("'\"").split())
+    reason = " ".join(str(error).strip("'\".").split())
+    sizes = (f"{split.num_examples} in {name}" for name, split in known.items())
     raise app.UsageError(
-      f"config.{key}={spec}: not a split of {config.dataset}: {reason}"
+      f"config.{key}={spec}: not a split of {config.dataset}, which has"
+      f" {' and '.join(sizes)}: {reason}; percentages fit any size, such as"
+      " train[10%:] and train[:10%]"
     ) from error
 
 

@@ -43,16 +43,20 @@ def _one_of(*names):
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
+_PATH = (
+  lambda path: path.isprintable() and path != "None",
+  'a path, or "" for the default',
+)
 # Not every optimiser and schedule reads these.
 _OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
 _RULES = {
   # Without TFDS's namespaces, which would run code from elsewhere.
   "dataset": (
-    re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII).fullmatch,
+    re.compile(r"[a-z][\w-]*(/[\w.+-]+)?(:[\d.*]+)?", re.A | re.I).fullmatch,
     "the name of a data set, such as mnist",
   ),
-  "data_dir": (str.isprintable, "a path"),
-  "manual_dir": (str.isprintable, "a path"),
+  "data_dir": _PATH,
+  "manual_dir": _PATH,
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
