@@ -54,7 +54,7 @@ def evaluate(
     output: where to write; by default a folder in `evaluation/` in the first
       run directory, named after the other arguments.
     data_dir: where data sets are prepared; by default as in the first config.
-    manual_dir: where IDX files are; by default as in the first config.
+    manual_dir: where the images are; by default as in the first config.
 
   Returns:
     The means of the metrics, global_step and n; and a report for people. For
@@ -254,7 +254,7 @@ def main() -> None:
     "--checkpoint", default="last", help="last, best or a step"
   )
   parser.add_argument("--data_dir", help="where data sets are prepared")
-  parser.add_argument("--manual_dir", help="where IDX files are")
+  parser.add_argument("--manual_dir", help="where the images are")
   parser.add_argument(
     "--output",
     help="where to write; by default evaluation/ in the run directory",

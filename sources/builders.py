@@ -39,15 +39,10 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     _prepare(config, folder)
   try:
     return tfds.builder_from_directory(folder)
-  except FileNotFoundError as error:
-    raise app.UsageError(
-      f"{folder}: holds no data set, though it has its name; remove it and run"
-      " again"
-    ) from error
   except Exception as error:  # TFDS raises anything.
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
-      f" it is damaged: {error}; remove that and run again"
+      f" it is damaged: {error}; remove {folder} and run again"
     ) from error
 
 

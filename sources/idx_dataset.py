@@ -139,14 +139,14 @@ class IdxDataset(own_images.OwnImages, skip_registration=True):
     logging.info("Downloading %s", config.url)
     try:
       # TFDS tries for minutes, even where there is no network.
-      with requests.get(urls[FILE_NAMES[0]], stream=True, timeout=5) as first:
-        first.raise_for_status()
+      first = requests.head(urls[FILE_NAMES[0]], timeout=5)
+      first.raise_for_status()
       return dl_manager.download(urls)
     except Exception as error:  # Of requests, urllib3 or TFDS.
       raise app.UsageError(
         f"{config.url}: cannot be downloaded ({' '.join(str(error).split())});"
-        f" put its four files, {FILE_NAMES[0]}.gz and so on, into a folder, and"
-        " name that with config.manual_dir"
+        f" put its four files into {self._manual_dir / config.name}, or name"
+        f" their folder with config.manual_dir: {', '.join(FILE_NAMES)}"
       ) from error
 
 

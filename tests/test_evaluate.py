@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pathlib
 import re
 import shutil
 from unittest import mock
@@ -23,6 +24,7 @@ from report import evaluation
 from report import figures
 from rundir import files
 from rundir import runs
+from sources import builders
 import steps
 
 PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
@@ -201,6 +203,17 @@ def test_another_shape_is_refused(run, monkeypatch):
     evaluate.evaluate([run])
 
 
+@pytest.fixture
+def any_manual_dir(monkeypatch):
+  """What is prepared passes for what is made from any manual_dir."""
+  monkeypatch.setattr(
+    builders,
+    "_folder_of_manual_dir",
+    lambda config, inner: pathlib.Path(config.data_dir, inner),
+  )
+
+
+@pytest.mark.usefixtures("any_manual_dir")
 def test_each_question_has_a_folder_of_its_own(run, tmp_path, monkeypatch):
   write = mock.Mock()
   monkeypatch.setattr(evaluate, "_write", write)
@@ -265,6 +278,7 @@ def test_another_data_set_is_read_from_where_it_is(run, family, tmp_path):
   assert (tmp_path / "data").is_dir()
 
 
+@pytest.mark.usefixtures("any_manual_dir")
 def test_a_home_is_found_in_every_path(run, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   config = json.loads((run / "config.json").read_text())
