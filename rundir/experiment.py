@@ -44,7 +44,7 @@ def _one_of(*names):
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
 _PATH = (
-  lambda path: path.isprintable() and path != "None",
+  lambda path: path.isprintable() and pathlib.PurePath(path).name != "None",
   'a path, or "" for the default',
 )
 # Not every optimiser and schedule reads these.

@@ -109,7 +109,8 @@ def _what(dataset: str) -> str:
     return (
       "a subfolder of images for each class, such as train/cat and test/cat"
     )
-  return f"{', '.join(idx_dataset.FILE_NAMES)}, gzipped or not"
+  files = f"{', '.join(idx_dataset.FILE_NAMES)}, gzipped or not"
+  return files if dataset.startswith("idx") else f'{files}, or ""'
 
 
 def _digest(*values) -> str:

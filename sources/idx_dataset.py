@@ -192,10 +192,10 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
           f"{folder} has IDX files but lacks {', '.join(missing)}"
         )
       return found
-    if name == "idx" and (names := sorted(sets.keys() - {wanted})):
+    if name == "idx" and (others := sorted(sets.keys() - {wanted})):
+      names = ", ".join(f"idx/{each}" if each else "idx" for each in others)
       raise app.UsageError(
-        f"config.dataset={dataset}: {folder} has the sets {', '.join(names)};"
-        f" config.dataset=idx/{names[0]} is one"
+        f"config.dataset={dataset}: {folder} has {names}; must be one of these"
       )
   return {}
 
@@ -203,8 +203,8 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
 def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
   """Reads IDX files of any number of images, of any size and classes.
 
-  EMNIST's images, which lie on their side, are turned upright, and its classes
-  have the names of the characters. Other classes are named after their labels.
+  Classes are named after their labels, but EMNIST's after their characters.
+  EMNIST's images lie on their side in the files, and are turned upright.
 
   Args:
     paths: of the files, as `find` returned them.
@@ -221,11 +221,10 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
       shape = (None, *images[split].shape[1:])
       if not images[split].size:
         raise app.UsageError(f"{of_images}: has no images")
-  values = np.unique(np.concatenate([*labels.values()]))
-  class_names = tuple(map(str, values))
+  values = np.unique(np.concatenate([*labels.values()])).tolist()
   first = next(iter(paths.values()))
   if emnist := re.match(r"emnist-(\w+)-", first.name):
-    logging.info("%s is of EMNIST: its images are transposed", first)
+    logging.info("%s is EMNIST's: transposing the images", first)
     images = {split: array.swapaxes(1, 2) for split, array in images.items()}
     characters = _EMNIST_CLASSES.get(emnist[1], _EMNIST_OTHER_CLASSES)
     if values[-1] >= len(characters):
@@ -233,18 +232,18 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
         f"{first.parent}: label {values[-1]} is none of EMNIST's {emnist[1]}"
       )
     class_names = tuple(characters[value] for value in values)
-  return own_images.Source(
-    (*next(iter(images.values())).shape[1:], 1),
-    class_names,
-    {
-      split: zip(
-        images[split][..., np.newaxis],
-        np.searchsorted(values, labels[split]),
-        strict=True,
-      )
-      for split in images
-    },
-  )
+  else:
+    class_names = tuple(map(str, values))
+  splits = {
+    split: zip(
+      array[..., np.newaxis],
+      np.searchsorted(values, labels[split]),
+      strict=True,
+    )
+    for split, array in images.items()
+  }
+  height, width = next(iter(images.values())).shape[1:]
+  return own_images.Source((height, width, 1), class_names, splits)
 
 
 def read_split(
@@ -271,30 +270,25 @@ def read_split(
   images = read_idx(paths[images_name], (num_examples, *_IMAGE_SHAPE))
   labels = read_idx(paths[labels_name], (num_examples,))
   for name, array in ((images_name, images), (labels_name, labels)):
-    found = hashlib.sha256(_header(array.shape))
-    found.update(array)
-    _check_sha256(paths[name], found.hexdigest(), sha256.get(name))
+    header = (
+      bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    )
+    found = hashlib.sha256(header + array.tobytes()).hexdigest()
+    if name in sha256 and found != sha256[name]:
+      raise app.UsageError(
+        f"{paths[name]}: is not the original file: its SHA-256 is {found}, not"
+        f" {sha256[name]}; config.dataset=idx takes other files"
+      )
+    if name not in sha256 and found in _MNIST_SHA256.values():
+      raise app.UsageError(
+        f"{paths[name]}: is a file of MNIST, not of this data set"
+      )
   if labels.max() >= _NUM_CLASSES:
     raise app.UsageError(
       f"{paths[labels_name]}: label {labels.max()} at index"
       f" {labels.argmax()}; labels are 0 to {_NUM_CLASSES - 1}"
     )
   return images[..., np.newaxis], labels
-
-
-def _check_sha256(path: os.PathLike, found: str, sha256: str | None) -> None:
-  if sha256 and found != sha256:
-    raise app.UsageError(
-      f"{path}: is not the original file: its SHA-256 is {found}, not {sha256};"
-      " config.dataset=idx takes files of your own"
-    )
-  if not sha256 and found in _MNIST_SHA256.values():
-    raise app.UsageError(f"{path}: is a file of MNIST, not of this data set")
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-  """Returns how an IDX file of unsigned bytes of that shape begins."""
-  return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
 
 
 def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:

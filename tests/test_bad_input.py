@@ -372,6 +372,7 @@ COMMANDS = {
   "evaluate.py --workdir=run --dataset=a:b": "config.dataset=a:b: must be the",
   "evaluate.py --workdir=run --data_dir=/dev/null/x": "data_dir=/dev/null/x: ",
   "evaluate.py --workdir=run --manual_dir=none": "none: not a directory",
+  "evaluate.py --workdir=run --data_dir=None": '/None: must be a path, or ""',
   "evaluate.py --workdir=run --output=run/config.json": "File exists: 'run/co",
   "evaluate.py --workdir=run --workdir=none": "none/config.json: no such file",
   "evaluate.py --workdir=~nosuch/run": "~nosuch/run/config.json: no such file",

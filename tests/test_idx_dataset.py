@@ -253,8 +253,8 @@ def test_emnists_letters_are_turned_upright(tmp_path):
   with pytest.raises(app.UsageError) as error:
     read_own(tmp_path)
   assert str(error.value) == (
-    f"config.dataset=idx: {tmp_path} has the sets emnist-balanced,"
-    " emnist-letters; config.dataset=idx/emnist-balanced is one"
+    f"config.dataset=idx: {tmp_path} has idx/emnist-balanced,"
+    " idx/emnist-letters; must be one of these"
   )
   source = read_own(tmp_path, "idx/emnist-balanced")
   assert source.class_names == ("0", "A", "t")
