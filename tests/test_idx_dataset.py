@@ -316,6 +316,7 @@ def test_downloads_what_is_not_there(family, tmp_path, monkeypatch):
   try:
     builder = prepare("fashion_mnist", empty, tmp_path / "data")
     (tmp_path / f"served/{FILES[0]}.gz").unlink()
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", pytest.fail)
     with pytest.raises(
       app.UsageError, match="cannot be downloaded.*404.*put its four files into"
     ):
