@@ -95,8 +95,15 @@ def unique_name(text: str) -> str:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes a JSON object with `write_text`."""
-  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+  """Writes a JSON object with `write_text`, a list of numbers on one line."""
+  text = json.dumps(value, indent=2, sort_keys=True)
+  # No string has a line break that is not escaped.
+  text = re.sub(
+    r"\[\n\s*([-+.\deE,\s]+?)\s*\]",
+    lambda match: f"[{' '.join(match[1].split())}]",
+    text,
+  )
+  write_text(path, text + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -32,7 +32,7 @@ def save_all(workdir, steps_and_accuracies, start_step=0):
   with checkpoints.open_manager(workdir, start_step) as manager:
     for step, accuracy in steps_and_accuracies:
       state = small_state(step)
-      checkpoints.save(manager, step, state, ZERO, accuracy)
+      manager.save(step, state, ZERO, accuracy)
   return checkpoints.all_steps(workdir)
 
 
@@ -51,7 +51,7 @@ def test_restores_to_the_bit(tmp_path):
   with checkpoints.open_manager(tmp_path, 0) as manager:
     sums = {"loss": np.float32(1.5), "accuracy": np.int32(4)}
     since_log = steps.Metrics(np.int32(20), sums)
-    checkpoints.save(manager, 3, state, since_log, None)
+    manager.save(3, state, since_log, None)
   restored, since_log = checkpoints.restore(tmp_path, 3, state_at(0), ZERO)
   assert_same_state(restored, state)
   assert (since_log.num_examples, since_log.sums) == (20, sums)
@@ -132,7 +132,7 @@ def test_a_state_may_change_while_it_is_saved(tmp_path):
     lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0
   )
   with checkpoints.open_manager(tmp_path, 0) as manager:
-    checkpoints.save(manager, 1, state, ZERO, None)
+    manager.save(1, state, ZERO, None)
     state = overwrite(state)
     jax.block_until_ready(state)
   restored, _ = checkpoints.restore(tmp_path, 1, state)
@@ -269,8 +269,8 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   with pytest.raises(app.UsageError, match=r"steps 1 are kept: .*too large"):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       with files_of_at_most(1000):
-        checkpoints.save(manager, 2, large, ZERO, None)
-        checkpoints.wait(manager)
+        manager.save(2, large, ZERO, None)
+        manager.wait()
   restored, _ = checkpoints.restore_newest(tmp_path, small_state(0))
   assert_same_state(restored, small_state(1))
   assert save_all(tmp_path, [(2, None)], start_step=1) == [1, 2]
@@ -283,9 +283,9 @@ def test_the_next_save_says_that_the_last_one_failed(tmp_path):
   with pytest.raises(app.UsageError, match=r"cannot be saved.*too large"):
     with checkpoints.open_manager(tmp_path, 0) as manager:
       with files_of_at_most(1000):
-        checkpoints.save(manager, 2, large, ZERO, None)
+        manager.save(2, large, ZERO, None)
         futures.wait(manager._saves)
-      checkpoints.save(manager, 3, small_state(3), ZERO, None)
+      manager.save(3, small_state(3), ZERO, None)
       pytest.fail("It was not said.")
 
 
@@ -296,8 +296,8 @@ def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
       (tmp_path / "checkpoints").touch()
-      checkpoints.save(manager, 2, small_state(2), ZERO, None)
-      checkpoints.wait(manager)
+      manager.save(2, small_state(2), ZERO, None)
+      manager.wait()
   left = set(threading.enumerate()) - threads
   # Python waits for those at its exit, as these wait for a folder, for minutes.
   assert not [x for x in left if type(x).__name__ == "_SignalingThread"]

@@ -198,8 +198,7 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
   state = runs.create_state(jax.random.key(0), tiny_config, (28, 28, 1), names)
   with checkpoints.open_manager(tmp_path, 0) as manager:
     for step, accuracy in enumerate((0.1, 0.9, 0.2), 1):
-      checkpoints.save(
-        manager,
+      manager.save(
         step,
         state.replace(step=jnp.int32(step)),
         steps.Metrics.zero(10),

@@ -69,7 +69,10 @@ def test_equals_numpy(run, mnist, monkeypatch):
   assert result == {**trained, "n": 70}
   assert result["accuracy"] == correct.mean()
   np.testing.assert_allclose(result["loss"], loss, rtol=1e-5)
-  metrics = json.loads((folder / "metrics.json").read_text())
+  text = (folder / "metrics.json").read_text()
+  metrics = json.loads(text)
+  for row in metrics["confusion_matrix"]:
+    assert f"\n    {row}" in text  # A line each.
   scored = {"run": str(run), "dataset": "mnist", "split": "test[:70]"}
   assert metrics.items() >= {**result, **scored, "checkpoint": "last"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)

@@ -107,7 +107,9 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   run, alone = tmp_path / "run", tmp_path / "alone"
 
   running = start(run, [config] * 2, devices=2)
-  wait_for(f"step 20/{NUM_STEPS}  loss", running[0])  # 8 is saved, 16 maybe.
+  wait_for(
+    f"step 20/{NUM_STEPS}  train loss", running[0]
+  )  # 8 is saved, 16 maybe.
   running[0].kill()
   statuses, _, errors = finish(running)
   assert statuses[0] == -signal.SIGKILL
