@@ -213,8 +213,15 @@ def _depends_on_num_steps(config: dict[str, Any]) -> bool:
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the config as config.json has it: a tuple becomes a list."""
-  return json.loads(json.dumps(config.to_dict()))
+  """Returns the config as config.json has it.
+
+  A tuple is a list there, and paths hold whatever folder one is in.
+  """
+  result = json.loads(json.dumps(config.to_dict()))
+  for key in ("data_dir", "manual_dir"):
+    if result[key] and not result[key].startswith("~"):
+      result[key] = os.path.abspath(result[key])
+  return result
 
 
 def own_keys(config: ml_collections.ConfigDict) -> list[str]:

@@ -115,6 +115,18 @@ def test_create_writes_the_config_and_finds_it_again(tmp_path):
   directory.create(path, config, DATASET)
 
 
+def test_paths_are_recorded_for_whoever_opens_the_run_elsewhere(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  config = default.get_config()
+  config.update(data_dir="~/data", manual_dir="../mine")
+  directory.create(tmp_path / "run", config, DATASET)
+  recorded = json.loads((tmp_path / "run/config.json").read_text())
+  assert recorded["data_dir"] == "~/data"
+  assert recorded["manual_dir"] == str(tmp_path.parent / "mine")
+
+
 def test_another_config_is_refused_with_the_differing_keys(tmp_path):
   directory.create(tmp_path / "run", default.get_config(), DATASET)
   before = (tmp_path / "run/config.json").read_bytes()
