@@ -81,10 +81,12 @@ def _folder_of_manual_dir(
     return parent / name / inner
   made = [*parent.glob(f"{name}*/{inner}/dataset_info.json")]
   if not made:
-    what = "has none of its files" if manual_dir.is_dir() else "not a directory"
+    problem = "not a directory"
+    if manual_dir.is_dir():
+      problem = f"has no files of {config.dataset}"
     raise app.UsageError(
-      f"config.manual_dir={config.manual_dir}: {what}, and {config.dataset} was"
-      f" never prepared from it; must be a folder with {_what(config.dataset)}"
+      f"config.manual_dir={config.manual_dir}: {problem}, and nothing was"
+      f" prepared from it; must be a folder with {_what(config.dataset)}"
     )
   folder = max(made, key=os.path.getmtime).parent
   logging.warning(

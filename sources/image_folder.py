@@ -62,8 +62,8 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
       if image.shape != image_shape:
         raise app.UsageError(
           f"{path}: is {_describe(image.shape)}, but {first} is"
-          f" {_describe(image_shape)}; all must be alike, as ImageMagick's"
-          " `mogrify -resize 32x32! -colorspace Gray` makes them"
+          f" {_describe(image_shape)}; all must be of one size, and all grey or"
+          " all RGB: convert a copy of the folder, as with ImageMagick"
         )
       yield image, label
 

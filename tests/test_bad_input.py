@@ -94,7 +94,7 @@ FLAGS = {
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: is neither one of mni",
   "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: TFDS cannot build it:",
-  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory, and mni",
+  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory, and not",
   "--config.manual_dir=None": 'config.manual_dir=None: must be a path, or ""',
   "--config.data_dir=None": 'config.data_dir=None: must be a path, or "" for',
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",

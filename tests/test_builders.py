@@ -110,8 +110,8 @@ def test_files_that_are_gone_are_not_needed(
   with pytest.raises(app.UsageError) as error:
     builders.prepared(family_config)
   assert str(error.value).startswith(
-    f"config.manual_dir={folder}: has none of its files, and fashion_mnist was"
-    " never prepared from it; must be a folder with train-images-idx3-ubyte, "
+    f"config.manual_dir={folder}: has no files of fashion_mnist, and nothing"
+    " was prepared from it; must be a folder with train-images-idx3-ubyte, "
   )
 
 

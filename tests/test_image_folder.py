@@ -97,8 +97,16 @@ def test_modes_that_lose_nothing_are_read(mode, value, expected, tmp_path):
 @pytest.mark.parametrize(
   "mode, size, message",
   [
-    ("RGB", (7, 5), "is 7x5 RGB, but {first} is 6x5 RGB; all must be alike"),
-    ("L", (6, 5), "is 6x5 grey, but {first} is 6x5 RGB; all must be alike"),
+    (
+      "RGB",
+      (7, 5),
+      "is 7x5 RGB, but {first} is 6x5 RGB; all must be of one size, and",
+    ),
+    (
+      "L",
+      (6, 5),
+      "is 6x5 grey, but {first} is 6x5 RGB; all must be of one size, and",
+    ),
     ("RGBA", (6, 5), "cannot be read: its mode is RGBA; must be opaque, grey"),
     ("I;16", (6, 5), "cannot be read: its mode is I;16; must be opaque, grey"),
     (None, None, "cannot be read: cannot identify image file"),
