@@ -47,6 +47,9 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
     app.UsageError: names an image that cannot be read; so do the splits.
   """
   class_names = sorted({name.split("/")[1] for name in paths})
+  for label in class_names:
+    if not label.isprintable():
+      raise app.UsageError(f"{label!r}: the name of a class must be printable")
   first = next(iter(paths.values()))
   image_shape = _read(first).shape
   splits = collections.defaultdict(list)

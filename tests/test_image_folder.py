@@ -1,3 +1,5 @@
+import os
+
 from absl import app
 import numpy as np
 from PIL import Image
@@ -67,6 +69,14 @@ def test_a_folder_without_splits_is_for_training(animals):
   }
   assert found["train/owl/2.png"] == animals / "test/owl/2.png"
   assert image_folder.find(animals / "no") == {}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", os.fsdecode(b"\xff")])
+def test_a_class_whose_name_cannot_be_printed_is_refused(name, animals):
+  (animals / "train/owl").rename(animals / "train" / name)
+  with pytest.raises(app.UsageError) as error:
+    image_folder.read(image_folder.find(animals))
+  assert str(error.value) == f"{name!r}: the name of a class must be printable"
 
 
 @pytest.mark.parametrize(
