@@ -1,4 +1,4 @@
-"""The TFDS builder of a data set, prepared in a random access format."""
+"""Finds or prepares a data set, in a TFDS format with random access."""
 
 import contextlib
 import difflib
@@ -24,7 +24,7 @@ _NAMES = (*idx_dataset.NAMES, "idx", "image_folder")
 
 
 def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-  """Returns the builder of `config.dataset`, whose records can be read.
+  """Returns the builder of `config.dataset`, prepared.
 
   Args:
     config: its `dataset`, `data_dir` and `manual_dir` are read.
@@ -47,7 +47,7 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
 
 
 def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
-  """Returns where one of our own data sets is prepared, or will be."""
+  """Returns where a data set of ours is, or will be, prepared."""
   builder, subfolders = own_images.OwnImages, ()
   if config.dataset in idx_dataset.NAMES:
     builder, subfolders = idx_dataset.IdxDataset, (config.dataset,)
@@ -68,8 +68,8 @@ def _folder_of_manual_dir(
   """Returns where what is made from `config.manual_dir` is prepared.
 
   The folder is named after that path and after the names, sizes and times of
-  the files: other files are another data set. Where they are gone, what was
-  last prepared from that path is taken.
+  its files, so other files are another data set. If the files are gone, the
+  newest data set made from that path is used.
   """
   manual_dir = _manual_dir(config)
   name = re.sub(r"\W", "_", manual_dir.name)[:50]

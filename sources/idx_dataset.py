@@ -1,7 +1,7 @@
 """IDX files: MNIST, Fashion-MNIST, Kuzushiji-MNIST, EMNIST and your own.
 
-TFDS's own builders of these sets need TensorFlow to prepare them, and shuffle.
-Here the order is that of the files: test example i is image i.
+TFDS's own builders need TensorFlow to prepare these data sets, and shuffle.
+Here they keep the order of the files: test example i is image i.
 
 The IDX format: http://yann.lecun.com/exdb/mnist/
 """
@@ -28,18 +28,18 @@ _IMAGE_SHAPE = (28, 28)
 _NUM_CLASSES = 10
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
-# As the databases, or Kaggle (`train-images.idx3-ubyte`), name them; EMNIST's
-# begin with the name of the set, `emnist-letters-`.
+# Names as in the originals, or as on Kaggle (`train-images.idx3-ubyte`). EMNIST
+# prefixes the name of the set: `emnist-letters-`.
 _FILE = re.compile(
   r"(?:(.+)-)?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?"
 )
 _EMNIST_CLASSES = {
   "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
-  "letters": " " + string.ascii_uppercase,  # Its labels begin with 1.
+  "letters": " " + string.ascii_uppercase,  # Its labels start at 1.
 }
 _EMNIST_OTHER_CLASSES = string.digits + string.ascii_uppercase + "abdefghnqrt"
 
-_MNIST_SHA256 = {  # Of the decompressed files.
+_MNIST_SHA256 = {  # Hashes of the decompressed files.
   "train-images-idx3-ubyte": (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
   ),
@@ -57,13 +57,13 @@ _MNIST_SHA256 = {  # Of the decompressed files.
 
 @dataclasses.dataclass(kw_only=True)
 class IdxConfig(tfds.core.BuilderConfig):
-  """One data set of the family.
+  """One data set in this format.
 
   Attributes:
-    url: the folder of its four gzipped files, the one that TFDS names, so that
-      TFDS's checksums hold for the download.
-    sha256: of its decompressed files, by name; empty where not recorded.
-    class_names: of labels 0 to 9.
+    url: the address of its four gzipped files, the same as TFDS's, so that TFDS
+      can check the download.
+    sha256: hashes of its decompressed files by name; empty if unknown.
+    class_names: the names of labels 0 to 9.
   """
 
   url: str
@@ -108,12 +108,12 @@ NAMES = tuple(config.name for config in _CONFIGS)
 
 
 class IdxDataset(own_images.OwnImages, skip_registration=True):
-  """The builder: `IdxDataset(config="mnist", data_dir=..., manual_dir=...)`."""
+  """Builds one of `NAMES`: `IdxDataset(config="mnist", manual_dir=...)`."""
 
   BUILDER_CONFIGS = _CONFIGS
 
   def __init__(self, *, config: str, manual_dir: os.PathLike, **kwargs):
-    """Reads the files in `manual_dir`, or downloads what is not there."""
+    """Reads the files in `manual_dir`, or downloads missing ones."""
     class_names = self.builder_configs[config].class_names
     source = own_images.Source((*_IMAGE_SHAPE, 1), class_names, splits={})
     super().__init__(source=source, config=config, **kwargs)
@@ -138,11 +138,11 @@ class IdxDataset(own_images.OwnImages, skip_registration=True):
     urls = {name: f"{config.url}{name}.gz" for name in FILE_NAMES}
     logging.info("Downloading %s", config.url)
     try:
-      # TFDS tries for minutes, even where there is no network.
+      # TFDS retries for minutes, even if there is no network.
       first = requests.head(urls[FILE_NAMES[0]], timeout=5)
       first.raise_for_status()
       return dl_manager.download(urls)
-    except Exception as error:  # Of requests, urllib3 or TFDS.
+    except Exception as error:  # Raised by requests, urllib3 or TFDS.
       raise app.UsageError(
         f"{config.url}: cannot be downloaded ({' '.join(str(error).split())});"
         f" put its four files into {self._manual_dir / config.name}, or name"
@@ -161,15 +161,15 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   """Finds IDX files, gzipped or not.
 
   Args:
-    manual_dir: looked into after its folder named after the data set.
-    dataset: one of NAMES; "idx", files of the user's own; "idx/NAME", those
-      whose names begin with `NAME-`.
+    manual_dir: where to look, after its subfolder named after the data set.
+    dataset: one of NAMES; "idx" for files of one's own; or "idx/NAME" for files
+      whose names start with `NAME-`.
 
   Returns:
-    The path of each file by its name in MNIST; {} if there are none.
+    The path of each file, by its name in MNIST; {} if there are none.
 
   Raises:
-    app.UsageError: a file is missing, or it is not clear which set is meant.
+    app.UsageError: a file is missing, or several sets are there.
   """
   name, _, wanted = dataset.partition("/")
   for folder in (manual_dir / name, manual_dir):
@@ -203,11 +203,11 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
 def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
   """Reads IDX files of any number of images, of any size and classes.
 
-  Classes are named after their labels, but EMNIST's after their characters.
-  EMNIST's images lie on their side in the files, and are turned upright.
+  Classes are named after their labels; EMNIST's, after their characters.
+  EMNIST stores its images transposed; they are turned upright.
 
   Args:
-    paths: of the files, as `find` returned them.
+    paths: the files, as `find` returned them.
 
   Raises:
     app.UsageError: names the file that is wrong.
@@ -229,7 +229,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
     characters = _EMNIST_CLASSES.get(emnist[1], _EMNIST_OTHER_CLASSES)
     if values[-1] >= len(characters):
       raise app.UsageError(
-        f"{first.parent}: label {values[-1]} is none of EMNIST's {emnist[1]}"
+        f"{first.parent}: EMNIST's {emnist[1]} has no label {values[-1]}"
       )
     class_names = tuple(characters[value] for value in values)
   else:
@@ -255,16 +255,16 @@ def read_split(
   """Reads the images and labels of one split, and checks them.
 
   Args:
-    paths: of the IDX files, gzipped or not, by their original names.
+    paths: the IDX files, gzipped or not, by their original names.
     prefix: "train" or "t10k".
     num_examples: how many examples there must be.
-    sha256: of the decompressed files by name, where known.
+    sha256: hashes of the decompressed files by name, if known.
 
   Returns:
-    images, uint8 [num_examples, 28, 28, 1], and labels, uint8 [num_examples].
+    Images, uint8 [num_examples, 28, 28, 1], and labels, uint8 [num_examples].
 
   Raises:
-    app.UsageError: names the file that is damaged or another one than expected.
+    app.UsageError: names a file that is damaged or not the one expected.
   """
   images_name, labels_name = _file_names(prefix)
   images = read_idx(paths[images_name], (num_examples, *_IMAGE_SHAPE))
@@ -296,11 +296,11 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
 
   Args:
     path: the file.
-    shape: the only shape accepted. No more is ever read than it takes, unless
-      None stands for any size.
+    shape: the shape that the file must have; None stands for any size. Without
+      None, no more is read than this shape needs.
 
   Returns:
-    uint8 array of that shape.
+    The uint8 array.
 
   Raises:
     app.UsageError: names the file and what is wrong with it.

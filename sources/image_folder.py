@@ -1,6 +1,6 @@
-"""A folder of images with one subfolder a class: `train/cat/1.png`.
+"""A folder of images with one subfolder per class: `train/cat/1.png`.
 
-TFDS's own `ImageFolder` lists and reads files with TensorFlow.
+TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
 """
 
 import collections
@@ -15,7 +15,7 @@ from PIL import ImageOps
 from sources import own_images
 
 _SPLITS = ("train", "validation", "valid", "val", "test")
-# Formats whose decoders Pillow has itself: others may start other programs.
+# Formats that Pillow decodes itself; for others it may start another program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 

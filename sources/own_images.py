@@ -1,7 +1,7 @@
-"""Images and labels as a TFDS builder that needs no TensorFlow.
+"""A TFDS builder for images and labels that needs no TensorFlow.
 
-It keeps the order that it is given, and writes array_record under a name of its
-own, so it leaves alone whatever else a shared `data_dir` holds.
+It keeps the order it is given, and writes array_record under a name of its own,
+so that it does not interfere with anything else in a shared `data_dir`.
 """
 
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ import tensorflow_datasets as tfds
 
 
 class Source(NamedTuple):
-  """What a data set is made from.
+  """The content of a data set.
 
   Attributes:
     image_shape: (height, width, channels) of every image.
-    class_names: of labels 0, 1, ...
-    splits: the uint8 images and the labels of each split, by its name.
+    class_names: the names of labels 0, 1, ...
+    splits: uint8 images and labels, by the name of the split.
   """
 
   image_shape: tuple[int, int, int]
@@ -26,7 +26,7 @@ class Source(NamedTuple):
 
 
 class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The builder: `OwnImages(source=..., data_dir=...)`."""
+  """Builds a data set: `OwnImages(source=..., data_dir=...)`."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -37,7 +37,7 @@ class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
       builder=self,
-      # A Tensor is prepared and read three times as fast as a PNG image.
+      # Preparing and reading a Tensor is three times as fast as a PNG image.
       features=tfds.features.FeaturesDict(
         {
           "image": tfds.features.Tensor(

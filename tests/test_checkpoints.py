@@ -91,7 +91,7 @@ def test_another_network_is_named_and_its_checkpoint_stays(
     with pytest.raises(trees.OtherNetworkError) as error:
       restore()
     assert str(error.value) == (
-      f"{four_steps}/checkpoints/4 is of another network or optimiser:"
+      f"{four_steps}/checkpoints/4 is of another network or optimizer:"
       f" {difference}"
     )
   assert checkpoints.all_steps(four_steps) == [1, 2, 3, 4]
