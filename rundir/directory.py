@@ -9,7 +9,7 @@ import stat
 from typing import Any
 
 from absl import app
-import filelock
+from absl import logging
 import jax
 import ml_collections
 
@@ -117,7 +117,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in this run directory.
 
   The operating system lets go of the lock when its holder ends, however. Of
-  several processes that train together, the first one holds it.
+  several processes that train together, the first one holds it. Where the file
+  system has no locks, a warning says so.
 
   Raises:
     app.UsageError: names the process that holds it.
@@ -125,15 +126,20 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   if not processes.is_first():
     yield
     return
+  import fcntl  # Windows, where nothing is trained, has none.
+
   holder = workdir / ".lock_holder"
-  lock_file = filelock.FileLock(workdir / ".lock", timeout=0)
-  try:
-    lock_file.acquire()
-  except filelock.Timeout as error:
-    name = holder.read_text() if holder.exists() else "another process"
-    raise app.UsageError(f"{workdir}: {name} is training there") from error
-  try:
+  with open(workdir / ".lock", "w") as file:  # Closing it releases the lock.
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # SMB has the latter.
+      name = holder.read_text() if holder.exists() else "another process"
+      raise app.UsageError(f"{workdir}: {name} is training there") from error
+    except OSError as error:
+      logging.warning(
+        "%s: its file system has no locks (%s): take care that no other process"
+        " trains there, which would not be noticed and damage the run",
+        *(workdir, error.strerror),
+      )
     files.write_text(holder, f"process {os.getpid()} on {platform.node()}")
     yield
-  finally:
-    lock_file.release()

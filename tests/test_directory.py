@@ -1,6 +1,9 @@
+import errno
+import fcntl
 import json
 import math
 import os
+from unittest import mock
 
 from absl import app
 from conftest import files_of_at_most
@@ -188,6 +191,36 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
   for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / "a[1]"):
     with pytest.raises(app.UsageError, match=f"--workdir={tmp_path}"):
       directory.create(path, default.get_config(), DATASET)
+
+
+@pytest.mark.parametrize(
+  "number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS]
+)
+def test_where_there_are_no_locks_a_warning_says_so(
+  number, tmp_path, monkeypatch, caplog
+):
+  flock = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with directory.lock(tmp_path), directory.lock(tmp_path):
+    pass
+  assert (
+    caplog.messages
+    == [
+      f"{tmp_path}: its file system has no locks ({os.strerror(number)}): take"
+      " care that no other process trains there, which would not be noticed and"
+      " damage the run"
+    ]
+    * 2
+  )
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_that_is_held_is_told_from_none(number, tmp_path, monkeypatch):
+  error = OSError(number, os.strerror(number))  # SMB has EACCES.
+  monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
+  with pytest.raises(app.UsageError, match="another process is training there"):
+    with directory.lock(tmp_path):
+      pytest.fail("It was not held.")
 
 
 def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
