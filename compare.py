@@ -4,7 +4,9 @@ python compare.py runs/ --plot=comparison.png
 """
 
 import argparse
+from collections.abc import Iterable
 import csv
+import os
 import pathlib
 import statistics
 import sys
@@ -17,22 +19,31 @@ from rundir import directory
 from rundir import files
 
 
-def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
+def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
   """All run directories at or below the folders.
 
   Raises:
-    app.UsageError: names a folder without any, or a link out of one.
+    app.UsageError: names a folder without any.
   """
   runs = []
   for folder in folders:
-    folder = files.expand_user(folder)
+    folder = files.local_path(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
       raise app.UsageError(f"{folder}: there is no run directory in it")
     runs += [path for path in found if path not in runs]
-  for run in runs:
-    directory.check_contained(run)
   return runs
+
+
+def is_readable(run: pathlib.Path) -> bool:
+  """Says what is wrong with a run directory, if something is."""
+  try:
+    directory.check_contained(run)
+    files.read_json(run / "config.json")
+  except app.UsageError as error:
+    console.complain(str(error))
+    return False
+  return True
 
 
 def summarise(run: pathlib.Path) -> dict[str, Any]:
@@ -102,25 +113,29 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = console.exit_with
-  parser.add_argument("folders", nargs="+", type=pathlib.Path)
+  parser.add_argument("folders", nargs="+")
   parser.add_argument("--csv", action="store_true", help="print CSV")
   parser.add_argument("--plot", help="a picture file for the learning curves")
   args = parser.parse_args()
   with console.one_line_errors():
-    rows = compare(find_runs(args.folders))
-    if args.csv:
+    plot = args.plot and files.local_path(args.plot)
+    found = find_runs(args.folders)
+    runs = [run for run in found if is_readable(run)]
+    rows = compare(runs) if runs else []
+    if args.csv and rows:
       writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
       writer.writeheader()
       writer.writerows(rows)
-    else:
+    elif rows:
       print_table(rows)
-    if args.plot:
+    if plot and rows:
       from report import figures
 
       curves = {
         row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
       }
-      figures.save(figures.compare_curves(curves), files.expand_user(args.plot))
+      figures.save(figures.compare_curves(curves), plot)
+  sys.exit(int(runs != found))
 
 
 if __name__ == "__main__":

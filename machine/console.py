@@ -74,10 +74,15 @@ def printable(text: str) -> str:
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def exit_with(message: str, status: int = 1) -> NoReturn:
-  """Ends the program with one line on stderr."""
+def complain(message: str) -> None:
+  """Prints one line on stderr, with the program's name."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
   print(printable(line), file=sys.stderr)
+
+
+def exit_with(message: str, status: int = 1) -> NoReturn:
+  """Ends the program with one line on stderr."""
+  complain(message)
   warnings.simplefilter("ignore")  # What libraries say while they are ended.
   if jax.distributed.is_initialized():
     # At its exit JAX waits minutes for the others, who may wait for this one.

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import platform
+import re
 import stat
 from typing import Any
 
@@ -17,6 +18,11 @@ from machine import processes
 from rundir import checkpoints
 from rundir import experiment
 from rundir import files
+
+# TensorStore takes a backslash for a slash, and only UTF-8; Python has other
+# bytes as surrogates. Orbax takes the rest for a pattern while it saves.
+_UNREADABLE = re.compile(r"[\\\ud800-\udfff]")
+UNWRITABLE = re.compile(r"[][*?\\\ud800-\udfff]")
 
 
 def create(
@@ -34,11 +40,6 @@ def create(
   Raises:
     app.UsageError: it cannot be created, or holds another run.
   """
-  if forbidden := set("[]*?") & set(str(workdir)):
-    raise app.UsageError(
-      f"--workdir={workdir}: {' '.join(sorted(forbidden))} cannot be in its"
-      " path: Orbax would take it for a pattern"
-    )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     check_contained(workdir)
@@ -91,6 +92,18 @@ def _check_same(workdir, config, dataset) -> None:
     # Older runs have no checksums.
     older = (dataset.keys() - found.keys()) & {"crc32"}
     files.check_same(path, found, dataset, except_for=older)
+
+
+def check_path(
+  workdir: pathlib.Path, characters: re.Pattern = _UNREADABLE
+) -> None:
+  """Raises app.UsageError if checkpoints are not where the path says."""
+  path = workdir.absolute().as_posix()
+  if found := sorted(set(characters.findall(path))):
+    raise app.UsageError(
+      f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
+      " its checkpoints would be elsewhere or nowhere"
+    )
 
 
 def check_contained(workdir: pathlib.Path) -> None:

@@ -42,6 +42,7 @@ def _one_of(*names):
 
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
+_LOCAL_PATH = (lambda x: x.isprintable() and files.is_local(x), files.LOCAL)
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
 # Not every optimiser and schedule reads these.
 _OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
@@ -51,8 +52,8 @@ _RULES = {
     re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII).fullmatch,
     "the name of a data set, such as mnist",
   ),
-  "data_dir": (str.isprintable, "a path"),
-  "manual_dir": (str.isprintable, "a path"),
+  "data_dir": _LOCAL_PATH,
+  "manual_dir": _LOCAL_PATH,
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
@@ -164,7 +165,7 @@ def name(
     if key not in INCIDENTAL and config[key] != base[key]
   ]
   if init_from:
-    directory = pathlib.Path(init_from).expanduser().resolve().name
+    directory = files.local_path(init_from).resolve().name
     overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:

@@ -25,6 +25,12 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   Raises:
     app.UsageError: names the key or the file that is wrong.
   """
+  folder = config.data_dir or tfds.core.constants.DATA_DIR
+  if os.path.expanduser(folder).startswith("~/"):
+    raise app.UsageError(
+      f"config.data_dir={config.data_dir}: must name a directory in full, as"
+      f" HOME is not set for {folder}"
+    )
   if config.dataset in idx_dataset.NAMES:
     return _prepared_idx_builder(config)
   return _tfds_builder(config)
@@ -57,7 +63,9 @@ def _idx_builder(
   config: ml_collections.ConfigDict,
 ) -> idx_dataset.IdxDataset:
   """Constructs the builder, which has no splits until it is prepared."""
-  manual_dir = pathlib.Path(config.manual_dir or _PROJECT_DATA).expanduser()
+  manual_dir = pathlib.Path(
+    os.path.expanduser(config.manual_dir or _PROJECT_DATA)
+  )
   if config.manual_dir and not manual_dir.is_dir():
     raise app.UsageError(
       f"config.manual_dir={config.manual_dir}: not a directory; must be one"

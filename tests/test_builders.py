@@ -1,5 +1,9 @@
+import pwd
+from unittest import mock
+
 from absl import app
 import pytest
+import tensorflow_datasets as tfds
 
 from sources import builders
 from sources import idx_dataset
@@ -25,6 +29,24 @@ def test_a_prepared_data_set_is_not_prepared_again(family_config, monkeypatch):
   assert num_test_examples(builders.prepared(family_config)) == 100
   monkeypatch.delattr(builders, "_prepare")
   assert num_test_examples(builders.prepared(family_config)) == 100
+
+
+@pytest.mark.parametrize("folder", ["", "~/data"])
+def test_without_a_home_the_data_need_a_directory(
+  folder, family_config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "~/tensorflow_datasets")
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+  family_config.data_dir = folder
+  with pytest.raises(app.UsageError) as error:
+    builders.prepared(family_config)
+  assert str(error.value) == (
+    f"config.data_dir={folder}: must name a directory in full, as HOME is not"
+    f" set for {folder or '~/tensorflow_datasets'}"
+  )
+  assert not (tmp_path / "~").exists()
 
 
 def test_a_folder_without_a_data_set_is_named(family_config, tmp_path):
