@@ -44,8 +44,12 @@ def _one_of(*names):
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
 _PATH = (
-  lambda path: path.isprintable() and pathlib.PurePath(path).name != "None",
-  'a path, or "" for the default',
+  lambda path: (
+    path.isprintable()
+    and files.is_local(path)
+    and pathlib.PurePath(path).name != "None"
+  ),
+  f'{files.LOCAL}; "" is the default',
 )
 # Not every optimiser and schedule reads these.
 _OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
@@ -168,7 +172,7 @@ def name(
     if key not in INCIDENTAL and config[key] != base[key]
   ]
   if init_from:
-    directory = pathlib.Path(init_from).expanduser().resolve().name
+    directory = files.local_path(init_from).resolve().name
     overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:

@@ -206,8 +206,15 @@ def _check_name(config: ml_collections.ConfigDict) -> None:
 
 
 def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
+  """Returns the folder of all prepared data sets."""
   data_dir = config.data_dir or tfds.core.constants.DATA_DIR
-  return pathlib.Path(os.path.expanduser(data_dir))
+  root = os.path.expanduser(data_dir)
+  if root.startswith("~/"):
+    raise app.UsageError(
+      f"config.data_dir={config.data_dir}: must name a directory in full, as"
+      f" HOME is not set for {data_dir}"
+    )
+  return pathlib.Path(root)
 
 
 def _manual_dir(config: ml_collections.ConfigDict) -> pathlib.Path:

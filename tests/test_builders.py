@@ -1,11 +1,14 @@
 import os
+import pwd
 import shutil
+from unittest import mock
 
 from absl import app
 from absl import logging
 from conftest import idx_bytes
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from sources import arrays
 from sources import builders
@@ -32,6 +35,24 @@ def test_a_prepared_data_set_is_not_prepared_again(family_config, monkeypatch):
   assert num_test_examples(builders.prepared(family_config)) == 100
   monkeypatch.delattr(builders, "_prepare")
   assert num_test_examples(builders.prepared(family_config)) == 100
+
+
+@pytest.mark.parametrize("folder", ["", "~/data"])
+def test_without_a_home_the_data_need_a_directory(
+  folder, family_config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "~/tensorflow_datasets")
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+  family_config.data_dir = folder
+  with pytest.raises(app.UsageError) as error:
+    builders.prepared(family_config)
+  assert str(error.value) == (
+    f"config.data_dir={folder}: must name a directory in full, as HOME is not"
+    f" set for {folder or '~/tensorflow_datasets'}"
+  )
+  assert not (tmp_path / "~").exists()
 
 
 def test_a_folder_without_a_data_set_is_named(family_config, tmp_path):

@@ -289,6 +289,32 @@ def test_the_next_save_says_that_the_last_one_failed(tmp_path):
       pytest.fail("It was not said.")
 
 
+def test_a_first_save_that_lands_elsewhere_stops_the_run(tmp_path):
+  """Whatever the reason: here TensorStore takes the backslash for a slash."""
+  workdir = tmp_path / "a\\b"
+  with pytest.raises(app.UsageError) as error:
+    with checkpoints.open_manager(workdir, 0) as manager:
+      manager.save(4, small_state(4), ZERO, None)
+  assert str(error.value).startswith(
+    f"{workdir}: the checkpoint of step 4 was saved, but is not whole, training"
+    " stops: "
+  )
+  assert str(error.value).endswith("; name another --workdir")
+
+
+def test_the_first_save_of_a_start_alone_is_read_back(tmp_path, monkeypatch):
+  read, read_metadata = [], checkpoints._read_metadata
+  monkeypatch.setattr(
+    checkpoints,
+    "_read_metadata",
+    lambda path: read.append(path) or read_metadata(path),
+  )
+  save_all(tmp_path, [(1, None), (2, 0.5)])
+  save_all(tmp_path, [(3, 0.5)], start_step=2)
+  folder = tmp_path / "checkpoints"
+  assert read == [folder / "1", folder / "3"]
+
+
 def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
   save_all(tmp_path, [(1, None)])
   threads = set(threading.enumerate())

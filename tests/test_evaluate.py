@@ -1,11 +1,13 @@
 """evaluate.py against numbers computed here with NumPy."""
 
 import csv
+import errno
 import json
 import os
 import pathlib
 import re
 import shutil
+import tempfile
 from unittest import mock
 
 from absl import app
@@ -100,6 +102,20 @@ def test_equals_numpy(run, mnist, monkeypatch):
   assert str(matrix) in report
   for path in run.glob("old_*"):  # They were replaced, each in one go.
     assert path.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_all_the_work(
+  run, monkeypatch
+):
+  error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+  monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=error))
+  monkeypatch.delattr(evaluate, "_score")
+  with pytest.raises(app.UsageError) as refused:
+    evaluate.evaluate([run])
+  assert str(refused.value) == (
+    f"{run}/evaluation/test_70: cannot be written (Read-only file system); name"
+    " another folder with --output"
+  )
 
 
 def test_calibration_of_known_bins():
