@@ -66,8 +66,8 @@ def test_a_broken_run_is_named_and_the_others_are_printed(runs, tmp_path):
   assert (
     second == f"compare.py: {runs}/b/link: is a link out of the run directory"
   )
-  _, row = completed.stdout.splitlines()
-  assert row.split() == [str(runs / "c"), "20", "0.5000", "5.0000"]
+  *_, row = completed.stdout.splitlines()
+  assert row.split() == [str(runs / "c"), "20", "0.5000", "5.0"]
 
   (runs / "c/config.json").write_text("[]")
   completed = run_program("compare.py", runs, "--csv", cwd=tmp_path)
