@@ -24,22 +24,31 @@ from rundir import files
 _WIDTH = 100  # Characters of a table.
 
 
-def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
-  """All run directories at or below the folders.
+def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+  """Finds all run directories at or below the folders.
 
   Raises:
-    app.UsageError: names a folder without any, or a link out of one.
+    app.UsageError: names a folder without any.
   """
   runs = []
   for folder in folders:
-    folder = files.expand_user(folder)
+    folder = files.local_path(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
       raise app.UsageError(f"{folder}: there is no run directory in it")
     runs += [path for path in found if path not in runs]
-  for run in runs:
-    directory.check_contained(run)
   return runs
+
+
+def is_readable(run: pathlib.Path) -> bool:
+  """Says what is wrong with a run directory, if something is."""
+  try:
+    directory.check_contained(run)
+    files.read_json(run / "config.json")
+  except app.UsageError as error:
+    console.complain(str(error))
+    return False
+  return True
 
 
 def summarise(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
@@ -163,30 +172,41 @@ def _align(columns: Iterable[list[str]]) -> list[str]:
   return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
+def show(
+  rows: list[dict[str, Any]], as_csv: bool, plot: pathlib.Path | None
+) -> None:
+  """Prints a table or CSV, and plots the learning curves."""
+  if as_csv:
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+  else:
+    print_table(rows)
+  if plot:
+    from report import figures
+
+    curves = {
+      row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
+    }
+    figures.save(figures.compare_curves(curves), plot)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = console.exit_with
-  parser.add_argument("folders", nargs="+", type=pathlib.Path)
+  parser.add_argument("folders", nargs="+")
   parser.add_argument("--csv", action="store_true", help="print CSV")
   parser.add_argument("--plot", help="a picture file for the learning curves")
   args = parser.parse_args()
   with console.one_line_errors():
-    rows = compare(find_runs(args.folders))
-    if args.csv:
-      writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-      writer.writeheader()
-      writer.writerows(rows)
-    else:
-      print_table(rows)
-    if args.plot:
-      from report import figures
-
-      curves = {
-        row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
-      }
-      figures.save(figures.compare_curves(curves), files.expand_user(args.plot))
+    plot = args.plot and files.local_path(args.plot)
+    found = find_runs(args.folders)
+    runs = [run for run in found if is_readable(run)]
+    if runs:
+      show(compare(runs), args.csv, plot)
+  sys.exit(int(runs != found))
 
 
 if __name__ == "__main__":

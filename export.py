@@ -57,10 +57,10 @@ def export(
   Raises:
     app.UsageError: names what is wrong with an argument or the directory.
   """
-  workdir, output = files.expand_user(workdir), files.expand_user(output)
+  workdir, output = files.local_path(workdir), files.local_path(output)
   _check(format, output, dtype, weights)
   run = runs.open_run(workdir, checkpoint)
-  output.parent.mkdir(parents=True, exist_ok=True)  # Now, not after the work.
+  evaluate.check_writable(output.parent)  # Now, not after all the work.
   if format == "html":
     params = page.round_weights(run.state.eval_params, weights or "float16")
     state = run.state.replace(params=params, ema_params=None)

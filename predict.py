@@ -76,7 +76,7 @@ def find(
 ) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   """Yields the name and the source of each file that the arguments mean."""
   for argument in arguments:
-    path = files.expand_user(argument)
+    path = files.local_path(argument)
     if argument == "-":
       yield "-", sys.stdin.buffer.read()
     elif path.is_dir():
@@ -190,7 +190,7 @@ def _report(args, run: runs.Run, images: list[Loaded]) -> None:
   picture = figures.predictions(
     given[rows], seen[rows], probabilities[rows], names[rows], run.class_names
   )
-  figures.save(picture, files.expand_user(args.sheet))
+  figures.save(picture, args.sheet)
   if len(names) > _MAX_ON_SHEET:
     print(f"{args.sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 
@@ -220,6 +220,7 @@ def main() -> None:
   console.setup()
   compiling.cache_compilations()
   with console.one_line_errors():
+    args.sheet = args.sheet and files.local_path(args.sheet)
     run = runs.open_run(args.workdir, args.checkpoint)
     if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(

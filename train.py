@@ -65,10 +65,14 @@ def train_and_evaluate(
   Raises:
     app.UsageError: names what is wrong with the config, the data or the
       directory, or says that the loss is not a finite number.
-    SystemExit: SIGINT or SIGTERM came, and the state was saved.
+    SystemExit: SIGINT, SIGTERM or SIGHUP came, and the state was saved.
   """
   console.setup()
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir, directory.UNWRITABLE)
+  init_from = init_from and files.local_path(init_from)
+  if init_from and not checkpoints.all_steps(workdir):
+    runs.open_run(init_from)  # Or refuses it, before anything is made.
   experiment.validate(config)
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)

@@ -11,12 +11,12 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   # Data: a name and splits, as TFDS writes them.
-  config.dataset = "mnist"  # fashion_mnist, kmnist, or any prepared data set.
+  config.dataset = "mnist"  # Or fashion_mnist, kmnist, idx, image_folder, ...
   config.train_split = "train[5000:]"
   config.validation_split = "train[:5000]"
   config.test_split = "test"
   config.data_dir = ""  # Prepared data; "": TFDS's ~/tensorflow_datasets.
-  config.manual_dir = ""  # IDX files of your own; "" is data/ beside train.py.
+  config.manual_dir = ""  # Your own images; "" is data/ beside train.py.
 
   # Training.
   config.batch_size = 100

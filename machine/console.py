@@ -98,10 +98,15 @@ def stdout_to_stderr() -> Iterator[None]:
     os.close(stdout)
 
 
-def exit_with(message: str, status: int = 1) -> NoReturn:
-  """Ends the program with one line on stderr."""
+def complain(message: str) -> None:
+  """Prints one line on stderr, with the program's name."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
   print(printable(line), file=sys.stderr)
+
+
+def exit_with(message: str, status: int = 1) -> NoReturn:
+  """Ends the program with one line on stderr."""
+  complain(message)
   warnings.simplefilter("ignore")  # What libraries say while they are ended.
   if jax.distributed.is_initialized():
     # At its exit JAX waits minutes for the others, who may wait for this one.

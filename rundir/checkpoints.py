@@ -155,6 +155,7 @@ class Manager:
     self._manager = manager
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
     self._saves = collections.deque()  # Oldest first.
+    self._is_checked = False
 
   def save(
     self,
@@ -180,6 +181,8 @@ class Manager:
     with self._explain():
       if jax.process_count() > 1:  # All processes must call Orbax together.
         self._save(step, saved, metrics)
+        if not self._is_checked:
+          self._wait_and_check(step)
         return
       while len(self._saves) >= _MAX_PENDING or (
         self._saves and self._saves[0].done()
@@ -208,12 +211,30 @@ class Manager:
 
   def _save_and_wait(self, step, saved, metrics):
     self._save(step, saved, metrics)
-    self._manager.wait_until_finished()  # So that a failure is this save's own.
+    self._wait_and_check(step)  # So that a failure is this save's own.
+
+  def _wait_and_check(self, step):
+    """Waits for a save; reads the first one back, but for its values."""
+    self._manager.wait_until_finished()
+    if not self._is_checked:
+      workdir = pathlib.Path(self._manager.directory).parent
+      try:
+        _read_accuracy(workdir, step)
+        path = _folder(workdir) / str(step)
+        _check_size(path, _read_metadata(path))
+      except DamagedError as error:
+        raise app.UsageError(
+          f"{workdir}: the checkpoint of step {step} was saved, but is not"
+          f" whole, training stops: {error}; name another --workdir"
+        ) from error
+      self._is_checked = True
 
   @contextlib.contextmanager
   def _explain(self):
     try:
       yield
+    except app.UsageError:
+      raise
     except Exception as error:  # Orbax and TensorStore raise anything.
       kept = ", ".join(map(str, self._manager.all_steps())) or "none"
       raise app.UsageError(

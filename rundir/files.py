@@ -11,15 +11,34 @@ import zlib
 from absl import app
 
 MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
+LOCAL = (
+  "a path on this machine; mount a bucket (gcsfuse for gs://, mount-s3 for"
+  " s3://), or copy what is in it"
+)
 _MAX_JSON_SIZE = 2**20  # In bytes; ours have about a thousand.
 # What `unique_name` can tell apart by its letters: a split, maybe a slice of
 # it, and more of the characters that a file name keeps.
 _PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
 
 
-def expand_user(path: str | os.PathLike) -> pathlib.Path:
-  """Replaces a leading `~`; pathlib's raises where there is no such user."""
-  return pathlib.Path(os.path.expanduser(path))
+def is_local(path: str | os.PathLike) -> bool:
+  """Returns whether a path is no URL, nor one that pathlib made `gs:/x` of."""
+  return not re.match(r"[A-Za-z][\w.+-]+:/", os.fspath(path))
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+  """Replaces a leading `~`; every path that a user gives goes through here.
+
+  Raises:
+    app.UsageError: it is a URL, or there is no home directory.
+  """
+  if not is_local(path):
+    raise app.UsageError(f"{path}: must be {LOCAL}")
+  # Unlike pathlib's, it keeps the name of a user that there is not.
+  expanded = os.path.expanduser(path)
+  if expanded == "~" or expanded.startswith("~/"):
+    raise app.UsageError(f"{path}: HOME is not set; name the directory in full")
+  return pathlib.Path(expanded)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def edit(name, **values):
   return damage
 
 
+NOT_LOCAL = "must be a path on this machine; mount a bucket (gcsfuse for"
 # What comes after `python train.py`, and what the line must name.
 FLAGS = {
   "--config.batch_size=0": "config.batch_size=0: must be an integer of at",
@@ -92,9 +93,11 @@ FLAGS = {
   "--config.dataset=../mnist": "config.dataset=../mnist: must be the name",
   "--config.dataset=huggingface:mnist": "dataset=huggingface:mnist: must be",
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
-  "--config.dataset=no_such_set": "config.dataset=no_such_set: neither one of",
-  "--config.dataset=mnist:9.9.9": "config.dataset=mnist:9.9.9: neither one of",
-  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory",
+  "--config.dataset=no_such_set": "dataset=no_such_set: is neither one of mni",
+  "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: TFDS cannot build it:",
+  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory, and not",
+  "--config.manual_dir=None": "config.manual_dir=None: must be a path on",
+  "--config.data_dir=None": "config.data_dir=None: must be a path on this",
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
   "--config.batchsize=7": (
     "unknown key config.batchsize; did you mean config.batch_size?"
@@ -102,7 +105,16 @@ FLAGS = {
   "--config.nothing=7": "unknown key config.nothing; the keys are adam_b2, a",
   "--config=configs/no.py": "--config=configs/no.py: no such file; the presets",
   "--workdir=/dev/null": "--workdir=/dev/null: ",
-  "--workdir=a[1]": "--workdir=a[1]: [ ] cannot be in its path",
+  "--workdir=a[1]": "/a[1]: [ ] cannot be in the path of a run directory: its",
+  "--workdir=a\\b": "/a\\b: \\ cannot be in the path of a run directory: its",
+  "--workdir=\udcff": "\\udcff: \\udcff cannot be in the path of a run",
+  "--workdir=gs://a/b": f"gs://a/b: {NOT_LOCAL}",
+  "--init_from=s3://a/b": f"s3://a/b: {NOT_LOCAL}",
+  "--config=gs://a/b.py": f"gs://a/b.py: {NOT_LOCAL}",
+  "--config.data_dir=gs://a": f"config.data_dir=gs://a: {NOT_LOCAL}",
+  "--config.manual_dir=gs://a": f"config.manual_dir=gs://a: {NOT_LOCAL}",
+  "--init_from=none": "none/config.json: no such file; expected a run",
+  "--init_from=~nosuch/run": "~nosuch/run/config.json: no such file",
   "--wordkir=x": "unknown option --wordkir; did you mean --workdir=x?",
   "--batch_size=7": (
     "unknown option --batch_size; did you mean --config.batch_size=7?"
@@ -265,7 +277,7 @@ RUNS = {
   ),
   "community": (edit("run/config.json", dataset="a:b"), "config.dataset=a:b"),
   "other split": (edit("run/config.json", test_split="x"), "test_split=x: not"),
-  "other data": (edit("run/config.json", dataset="x"), "config.dataset=x: nei"),
+  "other data": (edit("run/config.json", dataset="x"), "dataset=x: is neither"),
   "null byte": (edit("run/config.json", data_dir="\0"), "config.data_dir="),
   "shape": (edit("run/dataset.json", image_shape=7), "dataset.json: holds"),
   "flat": (edit("run/dataset.json", image_shape=[28, 28]), "dataset.json: hol"),
@@ -364,13 +376,26 @@ COMMANDS = {
   "evaluate.py --workdir=run --checkpoint=7": "--checkpoint=7: accepted are la",
   "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: accepted are",
   "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: accepted are las",
-  "evaluate.py --workdir=run --split=x": "config.test_split=x: not a split of",
-  "evaluate.py --workdir=run --dataset=x": "config.dataset=x: neither one of",
-  "evaluate.py --workdir=run --split=": "config.test_split=: not a split of",
+  "evaluate.py --workdir=run --dataset=x": "dataset=x: is neither one of mni",
+  "evaluate.py --workdir=run --manual_dir=none": "none: not a directory",
+  "evaluate.py --workdir=run --data_dir=None": "/None: must be a path on",
+  "evaluate.py --workdir=run --split=x": "evaluate.py: --split=x: not a split",
+  "evaluate.py --workdir=run --split=": "evaluate.py: --split=: not a split",
   "evaluate.py --workdir=run --dataset=a:b": "config.dataset=a:b: must be the",
   "evaluate.py --workdir=run --data_dir=/dev/null/x": "data_dir=/dev/null/x: ",
-  "evaluate.py --workdir=run --manual_dir=none": "none: not a directory",
-  "evaluate.py --workdir=run --output=run/config.json": "File exists: 'run/co",
+  "evaluate.py --workdir=run --output=run/config.json": (
+    "run/config.json: cannot be written (File exists); name another folder with"
+  ),
+  "evaluate.py --workdir=gs://a": f"gs://a: {NOT_LOCAL}",
+  "evaluate.py --workdir=run --output=gs://a": f"gs://a: {NOT_LOCAL}",
+  "evaluate.py --workdir=run --data_dir=gs://a": f"gs://a: {NOT_LOCAL}",
+  "evaluate.py --workdir=run --manual_dir=gs://a": f"gs://a: {NOT_LOCAL}",
+  "evaluate.py --workdir=a\\b": "/a\\b: \\ cannot be in the path of a run dir",
+  "predict.py --workdir=gs://a x.png": f"gs://a: {NOT_LOCAL}",
+  "predict.py --workdir=run https://a/b.png": f"https://a/b.png: {NOT_LOCAL}",
+  "predict.py --workdir=run --sheet=gs://a x": f"gs://a: {NOT_LOCAL}",
+  "compare.py gs://a": f"gs://a: {NOT_LOCAL}",
+  "compare.py run --plot=gs://a": f"gs://a: {NOT_LOCAL}",
   "evaluate.py --workdir=run --workdir=none": "none/config.json: no such file",
   "evaluate.py --workdir=~nosuch/run": "~nosuch/run/config.json: no such file",
   "evaluate.py --workdir=run --nosuch": "unrecognized arguments: --nosuch",
@@ -378,7 +403,7 @@ COMMANDS = {
   "export.py --workdir=run --output=x --format=pkl": "invalid choice: 'pkl'",
   "export.py --workdir=none --output=x --format=onnx": "none/config.json: no ",
   "export.py --workdir=run --output=x --format=html --checkpoint=7": "accepted",
-  "export.py --workdir=run --output=run/config.json/x --format=html": "File ex",
+  "export.py --workdir=run --output=/dev/null/x --format=html": "/dev/null: ca",
   "predict.py x.png": "the following arguments are required: --workdir",
   "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",
   "predict.py --workdir=run": "are required: IMAGE_OR_FOLDER",

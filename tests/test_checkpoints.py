@@ -91,7 +91,7 @@ def test_another_network_is_named_and_its_checkpoint_stays(
     with pytest.raises(trees.OtherNetworkError) as error:
       restore()
     assert str(error.value) == (
-      f"{four_steps}/checkpoints/4 is of another network or optimiser:"
+      f"{four_steps}/checkpoints/4 is of another network or optimizer:"
       f" {difference}"
     )
   assert checkpoints.all_steps(four_steps) == [1, 2, 3, 4]
@@ -287,6 +287,32 @@ def test_the_next_save_says_that_the_last_one_failed(tmp_path):
         futures.wait(manager._saves)
       manager.save(3, small_state(3), ZERO, None)
       pytest.fail("It was not said.")
+
+
+def test_a_first_save_that_lands_elsewhere_stops_the_run(tmp_path):
+  """Whatever the reason: here TensorStore takes the backslash for a slash."""
+  workdir = tmp_path / "a\\b"
+  with pytest.raises(app.UsageError) as error:
+    with checkpoints.open_manager(workdir, 0) as manager:
+      manager.save(4, small_state(4), ZERO, None)
+  assert str(error.value).startswith(
+    f"{workdir}: the checkpoint of step 4 was saved, but is not whole, training"
+    " stops: "
+  )
+  assert str(error.value).endswith("; name another --workdir")
+
+
+def test_the_first_save_of_a_start_alone_is_read_back(tmp_path, monkeypatch):
+  read, read_metadata = [], checkpoints._read_metadata
+  monkeypatch.setattr(
+    checkpoints,
+    "_read_metadata",
+    lambda path: read.append(path) or read_metadata(path),
+  )
+  save_all(tmp_path, [(1, None), (2, 0.5)])
+  save_all(tmp_path, [(3, 0.5)], start_step=2)
+  folder = tmp_path / "checkpoints"
+  assert read == [folder / "1", folder / "3"]
 
 
 def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):

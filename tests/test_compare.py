@@ -56,6 +56,25 @@ def test_the_best_is_first_and_only_what_differs_is_shown(runs):
   assert rows[2]["test_accuracy"] is None
 
 
+def test_a_broken_run_is_named_and_the_others_are_printed(runs, tmp_path):
+  (runs / "a/config.json").write_text("{")
+  (runs / "b/link").symlink_to("/etc/passwd")
+  completed = run_program("compare.py", runs, cwd=tmp_path)
+  assert completed.returncode == 1
+  first, second = completed.stderr.splitlines()
+  assert first.startswith(f"compare.py: {runs}/a/config.json: is not JSON: ")
+  assert (
+    second == f"compare.py: {runs}/b/link: is a link out of the run directory"
+  )
+  *_, row = completed.stdout.splitlines()
+  assert row.split() == [str(runs / "c"), "20", "0.5000", "5.0"]
+
+  (runs / "c/config.json").write_text("[]")
+  completed = run_program("compare.py", runs, "--csv", cwd=tmp_path)
+  assert (completed.returncode, completed.stdout) == (1, "")
+  assert len(completed.stderr.splitlines()) == 3
+
+
 def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
   completed = run_program(
     *("compare.py", "runs", "--plot=~/plot.png"),

@@ -25,6 +25,7 @@ from safetensors import safe_open
 
 import export
 from exporting import onnx_model
+from exporting import page
 from exporting import trace
 import model
 from rundir import runs
@@ -102,7 +103,7 @@ class Other(nn.Module):
   def __call__(self, x):
     for _ in range(3):  # The third one pools 7x7.
       x = model.ConvPool(8)(x)
-    x = nn.Conv(12, (3, 3), strides=2, feature_group_count=4)(nn.tanh(x))
+    x = nn.Conv(12, (2, 3), strides=2, feature_group_count=4)(nn.tanh(x))
     x = nn.LayerNorm()(nn.gelu(x)) + x
     x = nn.GroupNorm(4)(nn.leaky_relu(x))
     x = nn.elu(nn.silu(x))
@@ -249,9 +250,21 @@ def test_the_moving_average_is_what_is_exported(run):
     run.state.replace(ema_params=average),
     jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8),
   )
-  np.testing.assert_array_equal(
-    network.params["conv1/bias"], average["conv1"]["bias"]
+  used = {x for op in network.ops for x in op.inputs if isinstance(x, str)}
+  assert used >= network.params.keys()
+  for name, array in trees.named(average):
+    np.testing.assert_array_equal(network.params[name], array)
+
+
+def test_the_accuracy_is_that_of_the_rounded_weights(
+  tiny_run, mnist, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    page, "round_weights", lambda params, _: jax.tree.map(np.zeros_like, params)
   )
+  result = export.export(tiny_run, "html", tmp_path / "page.html")
+  zeros = np.asarray(mnist.test.labels[:70]) == 0  # What it then takes all for.
+  assert result["accuracy"] == pytest.approx(zeros.mean())
 
 
 @pytest.mark.parametrize(

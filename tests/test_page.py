@@ -182,6 +182,10 @@ def test_what_is_drawn_is_read_as_predict_reads_it(
   assert bars(tab) == [0] * 10
   draw_with_the_mouse(tab, (0.3, 0.2), (0.7, 0.25), (0.45, 0.8))
   seven = bars(tab)
+  assert sum(seven) == pytest.approx(1)
+  drawn = drawing(tab)
+  tab.hover("#pad")
+  assert drawing(tab) == drawn  # Nothing, with no button pressed.
   draw_with_the_mouse(tab, (0.4, 0.5), (0.7, 0.5))  # Another stroke of it.
   crossed = bars(tab)
   assert sum(crossed) == pytest.approx(1) and crossed != seven

@@ -237,6 +237,29 @@ def test_a_second_signal_is_not_caught():
   assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_lost_terminal_sends_several_signals():
+  before = signal.getsignal(signal.SIGHUP)
+  with signals.noted() as stop:
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.check() == signal.SIGHUP
+    signal.raise_signal(signal.SIGHUP)  # Would have ended this process.
+    signal.raise_signal(signal.SIGTERM)  # As where the system shuts down.
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.check() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_nohup_still_ignores_that_the_terminal_is_lost():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals.noted() as stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert stop.check() is None
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_one_of_several_processes_stops_when_all_do(monkeypatch):
   passed_on, asked, agreed = [], [], False
 
@@ -254,6 +277,9 @@ def test_one_of_several_processes_stops_when_all_do(monkeypatch):
   )
   try:
     with signals.noted() as stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert passed_on == [signal.SIGTERM]
+      passed_on.clear()
       signal.raise_signal(signal.SIGINT)
       assert passed_on == [signal.SIGTERM]
       assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
