@@ -401,7 +401,7 @@ COMMANDS = {
   "evaluate.py --workdir=run --nosuch": "unrecognized arguments: --nosuch",
   "export.py --workdir=run --output=x": "arguments are required: --format",
   "export.py --workdir=run --output=x --format=pkl": "invalid choice: 'pkl'",
-  "export.py --workdir=none --output=x --format=onnx": "none/config.json: no ",
+  "export.py --workdir=none --output=x --format=html": "none/config.json: no ",
   "export.py --workdir=run --output=x --format=html --checkpoint=7": "accepted",
   "export.py --workdir=run --output=/dev/null/x --format=html": "/dev/null: ca",
   "predict.py x.png": "the following arguments are required: --workdir",
