@@ -115,7 +115,15 @@ def _check(
 def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
   """Returns the images that a network takes, any number of them."""
   (batch,) = jax.export.symbolic_shape("batch")
-  return jax.ShapeDtypeStruct((batch, *run.image_shape), np.dtype(dtype))
+  images = jax.ShapeDtypeStruct((batch, *run.image_shape), np.dtype(dtype))
+  try:
+    jax.eval_shape(trace.logits_fn(run.state), images)
+  except Exception as error:  # JAX's types of these are not public.
+    raise app.UsageError(
+      "model.py: must not depend on the batch size to be exported:"
+      f" {str(error).splitlines()[0]}"
+    ) from error
+  return images
 
 
 def _to_onnx(run: runs.Run, dtype: str, metadata: dict[str, str]) -> bytes:

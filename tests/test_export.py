@@ -167,6 +167,26 @@ def test_onnx_names_the_layer_that_it_cannot_express(images):
   )
 
 
+class OfOneSize(nn.Module):
+  image_shape = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(10)(x.reshape(int(x.shape[0]), -1))
+
+
+def test_a_network_for_one_batch_size_is_named(
+  run, tiny_run, tmp_path, monkeypatch
+):
+  of_one_size = run._replace(state=new_state(OfOneSize()))
+  monkeypatch.setattr(runs, "open_run", lambda *_: of_one_size)
+  with pytest.raises(app.UsageError) as error:
+    export.export(tiny_run, "stablehlo", tmp_path / "file")
+  assert str(error.value).startswith(
+    "model.py: must not depend on the batch size to be exported: "
+  )
+
+
 _READ_STABLEHLO = """
 import sys
 import jax
