@@ -183,7 +183,8 @@ def _find_ink(x: np.ndarray) -> np.ndarray:
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
   noise = np.percentile(contrast[~near], 98) if not near.all() else 0
   high = np.median(contrast[strokes])
-  low = max(high / 8, noise)  # exporting/page.html takes an eighth too.
+  # On paper without noise, an eighth, as exporting/page.html takes it.
+  low = max(threshold / 4, noise) if noise else high / 8
   ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
   ink[~near] = 0
   if not ink.any():
