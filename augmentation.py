@@ -10,20 +10,20 @@ import ml_collections
 import numpy as np
 from scipy import ndimage
 
-_ELASTIC_SIGMA = 4.0  # Pixels, of the Gaussian that smooths displacements.
-_FINENESS = 4  # Pixels for each one of the image that is deformed.
+_ELASTIC_SIGMA = 4.0  # Pixels; the Gaussian that smooths displacements.
+_FINENESS = 4  # Images are upscaled by this much to be sampled.
 
 
 class Limits(NamedTuple):
-  """The largest random deformations of an image, and how long they last.
+  """How far images may be deformed, and for how many steps.
 
   Attributes:
-    rotation: in degrees, to either side.
-    scale: 0.1 makes it up to 1.1 times as large or as small, in each direction.
-    shear: how much a row moves sideways for each row from the centre.
-    shift: in pixels, in each direction.
-    elastic: in pixels, before the field of random displacements is smoothed.
-    num_steps: of training that see deformed images; None is all.
+    rotation: in degrees, either way.
+    scale: 0.1 scales height and width by up to 1.1, up or down.
+    shear: how far a row moves sideways per row from the center.
+    shift: in pixels, along each axis.
+    elastic: in pixels, before the random displacements are smoothed.
+    num_steps: how many training steps see deformed images; None for all.
   """
 
   rotation: float
@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
 
 def from_config(config: ml_collections.ConfigDict) -> Limits | None:
-  """What the config's `augment_*` keys say; None where all are 0."""
+  """Returns the limits that `augment_*` set, or None if all are 0."""
   result = Limits(
     rotation=config.augment_rotation,
     scale=config.augment_scale,
@@ -51,19 +51,19 @@ def from_config(config: ml_collections.ConfigDict) -> Limits | None:
 
 
 def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
-  """Deforms each image at random, differently.
+  """Deforms each image in a different random way.
 
   The elastic deformation is that of Simard, Steinkraus and Platt, "Best
   Practices for Convolutional Neural Networks Applied to Visual Document
   Analysis", 2003.
 
   Args:
-    rng: of this batch.
-    images: float32 [B, height, width, channels], in [0, 1].
-    limits: of the deformations.
+    rng: this batch's key.
+    images: float32 [B, height, width, channels] in [0, 1].
+    limits: how far to deform them.
 
   Returns:
-    Images of the same shape, interpolated; 0 where there was nothing.
+    Images of the same shape. What comes from outside an image is 0.
   """
   rngs = jax.random.split(rng, 5)
   sources = _affine_sources(rngs, images.shape, limits)
@@ -82,8 +82,8 @@ def _affine_sources(
   """Draws a rotation, scale, shear and shift for each image.
 
   Returns:
-    [B, 2, height, width], the (row, column) that each pixel takes its value
-    from.
+    [B, 2, height, width], the (row, column) from which each pixel takes its
+    value.
   """
   batch, height, width, _ = shape
   angle = _uniform(rngs[0], (batch,), math.radians(limits.rotation))
@@ -126,10 +126,10 @@ def _elastic_displacements(
 
 
 def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
-  """Takes the value of each pixel from where `sources` says; 0 if outside.
+  """Samples each pixel at its source, or 0 outside the image.
 
-  Linear interpolation blurs what evaluation will see sharp; between the pixels
-  of a finer image, it hardly does.
+  Linear interpolation blurs, while evaluation sees sharp images. Sampling a 4x
+  Lanczos upscale hardly does.
   """
   batch, height, width, channels = images.shape
   fine = jax.image.scale_and_translate(
@@ -137,7 +137,7 @@ def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
     (batch, _FINENESS * height, _FINENESS * width, channels),
     spatial_dims=(1, 2),
     scale=jnp.full(2, float(_FINENESS)),
-    # So that the image's own pixels are among the finer ones.
+    # Align the grids, so that every original pixel is in the upscaled image.
     translation=jnp.full(2, (1 - _FINENESS) / 2),
     method="lanczos3",
     precision="high",  # A TPU's default, bfloat16, is visibly coarser.
@@ -146,14 +146,14 @@ def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
 
 
 def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
-  """Interpolates linearly; 0 outside of an image.
+  """Interpolates linearly, with 0 outside the image.
 
-  A TPU gathers one number at a time. There the same sums are matrix products,
-  which would be slower on a CPU.
+  A TPU gathers one number at a time, so there the same sums are computed as
+  matrix products, which would be slower on a CPU.
 
   Args:
     images: [B, height, width, channels].
-    sources: [B, 2, rows, columns], the (row, column) that each value is at.
+    sources: [B, 2, rows, columns], the (row, column) to sample.
 
   Returns:
     [B, rows, columns, channels].
@@ -174,7 +174,7 @@ def _interpolate_by_gathers(image, sources):
 
 
 def _interpolate_by_products(image, sources):
-  """Sums all pixels, with weights that fall from 1 to 0 within one pixel."""
+  """Sums all pixels, with weights that fall from 1 to 0 over one pixel."""
 
   def weights(positions, size):  # [size, values]
     distances = positions.ravel() - jnp.arange(size)[:, None]

@@ -1,11 +1,16 @@
-"""Compares runs: what differs between their configs, and what came of it.
+"""Compares runs: how their configs differ, and how well they did.
 
-python compare.py runs/ --plot=comparison.png
+    python compare.py runs/ --plot=comparison.png
+
+Runs that differ by their seed alone share a row: mean ± standard deviation.
 """
 
 import argparse
+from collections.abc import Iterable
 import csv
+import os
 import pathlib
+import re
 import statistics
 import sys
 from typing import Any
@@ -16,33 +21,51 @@ from machine import console
 from rundir import directory
 from rundir import files
 
+_WIDTH = 100  # Characters of a table.
 
-def find_runs(folders: list[pathlib.Path]) -> list[pathlib.Path]:
-  """All run directories at or below the folders.
+
+def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
+  """Finds all run directories at or below the folders.
 
   Raises:
-    app.UsageError: names a folder without any, or a link out of one.
+    app.UsageError: names a folder without any.
   """
   runs = []
   for folder in folders:
-    folder = files.expand_user(folder)
+    folder = files.local_path(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
       raise app.UsageError(f"{folder}: there is no run directory in it")
     runs += [path for path in found if path not in runs]
-  for run in runs:
-    directory.check_contained(run)
   return runs
 
 
-def summarise(run: pathlib.Path) -> dict[str, Any]:
-  """The newest metrics of a run, as far as it has any."""
+def is_readable(run: pathlib.Path) -> bool:
+  """Says what is wrong with a run directory, if something is."""
+  try:
+    directory.check_contained(run)
+    files.read_json(run / "config.json")
+  except app.UsageError as error:
+    console.complain(str(error))
+    return False
+  return True
+
+
+def summarise(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
+  """Returns the newest metrics of a run, as far as it has any.
+
+  Args:
+    run: its directory.
+    num_steps: how many steps it is to take, if its config says so.
+  """
   newest, rates = {}, []
   for record in files.read_metrics(run):
     newest.update(record)
     if "steps_per_second" in record:
       rates.append(record["steps_per_second"])
-  summary = {"steps_done": newest["step"]} if newest else {}
+  summary = {"steps_done": newest.get("step", 0)}
+  if num_steps:
+    summary["steps_left"] = num_steps - summary["steps_done"]
   for split in ("validation_", "test_"):
     summary |= {key: newest[key] for key in newest if key.startswith(split)}
   if rates:
@@ -51,11 +74,10 @@ def summarise(run: pathlib.Path) -> dict[str, Any]:
 
 
 def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
-  """One row for each run, the best by validation accuracy first.
+  """Returns one row for each run, the best by validation accuracy first.
 
-  Returns:
-    Of each run: its directory, the config keys that are not the same in all,
-    and what `summarise` says; None where one run alone lacks it.
+  A row has the run's directory, the config keys that are not the same in all
+  runs, and what `summarise` returns. What a run lacks is None.
   """
   configs = [files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
@@ -64,7 +86,10 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
     for key in keys
     if any(config.get(key) != configs[0].get(key) for config in configs)
   ]
-  summaries = [summarise(run) for run in runs]
+  summaries = [
+    summarise(run, config.get("num_steps"))
+    for run, config in zip(runs, configs, strict=True)
+  ]
   metrics = dict.fromkeys(key for summary in summaries for key in summary)
   rows = [
     {
@@ -77,24 +102,93 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
   return sorted(rows, key=lambda row: -(row.get("validation_accuracy") or 0))
 
 
-def _format(value: Any) -> str:
-  if value is None:
+def _is_result(key: str) -> bool:
+  """Returns whether a column is not of the config, as test_split is."""
+  is_named_so = key.startswith(("run", "steps_", "validation_", "test_"))
+  return is_named_so and not key.endswith("_split")
+
+
+def group_seeds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+  """Puts together the rows that differ by the seed and the results alone."""
+  groups = {}
+  for row in rows:
+    same = {key: x for key, x in row.items() if not _is_result(key)}
+    same |= {"seed": None, "steps_done": row["steps_done"]}
+    groups.setdefault(str(same), []).append(row)
+  return list(groups.values())
+
+
+def _cell(key: str, group: list[dict[str, Any]]) -> str:
+  """Returns what a table says in one column of a group of runs."""
+  values = [row[key] for row in group if row[key] is not None]
+  if not values:
     return "-"
-  if isinstance(value, float):
-    return f"{value:.4g}" if abs(value) < 1e-2 or value > 10 else f"{value:.4f}"
-  text = str(value)
-  return text if text.isprintable() else ascii(text)
+  if key == "run":
+    if len(values) == 1:
+      return console.printable(values[0])
+    prefix = os.path.commonprefix(values)
+    name = re.sub(r",seed=\d*$", "", prefix)
+    # Runs that were named otherwise have no name in common.
+    is_named = name != prefix or name in values
+    return console.printable(name if is_named else f"{prefix}…")
+  if key == "steps_done" and (left := group[0].get("steps_left")):
+    return f"{values[0]} of {values[0] + left}"
+  if _is_result(key) and isinstance(values[0], float):
+    decimals = 1 if key == "steps_per_second" else 4
+    text = f"{statistics.mean(values):.{decimals}f}"
+    if len(values) > 1:
+      text += f" ± {statistics.stdev(values):.{decimals}f}"
+    return text
+  return console.printable(", ".join(map(str, dict.fromkeys(values))))
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-  header = list(rows[0])
-  cells = [header, *([_format(row[key]) for key in header] for row in rows)]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  for line in cells:
-    padded = (
-      f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)
-    )
-    print("  ".join(padded).rstrip())
+  """Prints a row for each group of seeds; two tables if one is too wide."""
+  groups = group_seeds(rows)
+  columns = {
+    key: [
+      *["", *key.split("_", 1)][-2:],
+      *(_cell(key, group) for group in groups),
+    ]
+    for key in rows[0]
+    if key != "steps_left"
+  }
+  if len(groups) < len(rows):
+    columns["runs"] = ["", "runs", *(str(len(group)) for group in groups)]
+  lines = _align(columns.values())
+  if max(map(len, lines)) > _WIDTH:
+    settings = [cells for key, cells in columns.items() if not _is_result(key)]
+    results = [cells for key, cells in columns.items() if _is_result(key)]
+    lines = [*_align([columns["run"], *settings]), "", *_align(results)]
+  print("\n".join(lines))
+
+
+def _align(columns: Iterable[list[str]]) -> list[str]:
+  """Returns the lines of a table: names to the left, numbers to the right."""
+  first, *others = columns
+  padded = [[cell.ljust(max(map(len, first))) for cell in first]]
+  for column in others:
+    padded.append([cell.rjust(max(map(len, column))) for cell in column])
+  return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
+
+
+def show(
+  rows: list[dict[str, Any]], as_csv: bool, plot: pathlib.Path | None
+) -> None:
+  """Prints a table or CSV, and plots the learning curves."""
+  if as_csv:
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+  else:
+    print_table(rows)
+  if plot:
+    from report import figures
+
+    curves = {
+      row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
+    }
+    figures.save(figures.compare_curves(curves), plot)
 
 
 def main() -> None:
@@ -102,25 +196,17 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = console.exit_with
-  parser.add_argument("folders", nargs="+", type=pathlib.Path)
+  parser.add_argument("folders", nargs="+")
   parser.add_argument("--csv", action="store_true", help="print CSV")
   parser.add_argument("--plot", help="a picture file for the learning curves")
   args = parser.parse_args()
   with console.one_line_errors():
-    rows = compare(find_runs(args.folders))
-    if args.csv:
-      writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-      writer.writeheader()
-      writer.writerows(rows)
-    else:
-      print_table(rows)
-    if args.plot:
-      from report import figures
-
-      curves = {
-        row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
-      }
-      figures.save(figures.compare_curves(curves), files.expand_user(args.plot))
+    plot = args.plot and files.local_path(args.plot)
+    found = find_runs(args.folders)
+    runs = [run for run in found if is_readable(run)]
+    if runs:
+      show(compare(runs), args.csv, plot)
+  sys.exit(int(runs != found))
 
 
 if __name__ == "__main__":

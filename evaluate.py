@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 from absl import app
@@ -54,7 +55,7 @@ def evaluate(
     output: where to write; by default a folder in `evaluation/` in the first
       run directory, named after the other arguments.
     data_dir: where data sets are prepared; by default as in the first config.
-    manual_dir: where IDX files are; by default as in the first config.
+    manual_dir: where the images are; by default as in the first config.
 
   Returns:
     The means of the metrics, global_step and n; and a report for people. For
@@ -63,22 +64,26 @@ def evaluate(
   Raises:
     app.UsageError: names what is wrong with an argument or the directory.
   """
-  workdirs = [files.expand_user(workdir) for workdir in workdirs]
+  workdirs = [files.local_path(workdir) for workdir in workdirs]
+  folder = output and files.local_path(output)
   opened = runs.open_ensemble(workdirs, checkpoint)
   own = opened[0].config
   config = _changed(
     own,
     test_split=split,
     dataset=dataset,
-    data_dir=data_dir and files.expand_user(data_dir).absolute(),
-    manual_dir=manual_dir and files.expand_user(manual_dir).absolute(),
+    data_dir=data_dir and files.local_path(data_dir).absolute(),
+    manual_dir=manual_dir and files.local_path(manual_dir).absolute(),
   )
-  data = _load(config, workdirs, opened)
-  if output:
-    folder = files.expand_user(output)
-  else:
-    folder = _folder(workdirs, checkpoint, config, own)
-  folder.mkdir(parents=True, exist_ok=True)  # Now, not after all the work.
+  try:
+    data = load(config, workdirs, opened)
+  except app.UsageError as error:
+    if split is None:
+      raise
+    message = str(error).replace("config.test_split=", "--split=")
+    raise app.UsageError(message) from error
+  folder = folder or _folder(workdirs, checkpoint, config, own)
+  check_writable(folder)  # Now, not after all the work.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
 
   result = {
@@ -104,6 +109,18 @@ def evaluate(
       console.printable(f"More in {folder}"),
     ]
   )
+
+
+def check_writable(folder: pathlib.Path) -> None:
+  """Makes a folder; app.UsageError says if no file can be made in it."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise app.UsageError(
+      f"{folder}: cannot be written ({error.strerror}); name another folder"
+      " with --output"
+    ) from error
 
 
 def _write(
@@ -133,12 +150,12 @@ def _changed(
   return config
 
 
-def _load(
+def load(
   config: ml_collections.ConfigDict,
   workdirs: Sequence[pathlib.Path],
   opened: Sequence[runs.Run],
 ) -> input_pipeline.Data:
-  """Loads the split, and checks that the runs can be scored on it."""
+  """Loads the test split, and checks that the runs can be scored on it."""
   data, run = input_pipeline.load(config, ["test"]), opened[0]
   shape, classes = data.test.image_shape, len(data.class_names)
   if (shape, classes) != (run.image_shape, len(run.class_names)):
@@ -241,7 +258,7 @@ def main() -> None:
     "--checkpoint", default="last", help="last, best or a step"
   )
   parser.add_argument("--data_dir", help="where data sets are prepared")
-  parser.add_argument("--manual_dir", help="where IDX files are")
+  parser.add_argument("--manual_dir", help="where the images are")
   parser.add_argument(
     "--output",
     help="where to write; by default evaluation/ in the run directory",

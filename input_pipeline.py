@@ -1,8 +1,8 @@
-"""A TFDS data set as arrays in memory, and the order that training takes.
+"""Loads a TFDS data set onto the device, and decides the order of training.
 
-All examples are held as uint8 on the device (MNIST: 47 MB), each image a flat
-row; a batch is gathered and scaled inside the jitted step. The order is a
-function of (seed, step).
+All examples are on the device as uint8 (MNIST: 47 MB), each image a flat row; a
+batch is gathered and scaled inside the jitted step. The order is a function of
+(seed, step).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import zlib
 
 from absl import app
+from absl import logging
 from flax import struct
 import jax
 from jax import lax
@@ -31,8 +32,8 @@ class Examples(struct.PyTreeNode):
   """Images and their labels.
 
   Attributes:
-    images: uint8 [n, height * width * channels]. A TPU stores [n, height,
-      width, channels] with n as the fastest axis, and reads 128 images to
+    images: uint8 [n, height * width * channels]. In the shape [n, height,
+      width, channels], a TPU makes n the fastest axis and reads 128 images to
       gather one.
     labels: int32 [n].
     image_shape: (height, width, channels) of one image.
@@ -50,14 +51,14 @@ class Examples(struct.PyTreeNode):
 
 
 class Data(NamedTuple):
-  """A data set, or the splits of it that were loaded.
+  """A data set, as far as its splits were loaded.
 
   Attributes:
-    class_names: of the labels.
-    crc32: a checksum of each split that was loaded.
-    train: the images that are trained on.
-    validation: those that a run is watched with.
-    test: those that it is scored with.
+    class_names: the names of the labels.
+    crc32: a checksum of each loaded split.
+    train: for training.
+    validation: for watching the training.
+    test: for the final score.
   """
 
   class_names: tuple[str, ...]
@@ -67,7 +68,7 @@ class Data(NamedTuple):
   test: Examples | None = None
 
   def description(self) -> dict[str, Any]:
-    """What the data are, as JSON takes it; for a run's dataset.json."""
+    """Describes the data for a run's dataset.json."""
     examples = self.train or self.validation or self.test
     return {
       "image_shape": list(examples.image_shape),
@@ -80,7 +81,7 @@ def load(
   config: ml_collections.ConfigDict,
   splits: Sequence[str] = ("train", "validation", "test"),
 ) -> Data:
-  """Puts the splits of `config.dataset` on the device, prepared where needed.
+  """Puts the splits of `config.dataset` on the device; prepares them first.
 
   Args:
     config: its `dataset`, `*_split`, `data_dir` and `manual_dir` are read.
@@ -96,7 +97,7 @@ def load(
       " `pip install -r requirements.txt`"
     )
   try:
-    with processes.first_then_others("load the data"):  # From one disk, maybe.
+    with processes.first_then_others("load the data"):  # Disks may be shared.
       data = _load(config, splits)
   except OSError as error:
     raise app.UsageError(
@@ -113,7 +114,7 @@ def load(
 
 
 def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
-  """Raises app.UsageError where the split or the devices do not allow it."""
+  """Raises app.UsageError unless the split and the devices allow it."""
   train_size, num_devices = data.train.labels.size, devices.mesh().size
   if config.batch_size > train_size:
     raise app.UsageError(
@@ -124,16 +125,17 @@ def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
     lower = config.batch_size // num_devices * num_devices
     nearest = {max(lower, num_devices), lower + num_devices}
     raise app.UsageError(
-      f"config.batch_size={config.batch_size}: {num_devices} devices do not"
-      f" divide it; the nearest that work are {sorted(nearest)}"
+      f"config.batch_size={config.batch_size}: must be divisible by the"
+      f" {num_devices} devices; the nearest such values are {sorted(nearest)}"
     )
 
 
 def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   """Reads the splits as numpy arrays."""
   builder = builders.prepared(config)
-  # Several splits may be parts of one that TFDS has.
+  # Several of our splits may be parts of one TFDS split.
   read_whole = functools.cache(functools.partial(arrays.read_split, builder))
+  class_names = tuple(builder.info.features["label"].names)
   examples = {}
   for split in splits:
     key = f"{split}_split"
@@ -144,10 +146,17 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     if not labels.size:
       raise app.UsageError(f"config.{key}={config[key]}: the split is empty")
+    missing = np.setdiff1d(range(len(class_names)), labels)
+    if split == "train" and missing.size:  # The files may be sorted by class.
+      logging.warning(
+        "config.train_split=%s has no example of %s",
+        config.train_split,
+        ", ".join(class_names[label] for label in missing),
+      )
     flat = images.reshape(len(labels), -1)
     examples[split] = Examples(flat, labels, images.shape[1:])
   return Data(
-    class_names=tuple(builder.info.features["label"].names),
+    class_names=class_names,
     crc32={split: _crc32(examples[split]) for split in splits},
     **examples,
   )
@@ -156,19 +165,22 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
 def _parse_split(
   config: ml_collections.ConfigDict, key: str, known: tfds.core.SplitDict
 ) -> list[Any]:
-  """Parses a split such as "train[:90%]" to parts of the splits there are.
+  """Parses a split such as "train[:90%]".
 
   Returns:
-    Parts, each with its `splitname`, and where in that it begins (`from_`) and
-    ends (`to`).
+    Parts of existing splits, each with its `splitname` and the range from
+    `from_` to `to`.
   """
   spec = config[key]
   try:
     return tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
   except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
-    reason = " ".join(str(error).strip("'\"").split())
+    reason = " ".join(str(error).strip("'\".").split())
+    sizes = (f"{split.num_examples} in {name}" for name, split in known.items())
     raise app.UsageError(
-      f"config.{key}={spec}: not a split of {config.dataset}: {reason}"
+      f"config.{key}={spec}: not a split of {config.dataset}, which has"
+      f" {' and '.join(sizes)}: {reason}; percentages fit any size, such as"
+      " train[10%:] and train[:10%]"
     ) from error
 
 
@@ -189,9 +201,9 @@ class Order(struct.PyTreeNode):
 
   Attributes:
     epoch: int32 scalar, counted from 0.
-    offset: int32 scalar, how many examples of the epoch were taken.
-    indices: int32 [2 * n], the order of this epoch and of the next: a batch may
-      begin in one and end in the other.
+    offset: int32 scalar, how many examples of this epoch were taken.
+    indices: int32 [2 * n], the order of this epoch and of the next, because a
+      batch may span both.
   """
 
   epoch: jax.Array
@@ -200,7 +212,7 @@ class Order(struct.PyTreeNode):
 
 
 def epoch_indices(rng: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
-  """The order of one epoch: a permutation of range(size), int32 [size]."""
+  """Returns the order of one epoch, a permutation of range(size), int32."""
   return jax.random.permutation(jax.random.fold_in(rng, epoch), size)
 
 
@@ -211,13 +223,13 @@ def _order(rng, epoch, offset, size):
 
 
 def order_at(rng: jax.Array, step: int, batch_size: int, size: int) -> Order:
-  """The order as it stands before a step; needs nothing of the steps before.
+  """Returns the order before any step, without going through earlier ones.
 
   Args:
-    rng: the random key that all epochs' permutations come from.
+    rng: the key from which all permutations are derived.
     step: counted from 0.
     batch_size: at most `size`.
-    size: how many examples an epoch has.
+    size: the number of examples per epoch.
   """
   epoch, offset = divmod(step * batch_size, size)
   return _order(rng, jnp.int32(epoch), jnp.int32(offset), size)
@@ -226,7 +238,7 @@ def order_at(rng: jax.Array, step: int, batch_size: int, size: int) -> Order:
 def next_indices(
   order: Order, rng: jax.Array, batch_size: int
 ) -> tuple[jax.Array, Order]:
-  """The examples of the next batch, int32 [batch_size], and the order after."""
+  """Returns the indices of the next batch, int32, and the order after it."""
   size = order.indices.size // 2
   batch = lax.dynamic_slice(order.indices, (order.offset,), (batch_size,))
   order = order.replace(offset=order.offset + batch_size)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import ops
 
-_glorot_uniform = nn.initializers.glorot_uniform()  # The default of tf.layers.
+_glorot_uniform = nn.initializers.glorot_uniform()  # As tf.layers defaults to.
 
 
 class ConvPool(nn.Module):
@@ -18,7 +18,7 @@ class ConvPool(nn.Module):
 
   Attributes:
     features: the number of filters.
-    dtype: of the convolution; the parameters and the output are float32.
+    dtype: of the convolution only; parameters and output are float32.
   """
 
   features: int
@@ -38,8 +38,8 @@ class ConvPool(nn.Module):
       "SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    # The bias and ReLU are monotone: after the pool they give the same values
-    # as before it, on a quarter of the elements.
+    # Bias and ReLU are monotone, so they commute with the pooling. After it,
+    # they have a quarter of the elements to work on.
     return nn.relu(ops.max_pool(x) + bias)
 
 
@@ -51,10 +51,10 @@ class CNN(nn.Module):
 
   Attributes:
     num_classes: the number of logits.
-    dropout_rate: the fraction of the dense layer that training drops.
+    dropout_rate: the fraction of the dense layer dropped in training.
     image_shape: (height, width, channels) of one image.
-    dtype: of the convolutions and the dense layer; the parameters and the last
-      layer are float32.
+    dtype: of the convolutions and the dense layer; the parameters and the
+      logits are float32.
   """
 
   num_classes: int = 10
@@ -67,15 +67,15 @@ class CNN(nn.Module):
     """Computes the logits.
 
     Args:
-      images: float in [0, 1]: [B, height, width, channels], flat [B, height *
-        width * channels] or, of one channel, [B, height, width].
-      train: whether to apply dropout, from the random stream "dropout".
+      images: float in [0, 1]: [B, height, width, channels]; or flat, [B, height
+        * width * channels]; or, with one channel, [B, height, width].
+      train: whether to apply dropout, which draws from the "dropout" stream.
 
     Returns:
       Logits, float32 [B, num_classes].
 
     Raises:
-      ValueError: images of another shape.
+      ValueError: the images have another shape.
     """
     dense = functools.partial(nn.Dense, kernel_init=_glorot_uniform)
     x = _to_nhwc(images, self.image_shape)
@@ -88,6 +88,7 @@ class CNN(nn.Module):
 
 
 def _to_nhwc(images: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
+  """Reshapes images to [B, height, width, channels]."""
   height, width, channels = image_shape
   accepted = [image_shape, (math.prod(image_shape),)]
   if channels == 1:
@@ -97,6 +98,6 @@ def _to_nhwc(images: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
       f"[B, {', '.join(map(str, shape))}]" for shape in accepted
     )
     raise ValueError(
-      f"images of shape {list(images.shape)}: accepted are {shapes}"
+      f"images have the shape {list(images.shape)}; must be {shapes}"
     )
   return images.reshape(-1, *image_shape)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:
-  """The four pixels of each 2x2 window of [B, H, W, C], in row-major order."""
+  """Returns the four pixels of each 2x2 window, in row-major order."""
   return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
@@ -23,7 +23,8 @@ def _max_pool_forward(x):
 
 def _max_pool_backward(residuals, dy):
   x, y = residuals
-  # A tie goes to the first maximum alone: blank background ties everywhere.
+  # Ties send the gradient to the first maximum only; a blank background ties
+  # everywhere.
   free = jnp.ones(y.shape, bool)
   grads = []
   for corner in _corners(x):
@@ -40,10 +41,10 @@ _max_pool_even.defvjp(_max_pool_forward, _max_pool_backward)
 def max_pool(x: jax.Array) -> jax.Array:
   """Max-pools 2x2 windows with stride 2; an odd last row or column is dropped.
 
-  The values and gradients of `flax.linen.max_pool(x, (2, 2), (2, 2))`, whose
-  gradient (XLA's select-and-scatter) is twenty times slower on a CPU. As there
-  and in TensorFlow, a tie sends the gradient to the first maximum of the
-  window in row-major order.
+  Values and gradients are those of `flax.linen.max_pool(x, (2, 2), (2, 2))`,
+  whose gradient (XLA's select-and-scatter) is twenty times slower on a CPU. As
+  there and in TensorFlow, ties send the gradient to the first maximum in the
+  window, in row-major order.
 
   Args:
     x: [B, H, W, C], floating point.
@@ -51,5 +52,9 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     [B, H // 2, W // 2, C], of the same dtype.
   """
-  height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-  return _max_pool_even(x[:, :height, :width])
+  batch, height, width, features = x.shape
+  if height % 2 or width % 2:
+    # Indexing would be a gather while the batch size is symbolic.
+    limits = batch, height // 2 * 2, width // 2 * 2, features
+    x = lax.slice(x, (0, 0, 0, 0), limits)
+  return _max_pool_even(x)

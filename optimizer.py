@@ -1,7 +1,7 @@
-"""Optimisers and learning rate schedules by name, from optax.
+"""Optax's optimizers and learning rate schedules, by name.
 
-An entry in a table is all that a new one needs: its arguments name the config
-keys that it reads.
+To add one, add an entry to a table. The names of its arguments, after the
+learning rate, are the config keys that it reads.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ SCHEDULES = {
       pct_start=(warmup_steps + 0.5) / num_steps,  # optax rounds down.
     )
   ),
-  # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warm-up.
+  # Loshchilov and Hutter, "SGDR", arXiv 1608.03983, after a linear warmup.
   "cosine": lambda peak, num_steps, warmup_steps: (
     optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
   ),
@@ -47,7 +47,7 @@ SCHEDULES = {
 
 
 def keys_read(entry: Callable) -> list[str]:
-  """Returns the config keys that an entry of the tables reads."""
+  """Returns the config keys that an entry in a table reads."""
   return list(inspect.signature(entry).parameters)[1:]
 
 
@@ -60,15 +60,15 @@ def _call(
 
 
 def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-  """Returns the learning rate as a function of the steps taken."""
+  """Returns the learning rate as a function of the number of steps taken."""
   return _call(SCHEDULES[config.schedule], config.learning_rate, config)
 
 
 def create(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
-  """Returns the optimiser that the config names, under its schedule."""
+  """Builds the optimizer described by the config."""
   rate = schedule(config)
-  if config.schedule == "constant":  # optax needs no count of steps for it.
+  if config.schedule == "constant":  # Then optax needs no step count.
     rate = config.learning_rate
   return _call(OPTIMIZERS[config.optimizer], rate, config)

@@ -82,7 +82,7 @@ def find(
 ) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   """Yields the name and the source of each file that the arguments mean."""
   for argument in arguments:
-    path = files.expand_user(argument)
+    path = files.local_path(argument)
     if argument == "-":
       yield "-", sys.stdin.buffer.read()
     elif path.is_dir():
@@ -261,9 +261,9 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
     [None if args.raw else image.digit.box for image in shown],
     doubts[:_MAX_ON_SHEET],
   )
-  figures.save(picture, files.expand_user(args.sheet))
+  figures.save(picture, args.sheet)
   if len(images) > _MAX_ON_SHEET:
-    sheet = console.printable(args.sheet)
+    sheet = console.printable(str(args.sheet))
     print(f"{sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
 
 
@@ -308,6 +308,7 @@ def main() -> None:
   console.setup()
   compiling.cache_compilations()
   with console.one_line_errors():
+    args.sheet = args.sheet and files.local_path(args.sheet)
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
     if run.config.dataset != "mnist" and not args.raw:

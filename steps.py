@@ -1,4 +1,4 @@
-"""The functional core: pure functions of arrays that train and evaluate."""
+"""Training and evaluation steps: pure functions of arrays."""
 
 from collections.abc import Callable
 import functools
@@ -20,14 +20,13 @@ from machine import compiling
 from machine import devices
 from model import CNN
 
-Params = dict[str, Any]  # Arrays in dicts, as deep as the network has modules.
+Params = dict[str, Any]  # Nested dicts of arrays.
 
-NUM_PROBABILITIES = 5  # Examples of a batch whose probabilities are kept.
-_NUM_DEFORMED = 20  # How many are shown.
+NUM_PROBABILITIES = 5  # Examples per batch whose probabilities are logged.
 
 
 class Rngs(NamedTuple):
-  """The keys of the initial parameters, of the order, and of dropout."""
+  """PRNG keys for initialization, data order and dropout."""
 
   init: jax.Array
   order: jax.Array
@@ -35,16 +34,16 @@ class Rngs(NamedTuple):
 
 
 def rngs(seed: int) -> Rngs:
-  """Returns all that is random in a run."""
+  """Derives all keys of a run from its seed."""
   return Rngs(*jax.random.split(jax.random.key(seed), 3))
 
 
 class TrainState(train_state.TrainState):
-  """Flax's, and the moving average of the parameters where that is on.
+  """Flax's TrainState, plus an optional moving average of the parameters.
 
   Attributes:
     ema_params: the average, or None.
-    ema_decay: how much of it a step keeps.
+    ema_decay: the share of the average that a step keeps.
   """
 
   ema_params: Params | None = None
@@ -52,15 +51,15 @@ class TrainState(train_state.TrainState):
 
   @property
   def eval_params(self) -> Params:
-    """The parameters that evaluation takes."""
+    """The parameters to evaluate with."""
     return self.params if self.ema_params is None else self.ema_params
 
   def apply_gradients(self, *, grads):
     state = super().apply_gradients(grads=grads)
     if self.ema_params is None:
       return state
-    # Shorter at the beginning, as TensorFlow's ExponentialMovingAverage has it:
-    # the initial parameters are soon forgotten.
+    # Average over fewer steps at first, like TensorFlow's
+    # ExponentialMovingAverage, so the initial parameters are soon forgotten.
     decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
     return state.replace(
       ema_params=optax.incremental_update(
@@ -72,15 +71,15 @@ class TrainState(train_state.TrainState):
 def compute_metrics(
   logits: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
-  """Measures each example; a metric of your own is one more line.
+  """Computes the metrics of each example; to add one, add a line.
 
   Args:
     logits: float32 [B, classes].
     labels: int32 [B].
 
   Returns:
-    Values by name, [B], whose means are logged. "loss", in nats, is what
-    training lowers where labels are not smoothed.
+    A value per example, [B], by name; the means are logged. "loss" is in nats,
+    and is what training minimizes unless labels are smoothed.
   """
   return {
     "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
@@ -89,12 +88,12 @@ def compute_metrics(
 
 
 class Metrics(struct.PyTreeNode):
-  """Sums and a count: they add up to the exact mean over any batches.
+  """Running sums; their ratio is the exact mean over any set of batches.
 
   Attributes:
     num_examples: int32 scalar.
-    sums: of the metrics over the examples, scalars: float32 or, of metrics that
-      are whole numbers or true and false, int32.
+    sums: each metric's sum over the examples, a scalar; int32 for integer and
+      boolean metrics, otherwise float32.
   """
 
   num_examples: jax.Array
@@ -109,13 +108,13 @@ class Metrics(struct.PyTreeNode):
 
   @classmethod
   def of(cls, logits: jax.Array, labels: jax.Array) -> "Metrics":
-    """Sums up a batch, from logits, [B, classes], and labels, [B]."""
+    """Sums the metrics of one batch from logits [B, classes] and labels [B]."""
     values = compute_metrics(logits, labels)
     for name, value in values.items():
       if value.shape != labels.shape:
         raise ValueError(
-          f"the metric {name} has the shape {list(value.shape)}; it must have"
-          f" one value for each example, {list(labels.shape)}"
+          f"the metric {name} has the shape {list(value.shape)}; must be"
+          f" {list(labels.shape)}, one value per example"
         )
     sums = jax.tree.map(jnp.sum, values)
     return cls(num_examples=jnp.int32(labels.size), sums=sums)
@@ -124,7 +123,7 @@ class Metrics(struct.PyTreeNode):
     return jax.tree.map(jnp.add, self, other)
 
   def means(self) -> dict[str, float]:
-    """Returns the means by name, the loss first."""
+    """Returns the mean of each metric, the loss first."""
     names = sorted(self.sums, key=lambda name: (name != "loss", name))
     count = int(self.num_examples)
     return {name: np.asarray(self.sums[name]).item() / count for name in names}
@@ -136,13 +135,13 @@ def create_train_state(
   tx: optax.GradientTransformation,
   ema_decay: float = 0.0,
 ) -> TrainState:
-  """Initialises the parameters, the optimiser, and their average if it is on.
+  """Initializes the parameters and the optimizer.
 
   Args:
-    rng: of the parameters.
+    rng: the key for the parameters.
     model: the network.
-    tx: the optimiser.
-    ema_decay: how much of the average a step keeps; 0 is off.
+    tx: the optimizer.
+    ema_decay: see `TrainState`; 0 keeps no average.
 
   Raises:
     ValueError: the network has other variables, such as batch statistics.
@@ -154,8 +153,8 @@ def create_train_state(
     variables = model.init(rng, images)
     if set(variables) != {"params"}:
       raise ValueError(
-        f"the network has the variables {', '.join(variables)}; it must have"
-        " params alone, which is all that is trained and saved"
+        f"the network has the variables {', '.join(variables)}; must be params"
+        " only, because nothing else is trained and saved"
       )
     params = variables["params"]
     state = TrainState.create(
@@ -171,14 +170,23 @@ def create_train_state(
 
 
 def _smoothed_loss(logits, labels, label_smoothing):
-  """Of Szegedy et al., "Rethinking the Inception Architecture", 1512.00567."""
+  """Cross-entropy with label smoothing (Szegedy et al., arXiv 1512.00567)."""
   targets = jax.nn.one_hot(labels, logits.shape[-1])
   targets = optax.smooth_labels(targets, label_smoothing)
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def _grads(state, images, labels, rng, label_smoothing):
-  """The gradients of the mean loss, and the metrics and logits of the batch."""
+def gradients(
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  rng: jax.Array,
+  label_smoothing: float = 0.0,
+) -> tuple[Params, tuple[Metrics, jax.Array]]:
+  """Returns the gradients of the mean loss, and a batch's metrics and logits.
+
+  The arguments are those of `train_step`.
+  """
   rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 
   def loss_fn(params):
@@ -200,21 +208,23 @@ def train_step(
   rng: jax.Array,
   label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-  """Takes one step of the optimiser.
+  """Takes one optimizer step.
 
   Args:
-    state: before the step.
+    state: the state before the step.
     images: float32 [B, height, width, channels] in [0, 1].
     labels: int32 [B].
-    rng: the key that every step's dropout comes from.
-    label_smoothing: of the loss that the gradients are of.
+    rng: the key from which each step's dropout is derived.
+    label_smoothing: applied to the training loss, not to the metrics.
 
   Returns:
-    The state after the step, and of the batch, as the state before saw it with
-    dropout: the metrics, without smoothing, and the first examples'
-    probabilities, float32 [min(B, NUM_PROBABILITIES), classes].
+    The state after the step; the batch's metrics; and the probabilities of its
+    first examples, float32 [min(B, NUM_PROBABILITIES), classes]. Metrics and
+    probabilities are those before the step, with dropout.
   """
-  grads, (metrics, logits) = _grads(state, images, labels, rng, label_smoothing)
+  grads, (metrics, logits) = gradients(
+    state, images, labels, rng, label_smoothing
+  )
   probabilities = jax.nn.softmax(_first(logits))
   return state.apply_gradients(grads=grads), metrics, probabilities
 
@@ -222,93 +232,26 @@ def train_step(
 def _first(logits):
   """Returns the first NUM_PROBABILITIES rows.
 
-  Slicing a batch that is split over devices would need collectives of its own.
-  The all-reduce of a product is merged with the gradients' instead.
+  If the batch is split over devices, slicing it would need a collective of its
+  own. The all-reduce of this product is merged with that of the gradients.
   """
   rows = jnp.eye(min(len(logits), NUM_PROBABILITIES), len(logits))
   return jnp.dot(rows, logits, precision="highest")
 
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
-  """The logits, float32 [B, classes], of float32 images in [0, 1]."""
+  """Computes logits, float32 [B, classes], from float32 images in [0, 1]."""
   return state.apply_fn({"params": state.eval_params}, images)
-
-
-class Inspection(struct.PyTreeNode):
-  """What can be seen inside a network.
-
-  Attributes:
-    image: uint8 [height, width, channels].
-    layers: what each layer makes of the image, in order: [height, width,
-      features] or [features].
-    layer_names: of the layers.
-    probabilities: of the image, [classes].
-    grad_norms: of each parameter, the L2 norm of the loss's gradient.
-    originals: some images, float32 [k, height, width, channels] in [0, 1].
-    deformed: what training makes of them; None where it does not.
-  """
-
-  image: jax.Array
-  layers: list[jax.Array]
-  layer_names: tuple[str, ...] = struct.field(pytree_node=False)
-  probabilities: jax.Array
-  grad_norms: Params
-  originals: jax.Array
-  deformed: jax.Array | None
-
-
-def inspect(
-  state: TrainState,
-  examples: input_pipeline.Examples,
-  dropout_rng: jax.Array,
-  *,
-  batch_size: int,
-  label_smoothing: float = 0.0,
-  limits: augmentation.Limits | None = None,
-) -> Inspection:
-  """Looks at the first examples, and at the gradients of the first batch.
-
-  The layers are those submodules of the network that have parameters, but for
-  one whose output is the logits.
-  """
-  images = input_pipeline.to_float(examples.images[:batch_size])
-  images = examples.unflatten(images)
-  labels = examples.labels[:batch_size]
-  grads, _ = _grads(state, images, labels, dropout_rng, label_smoothing)
-  logits, variables = state.apply_fn(
-    {"params": state.eval_params},
-    images[:1],
-    capture_intermediates=True,
-    mutable=["intermediates"],
-  )
-  outputs = {
-    name: captured["__call__"][0]
-    for name, captured in variables["intermediates"].items()
-    if name in state.params and "__call__" in captured
-  }
-  outputs = {name: x for name, x in outputs.items() if x is not logits}
-  originals, deformed = images[:_NUM_DEFORMED], None
-  if limits:
-    deformed = _augment(dropout_rng, state.step, originals, limits)
-  return Inspection(
-    image=examples.images[0].reshape(examples.image_shape),
-    layers=[x[0] for x in outputs.values()],
-    layer_names=tuple(outputs),
-    probabilities=jax.nn.softmax(logits[0]),
-    grad_norms=jax.tree.map(lambda grad: jnp.sqrt((grad**2).sum()), grads),
-    originals=originals,
-    deformed=deformed,
-  )
 
 
 class Training(struct.PyTreeNode):
   """What the training loop carries from step to step.
 
   Attributes:
-    state: all that a checkpoint holds.
-    order: follows from the seed and the step.
+    state: parameters, optimizer state and step.
+    order: a function of the seed and the step, so it is not saved.
     metrics: the sums since the last log.
-    labels: of the last batch's first examples, int32 [k].
+    labels: the labels of the last batch's first examples, int32 [k].
     probabilities: of the same examples, float32 [k, classes].
   """
 
@@ -326,7 +269,7 @@ def start_training(
   batch_size: int,
   classes: int,
 ) -> Training:
-  """The carry of a loop that begins with this state, sums and order."""
+  """Builds the initial loop carry."""
   kept = min(batch_size, NUM_PROBABILITIES)
   training = Training(
     state=state,
@@ -335,14 +278,14 @@ def start_training(
     labels=jnp.zeros(kept, jnp.int32),
     probabilities=jnp.zeros((kept, classes)),
   )
-  # Committed to the devices, as a restored state is: else JAX compiles anew for
-  # every mixture of arrays that are and that are not.
+  # Commit to the devices, as restored state is; otherwise JAX recompiles for
+  # each mix of committed and uncommitted arrays.
   return devices.replicate(training)
 
 
 @jax.jit
 def is_finite(training: Training) -> jax.Array:
-  """Whether all parameters and the loss since the last log are numbers."""
+  """Returns whether the parameters and the loss are finite numbers."""
   values = jax.tree.leaves(
     (training.state.params, training.metrics.sums["loss"])
   )
@@ -350,26 +293,32 @@ def is_finite(training: Training) -> jax.Array:
 
 
 def reset_metrics(training: Training) -> Training:
-  """Begins new sums, after a log."""
+  """Starts new sums, after a log."""
   return training.replace(metrics=_zeros_like(training.metrics))
 
 
 @jax.jit
 def _zeros_like(metrics):
-  # Creating them on the device is faster than sending them.
+  # Creating zeros on the device is faster than sending them there.
   return devices.replicate(jax.tree.map(jnp.zeros_like, metrics))
 
 
-def _augment(dropout_rng, step, images, limits):
-  """What a step makes of its images."""
-  # Of the step's own key, into which Flax folds other numbers than this.
+def augment(
+  dropout_rng: jax.Array,
+  step: jax.Array,
+  images: jax.Array,
+  limits: augmentation.Limits,
+) -> jax.Array:
+  """Returns what a step makes of its images, [B, height, width, channels]."""
+  # Derived from the step's key; Flax folds in other constants, so the streams
+  # differ.
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
-  augment = functools.partial(augmentation.augment, rng, images, limits)
+  deform = functools.partial(augmentation.augment, rng, images, limits)
   if limits.num_steps is None:
-    return augment()
-  # He et al., "Data Augmentation Revisited", arXiv 1909.09148: the last steps
-  # learn from what evaluation will see.
-  return lax.cond(step < limits.num_steps, augment, lambda: images)
+    return deform()
+  # The last steps see images as evaluation does: He et al., "Data Augmentation
+  # Revisited", arXiv 1909.09148.
+  return lax.cond(step < limits.num_steps, deform, lambda: images)
 
 
 def train_on_next_batch(
@@ -382,7 +331,7 @@ def train_on_next_batch(
   label_smoothing: float = 0.0,
   limits: augmentation.Limits | None = None,
 ) -> Training:
-  """Gathers the next batch in the order, and takes a step on it."""
+  """Gathers the next batch and takes a step on it."""
   indices, order = input_pipeline.next_indices(
     training.order, order_rng, batch_size
   )
@@ -390,7 +339,7 @@ def train_on_next_batch(
   images = devices.split(examples.unflatten(rows))
   if limits:
     images = devices.split(
-      _augment(dropout_rng, training.state.step, images, limits)
+      augment(dropout_rng, training.state.step, images, limits)
     )
   labels = examples.labels[indices]
   state, metrics, probabilities = train_step(
@@ -413,15 +362,16 @@ def eval_on_next_batch(
   *,
   batch_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Fills in the logits of the batch that begins at the carried index.
+  """Computes the logits of the next batch.
 
-  Where fewer than `batch_size` images are left, the batch begins earlier and
-  computes some logits again.
+  If fewer than `batch_size` images are left, the batch starts earlier and some
+  logits are computed again.
 
   Args:
-    carry: the index and the logits of all images, float32 [n, classes].
-    state: to evaluate.
-    examples: n of them.
+    carry: the index of the next image, and the logits of all images, float32
+      [n, classes].
+    state: the state to evaluate.
+    examples: n images.
     batch_size: at most n.
   """
   start, logits = carry
@@ -442,10 +392,10 @@ def evaluator(
 
   Args:
     examples: n images and labels on the device.
-    batch_size: how many to take at a time; it changes nothing but the speed.
+    batch_size: affects only the speed.
 
   Returns:
-    A function of a state that returns the means of the metrics, and the
+    A function that maps a state to the means of the metrics and to the
     probabilities, float32 [n, classes], on the device.
   """
   labels = examples.labels

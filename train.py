@@ -31,6 +31,7 @@ from machine import processes
 from machine import profiling
 from machine import signals
 import optimizer
+from report import network
 from rundir import checkpoints
 from rundir import command_line
 from rundir import directory
@@ -64,10 +65,14 @@ def train_and_evaluate(
   Raises:
     app.UsageError: names what is wrong with the config, the data or the
       directory, or says that the loss is not a finite number.
-    SystemExit: SIGINT or SIGTERM came, and the state was saved.
+    SystemExit: SIGINT, SIGTERM or SIGHUP came, and the state was saved.
   """
   console.setup()
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir, directory.UNWRITABLE)
+  init_from = init_from and files.local_path(init_from)
+  if init_from and not checkpoints.all_steps(workdir):
+    runs.open_run(init_from)  # Or refuses it, before anything is made.
   experiment.validate(config)
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)
@@ -105,15 +110,15 @@ def train_and_evaluate(
   result = {**test, "global_step": config.num_steps}
   if processes.is_first():
     files.write_json(workdir / "result.json", result)
-    _draw_learning_curves(workdir)
+    _draw_learning_curves(workdir, config.dropout_rate > 0)
   return result
 
 
-def _draw_learning_curves(workdir: pathlib.Path) -> None:
+def _draw_learning_curves(workdir: pathlib.Path, has_dropout: bool) -> None:
   from report import figures  # matplotlib takes half a second.
 
   try:
-    picture = figures.learning_curves(files.read_metrics(workdir))
+    picture = figures.learning_curves(files.read_metrics(workdir), has_dropout)
     figures.save(picture, workdir / "learning_curve.png")
   except Exception as error:  # No picture is worth the result.
     logging.warning("No learning curves: %s", error)
@@ -134,38 +139,34 @@ class Due(NamedTuple):
   save: bool
 
 
-class Cadence:
-  """When the host has something to do."""
+def next_due(
+  config: ml_collections.ConfigDict, step: int, stops: Sequence[int] = ()
+) -> Due:
+  """Returns the next step after which the host has something to do, and what.
 
-  def __init__(
-    self, config: ml_collections.ConfigDict, stops: Sequence[int] = ()
-  ):
-    """Takes a config, and steps at which to stop besides what it says."""
-    self._stops = tuple(stops)
-    self._num_steps = config.num_steps
-    self._every = {
-      "show": config.log_probabilities_every_steps,
-      "log": config.log_every_steps,
-      "evaluate": config.eval_every_steps,
-      "save": config.checkpoint_every_steps,
-    }
-
-  def next(self, step: int) -> Due:
-    """Returns the next step at which something is due, and what it is."""
-    intervals = [n for n in self._every.values() if n]
+  Args:
+    config: its `*_every_steps` and `num_steps` are read.
+    step: the number of steps so far, fewer than `num_steps`.
+    stops: other steps at which to return to the host.
+  """
+  every = {
+    "show": config.log_probabilities_every_steps,
+    "log": config.log_every_steps,
+    "evaluate": config.eval_every_steps,
+    "save": config.checkpoint_every_steps,
+  }
+  if compiling.takes_single_steps():  # The bar then moves at each step.
+    following = step + 1
+  else:
     following = min(
-      *(_following(step, n) for n in intervals),
-      *(stop for stop in self._stops if stop > step),
+      config.num_steps,
+      *(_following(step, interval) for interval in every.values() if interval),
+      *(stop for stop in stops if stop > step),
     )
-    if compiling.takes_single_steps():  # Then the bar moves at each of them.
-      following = step + 1
-    following = min(following, self._num_steps)
-    due = {
-      name: n > 0 and following % n == 0 for name, n in self._every.items()
-    }
-    if following == self._num_steps:
-      due.update(log=True, evaluate=True, save=True)
-    return Due(following, **due)
+  due = {name: n > 0 and following % n == 0 for name, n in every.items()}
+  if following == config.num_steps:
+    due.update(log=True, evaluate=True, save=True)
+  return Due(following, **due)
 
 
 def _train(
@@ -180,7 +181,6 @@ def _train(
 ) -> steps.TrainState:
   """Takes the steps that are left; logs, evaluates and saves on the way."""
   rngs = steps.rngs(config.seed)
-  cadence = Cadence(config, profiler.boundaries)
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
@@ -191,7 +191,7 @@ def _train(
     functools.partial(steps.train_on_next_batch, **static)
   )
   inspect = functools.partial(
-    compiling.jit(functools.partial(steps.inspect, **static)),
+    compiling.jit(functools.partial(network.inspect, **static)),
     examples=data.train,
     dropout_rng=rngs.dropout,
   )
@@ -210,7 +210,7 @@ def _train(
   while step < config.num_steps:
     if profiler.at(step, training):
       logger.restart_clock(step)
-    due = cadence.next(step)
+    due = next_due(config, step, profiler.boundaries)
     training = train_steps(
       training, due.step - step, data.train, rngs.order, rngs.dropout
     )
@@ -249,22 +249,20 @@ def _train(
       logger.usual_probability(step, probabilities)
       logger.inside(step, inspect, training.state, data, probabilities)
     if due.save or signal_:
-      checkpoints.save(
-        manager, step, training.state, training.metrics, accuracy
-      )
+      manager.save(step, training.state, training.metrics, accuracy)
     if signal_:
-      checkpoints.wait(manager)
+      manager.wait()
       _stop(signal_, step)
     if due.evaluate:
       logger.restart_clock(step)  # All that was no training time.
-  checkpoints.wait(manager)
+  manager.wait()
   return training.state
 
 
 def _not_finite(
   config: ml_collections.ConfigDict, manager: checkpoints.Manager, step: int
 ) -> app.UsageError:
-  checkpoints.wait(manager)
+  manager.wait()
   last = manager.latest_step()
   kept = f"the checkpoint of step {last} is kept" if last else "none was saved"
   return app.UsageError(
@@ -286,17 +284,18 @@ def main() -> None:
   console.setup()
   with console.one_line_errors():
     args = command_line.parse(sys.argv, __doc__)
-    compiling.cache_compilations()
-    compiling.keep_freed_memory()
-    processes.join(
-      args.coordinator_address, args.num_processes, args.process_id
-    )
-    devices.use_platform(args.platform)
-    if not processes.is_first():
-      logging.set_verbosity(logging.WARNING)
-    result = train_and_evaluate(
-      args.config, args.workdir, args.init_from, args.profile
-    )
+    with console.stdout_to_stderr():
+      compiling.cache_compilations()
+      compiling.keep_freed_memory()
+      processes.join(
+        args.coordinator_address, args.num_processes, args.process_id
+      )
+      devices.use_platform(args.platform)
+      if not processes.is_first():
+        logging.set_verbosity(logging.WARNING)
+      result = train_and_evaluate(
+        args.config, args.workdir, args.init_from, args.profile
+      )
     if processes.is_first():
       print(json.dumps(result, sort_keys=True))
 

@@ -196,7 +196,7 @@ def shadow(ink, rng):
   return _noisy(on_paper(np.pad(ink, 30)) * light, rng)
 
 
-def coloured(ink, rng):
+def colored(ink, rng):
   """Ink whose luma is that of its paper."""
   pairs = (
     ((220, 40, 40), (30, 60, 250)),
@@ -212,15 +212,10 @@ def coloured(ink, rng):
   return _noisy(paper + ink * (color - paper), rng)
 
 
-OLD = (plain, tight, inverted, lined, squared, vignette, thin, faint)
-NEW = (
-  *(frame, cell, line_below, box, strip, table, lid, window, shadow),
-  coloured,
-)
-KINDS: dict[str, Callable] = {draw.__name__: draw for draw in (*OLD, *NEW)}
-
-
-def noise(rng: np.random.Generator) -> np.ndarray:
-  """A picture that holds no digit."""
-  values = rng.normal(128, 60, (280, 280))
-  return np.uint8(np.clip(ndimage.zoom(values, 1), 0, 255))
+KINDS: dict[str, Callable] = {
+  draw.__name__: draw
+  for draw in (
+    *(plain, tight, inverted, lined, squared, vignette, thin, faint, frame),
+    *(cell, line_below, box, strip, table, lid, window, shadow, colored),
+  )
+}

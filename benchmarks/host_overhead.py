@@ -18,6 +18,7 @@ import json
 import pathlib
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 from unittest import mock
@@ -30,12 +31,13 @@ import jax.numpy as jnp  # noqa: E402
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
 from machine import compiling  # noqa: E402
+from report import network  # noqa: E402
 from rundir import checkpoints  # noqa: E402
 from rundir import logs  # noqa: E402
 import steps  # noqa: E402
 import train  # noqa: E402
 
-_inspect = steps.inspect
+_inspect = network.inspect
 
 
 def no_step(training, examples, order_rng, dropout_rng, **static):
@@ -73,15 +75,17 @@ class Clock:
       self.seconds["compile"] += seconds
 
   def timed(self, kind: str, function: Callable) -> Callable:
-    """The function, whose time but for compiling is added to a kind."""
+    """Adds a function's time, less what other kinds took in it, to a kind."""
 
     def call(*args, **kwargs):
-      compiled, start = self.seconds["compile"], time.perf_counter()
+      if threading.current_thread() is not threading.main_thread():
+        return function(*args, **kwargs)
+      others, start = self.seconds.total(), time.perf_counter()
       try:
         return function(*args, **kwargs)
       finally:
-        self.seconds[kind] += time.perf_counter() - start
-        self.seconds[kind] -= self.seconds["compile"] - compiled
+        seconds = time.perf_counter() - start
+        self.seconds[kind] += seconds - (self.seconds.total() - others)
 
     return call
 
@@ -91,7 +95,9 @@ def measure(num_steps: int) -> dict[str, Any]:
   config = default.get_config()
   config.num_steps = num_steps
   clock, times = Clock(), {}
-  jit_loop, wait = compiling.jit_loop, checkpoints.wait
+  jit_loop = compiling.jit_loop
+  logger, manager = logs.Logger, checkpoints.Manager
+  wait = manager.wait
 
   def timed_jit_loop(step):
     run = jit_loop(step)
@@ -109,25 +115,24 @@ def measure(num_steps: int) -> dict[str, Any]:
 
     return call
 
-  def end_loop(manager):
+  def end_loop(self):
     if "end" not in times:
       times["end"] = time.perf_counter()
       times["kinds"] = dict(clock.seconds)
-    wait(manager)
+    wait(self)
 
-  logger = logs.Logger
   patches = [
     (jax, "default_backend", lambda: "tpu"),
     (compiling, "jit_loop", timed_jit_loop),
     (steps, "train_on_next_batch", no_step),
     (steps, "eval_on_next_batch", no_evaluation),
-    (steps, "inspect", no_inspection),
+    (network, "inspect", no_inspection),
     (jax, "device_get", clock.timed("fetches", jax.device_get)),
-    (checkpoints, "save", clock.timed("saves", checkpoints.save)),
-    (checkpoints, "wait", end_loop),
+    (manager, "save", clock.timed("saves", manager.save)),
+    (manager, "wait", end_loop),
     (logger, "train", clock.timed("logs", logger.train)),
     (logger, "evaluation", clock.timed("logs", logger.evaluation)),
-    (logger, "pictures", clock.timed("pictures", logger.pictures)),
+    (logger, "inside", clock.timed("pictures", logger.inside)),
   ]
   with (
     contextlib.ExitStack() as stack,

@@ -120,8 +120,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
       saves = index % 2 == 0
       start = time.perf_counter()
       if saves:
-        checkpoints.save(
-          manager,
+        manager.save(
           int(training.state.step) + 1,
           training.state.replace(step=training.state.step + 1),
           training.metrics,
@@ -133,7 +132,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
       jax.block_until_ready(training)
       if index:  # The first compiles.
         seconds[saves].append(time.perf_counter() - start)
-      checkpoints.wait(manager)
+      manager.wait()
   step = statistics.median(seconds[False]) / num_steps
   extra = statistics.median(
     with_save - without

@@ -3,10 +3,11 @@
     python benchmarks/unseen_digits.py --workdir=runs/default \
       --json=docs/unseen_digits.json --picture=docs/unseen_digits.png
 
-Two sets: printed digits, rendered from the fonts that come with matplotlib and
-made photographs of paper (uneven light, noise, blur, a few degrees of
-rotation), and the 1,797 handwritten ones of 8x8 pixels of scikit-learn's
-`load_digits`. All go through what predict.py does with a file.
+Printed digits, rendered in the fonts that come with matplotlib and turned into
+photographs of paper (uneven light, noise, blur, a few degrees of rotation);
+scikit-learn's `load_digits`, 1,797 handwritten ones of 8x8 pixels; and MNIST's
+test digits in each kind of picture of digit_pictures.py. All go through what
+predict.py does with a file, and must be found as one digit.
 """
 
 import argparse
@@ -25,6 +26,9 @@ import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import digit_pictures  # noqa: E402
+from configs import default  # noqa: E402
+import input_pipeline  # noqa: E402
 import predict  # noqa: E402
 from report import figures  # noqa: E402
 from rundir import runs  # noqa: E402
@@ -42,12 +46,13 @@ FONTS = (
   "cmr10",
   "cmss10",
 )
-PHOTOGRAPHS_EACH = 10  # Of each digit in each font.
+PHOTOGRAPHS_EACH = 10  # Per digit and font.
+PICTURES_EACH = 200  # Per kind.
 HEIGHT, WIDTH = 240, 320
 
 
 def photograph(digit: int, font: str, rng: np.random.Generator) -> np.ndarray:
-  """A digit printed on paper, uint8 [HEIGHT, WIDTH]."""
+  """Draws a digit printed on paper, uint8 [HEIGHT, WIDTH]."""
   folder = pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf"
   truetype = ImageFont.truetype(
     str(folder / f"{font}.ttf"), int(rng.integers(60, 140))
@@ -71,7 +76,7 @@ def photograph(digit: int, font: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_sets() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
-  """The images and the labels of each set."""
+  """Returns the images and labels of each set."""
   rng = np.random.default_rng(0)
   labels = np.tile(np.arange(10), len(FONTS) * PHOTOGRAPHS_EACH)
   fonts = np.repeat(FONTS, 10 * PHOTOGRAPHS_EACH)
@@ -80,12 +85,22 @@ def make_sets() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     for digit, font in zip(labels, fonts, strict=True)
   ]
   digits = datasets.load_digits()
+  test = input_pipeline.load(default.get_config(), ["test"]).test
+  chosen = rng.choice(len(test.labels), PICTURES_EACH, replace=False)
+  inks = [
+    digit_pictures.enlarge(image)
+    for image in np.asarray(test.images[chosen]).reshape(-1, 28, 28)
+  ]
   return {
     "printed digits, photographed": (printed, labels),
     "load_digits, 8x8": (
       list(np.uint8(np.round(digits.images * 255 / 16))),
       digits.target,
     ),
+    **{
+      kind: ([draw(ink, rng) for ink in inks], np.asarray(test.labels)[chosen])
+      for kind, draw in digit_pictures.KINDS.items()
+    },
   }
 
 
@@ -102,14 +117,14 @@ def main() -> None:
   predictor = predict.predictor(run)
   result, shown = {}, []
   for name, (images, labels) in make_sets().items():
-    seen = np.stack(
-      [
-        photographs.to_mnist_form(image)[..., None]
-        for image in tqdm.tqdm(images, desc=name, disable=None)
-      ]
-    )
+    digits = [
+      photographs.find_digits(image)
+      for image in tqdm.tqdm(images, desc=name, disable=None)
+    ]
+    seen = np.stack([found[0].seen[..., None] for found in digits])
     probabilities = predictor(seen)
     correct = probabilities.argmax(axis=1) == labels
+    correct &= np.array([len(found) == 1 for found in digits])
     result[name] = {
       "n": len(labels),
       "accuracy": float(correct.mean()),

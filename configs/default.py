@@ -7,49 +7,47 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every key there is; other configs import this and change a few."""
+  """Returns every key with its default; presets change a few."""
   config = ml_collections.ConfigDict()
 
-  # Data: a TFDS name, and splits in TFDS's syntax.
-  config.dataset = "mnist"  # fashion_mnist, kmnist, or any prepared data set.
+  # Data: a name and splits, as TFDS writes them.
+  config.dataset = "mnist"  # Or fashion_mnist, kmnist, idx, image_folder, ...
   config.train_split = "train[5000:]"
   config.validation_split = "train[:5000]"
   config.test_split = "test"
-  config.data_dir = ""  # What is prepared; "": TFDS's ~/tensorflow_datasets.
-  config.manual_dir = ""  # IDX files of your own; "" is data/ beside train.py.
+  config.data_dir = ""  # Prepared data; "": TFDS's ~/tensorflow_datasets.
+  config.manual_dir = ""  # Your own images; "" is data/ beside train.py.
 
   # Training.
   config.batch_size = 100
   config.num_steps = 20000
-  config.learning_rate = 0.001  # The peak, if the schedule varies it.
-  config.schedule = "constant"  # Or one_cycle or cosine, to the last step.
-  config.warmup_steps = 0  # Until the peak.
-  config.optimizer = "sgd"  # Or adam, adamw, or nadamw, Nesterov's variant.
-  config.momentum = 0.0  # Nesterov's, of sgd.
-  config.adam_b2 = 0.999  # How slowly Adam forgets the squared gradients.
-  config.weight_decay = 0.0  # Of the kernels, by adamw and nadamw.
-  config.label_smoothing = (
-    0.0  # 0.1 spreads a tenth of a label over all classes.
-  )
-  config.ema_decay = 0.0  # Above 0, an average of the parameters is evaluated.
+  config.learning_rate = 0.001  # Or the peak, if the schedule varies.
+  config.schedule = "constant"  # Or one_cycle, cosine.
+  config.warmup_steps = 0  # Steps until the peak.
+  config.optimizer = "sgd"  # Or adam, adamw, nadamw.
+  config.momentum = 0.0  # Nesterov momentum, for sgd.
+  config.adam_b2 = 0.999  # Adam's second-moment decay rate.
+  config.weight_decay = 0.0  # For the kernels, with adamw and nadamw.
+  config.label_smoothing = 0.0  # 0.1 spreads a tenth over all classes.
+  config.ema_decay = 0.0  # Above 0, averaged parameters are evaluated.
   config.dropout_rate = 0.4
-  config.dtype = "float32"  # Or bfloat16, for the layers on an accelerator.
-  config.seed = 0  # Initial parameters, order and dropout all follow from it.
+  config.dtype = "float32"  # Or bfloat16, for accelerators.
+  config.seed = 0  # Decides everything that is random.
 
-  # Random deformations of the training images; 0 is none.
-  config.augment_rotation = 0.0  # Degrees, at most, to either side.
-  config.augment_scale = 0.0  # 0.1: up to 1.1 times as large or small.
-  config.augment_shear = 0.0  # Pixels sideways a row.
+  # Augmentation: the largest random deformations; 0 is off.
+  config.augment_rotation = 0.0  # Degrees, either way.
+  config.augment_scale = 0.0  # 0.1: by a factor of up to 1.1, up or down.
+  config.augment_shear = 0.0  # Pixels sideways per row.
   config.augment_shift = 0.0  # Pixels.
   config.augment_elastic = 0.0  # Pixels, before smoothing; 8 is visible.
-  config.clean_steps = 0  # The last ones, which see images as they are.
+  config.clean_steps = 0  # Final steps without augmentation.
 
   # Evaluation, logs and checkpoints.
   config.eval_batch_size = 1000
   config.log_every_steps = 100
-  config.log_probabilities_every_steps = 0  # 0: off. The tutorial used 50.
+  config.log_probabilities_every_steps = 0  # Off; the tutorial used 50.
   config.eval_every_steps = 1000
-  config.checkpoint_every_steps = 1000  # The best is kept of those evaluated.
+  config.checkpoint_every_steps = 1000
 
   config.lock()
   return config

@@ -1,12 +1,17 @@
 """How programs are compiled and run: options, loops, cache and memory."""
 
 from collections.abc import Callable
+import contextlib
 import ctypes
 import functools
+import os
 import pathlib
 import platform
+import re
 from typing import Any
+import warnings
 
+from absl import logging
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -115,6 +120,34 @@ def cache_compilations() -> None:
   was compiled for one CPU may not run on another with the same home.
   """
   if not jax.config.jax_compilation_cache_dir:
-    folder = pathlib.Path.home() / ".cache" / "jax" / platform.node()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
+    if folder.startswith("~"):
+      logging.warning(
+        "HOME is not set: each start compiles anew, unless"
+        " JAX_COMPILATION_CACHE_DIR names a directory"
+      )
+      return
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  warnings.showwarning = functools.partial(
+    _remove_damaged, warnings.showwarning
+  )
+
+
+def _remove_damaged(show, message, *args, **kwargs) -> None:
+  """Removes the entry that a warning of JAX's is about; shows other warnings.
+
+  JAX compiles the function then, but writes no entry where there is one. It
+  names the function alone, whose other entries go too.
+  """
+  match = re.match(
+    "Error reading persistent compilation cache entry for '(.+?)'", str(message)
+  )
+  if not match:
+    show(message, *args, **kwargs)
+    return
+  logging.warning("%s; it is compiled anew", message)
+  folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+  for path in folder.glob(f"{match[1]}-*-cache"):
+    with contextlib.suppress(OSError):
+      path.unlink()

@@ -13,9 +13,9 @@ from typing import NoReturn
 import warnings
 
 from absl import app
-from absl import flags
 from absl import logging
 import jax
+import tqdm
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 _PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
@@ -27,19 +27,25 @@ def setup() -> None:
 
   If the user has configured logging, our messages go where theirs go instead.
   """
-  if not flags.FLAGS.is_parsed():  # absl would warn of that.
-    flags.FLAGS.mark_as_parsed()
   sys.unraisablehook = _log_unraisable
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   logging.get_absl_logger().addFilter(_is_shown)  # Orbax logs through it too.
-  if not _is_configured(python_logging.getLogger()):
-    logging.use_absl_handler()
-    handler = logging.get_absl_handler()
+  root = python_logging.getLogger()
+  if not _is_configured(root):
+    handler = _AboveProgressBar()
     handler.setFormatter(
       python_logging.Formatter("%(asctime)s %(message)s", "%X")
     )
     handler.addFilter(_is_shown)
+    root.handlers[:] = [handler]
   logging.set_verbosity(logging.INFO)
+
+
+class _AboveProgressBar(python_logging.Handler):
+  """Prints to stderr, where a progress bar may be on the last line."""
+
+  def emit(self, record: python_logging.LogRecord) -> None:
+    tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _is_configured(root: python_logging.Logger) -> bool:
@@ -53,10 +59,14 @@ def _is_configured(root: python_logging.Logger) -> bool:
 
 
 def _is_shown(record: python_logging.LogRecord) -> bool:
+  path = pathlib.Path(record.pathname).resolve()
+  if _is_ours(path):
+    return True
+  # TFDS warns that a package is missing that would make it faster.
+  is_advice = "tensorflow_datasets" in path.parts
+  hidden = python_logging.WARNING if is_advice else python_logging.INFO
   # What libraries log with a traceback they raise too.
-  return _is_ours(pathlib.Path(record.pathname).resolve()) or (
-    record.levelno > python_logging.INFO and not record.exc_info
-  )
+  return record.levelno > hidden and not record.exc_info
 
 
 def _is_ours(path: pathlib.Path) -> bool:
@@ -74,10 +84,29 @@ def printable(text: str) -> str:
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def exit_with(message: str, status: int = 1) -> NoReturn:
-  """Ends the program with one line on stderr."""
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+  """Keeps stdout for the result: what libraries print goes to stderr."""
+  sys.stdout.flush()
+  stdout = os.dup(1)
+  os.dup2(2, 1)
+  try:
+    yield
+  finally:
+    sys.stdout.flush()
+    os.dup2(stdout, 1)
+    os.close(stdout)
+
+
+def complain(message: str) -> None:
+  """Prints one line on stderr, with the program's name."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
   print(printable(line), file=sys.stderr)
+
+
+def exit_with(message: str, status: int = 1) -> NoReturn:
+  """Ends the program with one line on stderr."""
+  complain(message)
   warnings.simplefilter("ignore")  # What libraries say while they are ended.
   if jax.distributed.is_initialized():
     # At its exit JAX waits minutes for the others, who may wait for this one.

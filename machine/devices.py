@@ -44,15 +44,24 @@ def split(batch: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(batch, sharding)
 
 
+def check() -> None:
+  """Raises app.UsageError if JAX_PLATFORMS names none that JAX finds."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # The latter says nothing.
+    raise app.UsageError(
+      f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device;"
+      f" {str(error) or 'JAX_PLATFORMS= takes the best that there is'}"
+    ) from error
+
+
 def use_platform(platform: str | None) -> None:
   """Trains there, or says what there is: never silently somewhere else."""
   if platform == "cpu":
     jax.config.update("jax_platforms", "cpu")
-  try:
-    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
-  except RuntimeError as error:  # Of JAX_PLATFORMS.
-    raise app.UsageError(f"JAX finds no device: {error}") from error
+  check()
   if platform and jax.default_backend() != platform:
+    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
     raise app.UsageError(
       f"--platform={platform}: JAX finds {jax.device_count()} x {found}, of"
       f" the platform {jax.default_backend()}"

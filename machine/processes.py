@@ -1,4 +1,4 @@
-"""The processes that train together: joining, taking turns, stopping."""
+"""Processes that train together: how they join and take turns."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-_HEARTBEAT_TIMEOUT = 60  # Seconds after which a lost process ends the others.
+_HEARTBEAT_TIMEOUT = 60  # Seconds until a lost process ends the others.
 
 
 def join(
@@ -21,18 +21,18 @@ def join(
   num_processes: int | None,
   process_id: int | None,
 ) -> None:
-  """Joins the processes that were started together, if they were.
+  """Joins the other processes, if this is one of several.
 
-  That is where an argument is given, and in Slurm, Open MPI and Cloud TPU pods.
-  JAX finds out there what is not given. Must come before any computation.
+  It is if any argument is given, or under Slurm, Open MPI or Cloud TPU pods;
+  JAX infers the rest. Must be called before any computation.
 
   Args:
-    coordinator_address: host:port, where the process 0 listens.
+    coordinator_address: host:port, where process 0 listens.
     num_processes: how many there are.
-    process_id: of this one, counted from 0.
+    process_id: the number of this one, from 0.
 
   Raises:
-    app.UsageError: something is wrong, or JAX cannot find it out.
+    app.UsageError: an argument is wrong, or JAX cannot infer one.
   """
   is_given = (coordinator_address, num_processes, process_id) != (None,) * 3
   if not (is_given or _are_several_started()):
@@ -49,14 +49,14 @@ def join(
     )
   except (ValueError, IndexError, RuntimeError) as error:
     raise app.UsageError(
-      f"cannot join other processes: {error}; accepted are"
-      " --coordinator_address=HOST:PORT, --num_processes and --process_id of 0"
-      " to one less, or a launcher that JAX knows"
+      f"cannot join the other processes: {error}; must be started with"
+      " --coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
+      " from 0 to N - 1, or by a launcher that JAX knows"
     ) from error
 
 
 def _check_address(address: str, is_listening: bool) -> None:
-  """Raises app.UsageError where JAX, which cannot listen, might crash."""
+  """Validates the address; JAX may crash if it cannot listen there."""
   match = re.fullmatch(r".+:(\d{1,5})", address, re.ASCII)
   if not match or not 0 < int(match[1]) < 2**16:
     raise app.UsageError(
@@ -74,7 +74,7 @@ def _check_address(address: str, is_listening: bool) -> None:
 
 
 def _are_several_started() -> bool:
-  """Whether the launcher's variables say so; JAX would ask the network too."""
+  """Returns whether a launcher's environment variables say so."""
   counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
   counts += ("MEGASCALE_NUM_SLICES",)
   return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or any(
@@ -83,12 +83,12 @@ def _are_several_started() -> bool:
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes."""
+  """Returns whether this is process 0, the one that writes."""
   return jax.process_index() == 0
 
 
 def have_the_same(numbers: Sequence[int]) -> bool:
-  """Whether these numbers, of 32 bits, are the same in all processes."""
+  """Returns whether all processes have the same 32-bit numbers."""
   if jax.process_count() == 1:
     return True
   found = multihost_utils.process_allgather(np.array(numbers, np.uint32))
@@ -96,13 +96,13 @@ def have_the_same(numbers: Sequence[int]) -> bool:
 
 
 def sync(name: str) -> None:
-  """Waits until all processes are here."""
+  """Waits until all processes have come this far."""
   multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def first_then_others(name: str) -> Iterator[None]:
-  """Lets the other processes in when the first one has come through."""
+  """Runs the body in process 0 first, then in the others."""
   if not is_first():
     sync(name)
   yield

@@ -11,7 +11,10 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-  """Notes SIGINT and SIGTERM; a second one ends the process at once.
+  """Notes SIGINT, SIGTERM and SIGHUP; a second one ends the process at once.
+
+  A lost terminal sends SIGHUP more than once, and a shutdown sends it after
+  SIGTERM, so it never ends the process at once. Under nohup it is ignored.
 
   Of several processes, JAX takes every SIGTERM, and a second SIGINT ends one.
   """
@@ -19,10 +22,16 @@ class Stop:
   def __init__(self):
     self._noted = None
     self._count = itertools.count(1)
-    self.handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note}
+    self.handlers = dict.fromkeys(
+      (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._note
+    )
     if jax.process_count() > 1:
       # SIGTERM is taken by JAX, which has the processes agree on a step.
-      self.handlers = {signal.SIGINT: self._pass_on}
+      self.handlers = dict.fromkeys(
+        (signal.SIGINT, signal.SIGHUP), self._pass_on
+      )
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+      del self.handlers[signal.SIGHUP]
 
   def check(self) -> signal.Signals | None:
     """Returns the signal that tells the training to stop now, if one does.
@@ -37,12 +46,19 @@ class Stop:
 
   def _note(self, number, _):
     self._noted = signal.Signals(number)
-    for handled in self.handlers:
-      signal.signal(handled, signal.SIG_DFL)
+    self._stop_handling(number)
 
   def _pass_on(self, number, _):
-    signal.signal(number, signal.SIG_DFL)
+    self._stop_handling(number)
     signal.raise_signal(signal.SIGTERM)
+
+  def _stop_handling(self, number):
+    """Lets the next signal end the process, unless the terminal is lost."""
+    for handled in self.handlers:
+      if handled == signal.SIGHUP:
+        signal.signal(handled, signal.SIG_IGN)
+      elif number != signal.SIGHUP:
+        signal.signal(handled, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How well the examples of a split were predicted."""
+"""Measures how well the examples of a split were predicted."""
 
 from collections.abc import Sequence
 import csv
@@ -15,11 +15,11 @@ from report import figures
 
 
 class Calibration(NamedTuple):
-  """How sure a network is and how often it is right, in bins of equal width.
+  """How confident a network is and how often it is right, in equal bins.
 
   Attributes:
-    counts: of the examples in each bin, [bins].
-    accuracies: of each bin, [bins]; 0 where it is empty.
+    counts: the number of examples in each bin, [bins].
+    accuracies: the accuracy in each bin, [bins]; 0 if it is empty.
     error: the expected calibration error: Guo et al., "On Calibration of Modern
       Neural Networks", arXiv 1706.04599.
   """
@@ -30,15 +30,15 @@ class Calibration(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """What was predicted, and how well.
+  """What was predicted and how well.
 
   Attributes:
     examples: n, as NumPy arrays.
     probabilities: float32 [n, classes].
-    class_names: of the labels.
-    calibration: of the probabilities.
+    class_names: the names of the labels.
+    calibration: how far to trust the probabilities.
     confusion_matrix: int [true classes, predicted classes].
-    per_class: precision, recall, f1-score and support by the class's name.
+    per_class: precision, recall, f1-score and support by class name.
     table: the same as text, with averages.
   """
 
@@ -54,7 +54,7 @@ class Evaluation(NamedTuple):
 def calibrate(
   confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
 ) -> Calibration:
-  """Bins the [n] probabilities of the predicted classes, in (0, 1]."""
+  """Bins the probabilities of the predicted classes, [n] in (0, 1]."""
   bins = np.clip(np.ceil(confidences * num_bins) - 1, 0, num_bins - 1)
   bins = bins.astype(int)
   counts = np.bincount(bins, minlength=num_bins)
@@ -70,7 +70,7 @@ def measure(
   probabilities: np.ndarray,
   class_names: Sequence[str],
 ) -> Evaluation:
-  """Compares the probabilities, [n, classes], with the labels of n examples."""
+  """Compares probabilities, [n, classes], with the labels of n examples."""
   labels, predicted = examples.labels, probabilities.argmax(axis=1)
   indices = range(len(class_names))
 
@@ -97,7 +97,7 @@ def measure(
 
 
 def details(evaluation: Evaluation) -> dict[str, Any]:
-  """Returns the numbers besides the means, as JSON takes them."""
+  """Returns everything but the means, ready for JSON."""
   return {
     "expected_calibration_error": evaluation.calibration.error,
     "per_class": evaluation.per_class,
@@ -106,7 +106,7 @@ def details(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-  """Returns a line for each example: index, label, class and probabilities."""
+  """Returns CSV: index, label, class and probabilities of each example."""
   names, labels = evaluation.class_names, evaluation.examples.labels
   table = io.StringIO()
   writer = csv.writer(table, lineterminator="\n")
@@ -118,7 +118,7 @@ def to_csv(evaluation: Evaluation) -> str:
 
 
 def draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
-  """Returns the pictures by name."""
+  """Draws all pictures; returns them by name."""
   examples, names = evaluation.examples, evaluation.class_names
   return {
     "confusion_matrix": figures.confusion_matrix(
@@ -135,7 +135,7 @@ def draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
 
 
 def to_text(evaluation: Evaluation) -> str:
-  """Returns the numbers as a person reads them."""
+  """Formats the numbers for people to read."""
   return (
     f"{evaluation.table}\n"
     "Rows are the true classes, columns the predicted ones:\n"

@@ -6,18 +6,42 @@ import os
 from typing import Any
 
 from absl import app
+import matplotlib
 from matplotlib import colors
 from matplotlib import figure
 from matplotlib import patches
 from matplotlib import ticker
 import numpy as np
 
+# Okabe and Ito's colors, which color-blind people can tell apart:
+# https://jfly.uni-koeln.de/color/.
+_BLUE, _ORANGE, _RED = "#0072b2", "#e69f00", "#d55e00"
+_CYCLE = (_BLUE, _ORANGE, "#009e73", _RED, "#cc79a7", "#56b4e9", "black")
+_GRAY = "#808080"
+_styled = matplotlib.rc_context(
+  {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.3,
+    "legend.edgecolor": "none",
+  }
+)
+_FEW = 10  # Examples in a bin whose accuracy says little.
 
-def learning_curves(records: Sequence[dict[str, Any]]) -> figure.Figure:
-  """Draws the loss and all other metrics against the step.
+
+@_styled
+def learning_curves(
+  records: Sequence[dict[str, Any]], has_dropout: bool = False
+) -> figure.Figure:
+  """Draws the loss, the error rate and all other metrics against the step.
 
   Args:
     records: the lines of a metrics.jsonl.
+    has_dropout: whether the metrics of training are measured with dropout.
   """
   keys = (key.partition("_") for record in records for key in record)
   splits = ("train", "validation", "test")
@@ -26,72 +50,99 @@ def learning_curves(records: Sequence[dict[str, Any]]) -> figure.Figure:
   columns = len(metrics)
   picture = figure.Figure(figsize=(5 * columns, 3.6), layout="constrained")
   grid = picture.subplots(1, columns, squeeze=False)[0]
+  training = "training, with dropout" if has_dropout else "training"
+  styles = {
+    "train": dict(color=_GRAY, linewidth=1, label=training),
+    "validation": dict(color=_BLUE, marker="o", markersize=3),
+    "test": dict(  # Hollow, so that it hides nothing.
+      color=_RED, marker="*", markersize=14, fillstyle="none", linestyle=""
+    ),
+  }
   for axes, metric in zip(grid, metrics, strict=True):
-    for split, style in (
-      (
-        "train",
-        dict(color="tab:gray", linewidth=1, label="training, dropout on"),
-      ),
-      ("validation", dict(color="tab:blue", marker="o", markersize=3)),
-      ("test", dict(color="tab:red", marker="*", markersize=12, linestyle="")),
-    ):
-      key = f"{split}_{metric}"
-      points = [(r["step"], r[key]) for r in records if key in r]
-      if not points:
-        continue
-      style = {"label": split, **style}
-      if split == "test":
-        style["label"] = f"test: {points[-1][1]:.4f}"
-      axes.plot(*zip(*points, strict=True), **style)
-    axes.set_xlabel("step")
-    axes.set_title(metric)
-    axes.grid(alpha=0.3)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    for split, style in styles.items():
+      points = _points(records, f"{split}_{metric}")
+      if len(points):
+        style = {"label": split, **style}
+        if split == "test":
+          style["label"] = f"test: {metric} {points[-1, 1]:.4f}"
+        _plot(axes, points, metric, **style)
+    _finish(axes, metric)
     axes.legend()
-    if metric == "loss":
-      axes.set_yscale("log")
-      axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-      axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-      axes.yaxis.set_minor_formatter(ticker.NullFormatter())
   return picture
 
 
-def compare_curves(runs: Mapping[str, Sequence[dict[str, Any]]]):
-  """Draws the validation accuracy of several runs on one axis.
+@_styled
+def compare_curves(
+  runs: Mapping[str, Sequence[dict[str, Any]]],
+) -> figure.Figure:
+  """Draws the error rates of several runs on one axis.
 
   Args:
     runs: the lines of each one's metrics.jsonl, by its name.
   """
   picture = figure.Figure(figsize=(8, 4.5), layout="constrained")
   axes = picture.subplots()
+  names, lines = [], []
   for name, records in runs.items():
-    key = "validation_accuracy"
-    points = [(r["step"], r[key]) for r in records if key in r]
-    if points:
-      axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
-  axes.set_xlabel("step")
-  axes.set_title("validation accuracy")
-  axes.grid(alpha=0.3)
+    color = _CYCLE[len(names) % len(_CYCLE)]
+    points = _points(records, "train_accuracy")
+    _plot(axes, points, "accuracy", color=color, linewidth=1, alpha=0.4)
+    points = _points(records, "validation_accuracy")
+    if len(points):
+      lines += _plot(axes, points, "accuracy", color=color, marker="o", ms=3)
+      names.append(name)
+  _finish(axes, "accuracy")
+  axes.set_title("error rate: validation (dots) and training (pale)")
   # Given here, as names that begin with _ are left out otherwise.
-  names = [line.get_label() for line in axes.lines]
-  axes.legend(axes.lines, names, fontsize="small")
+  axes.legend(lines, names, fontsize="small")
   return picture
 
 
+def _points(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+  """Returns the steps and values of a metric, [n, 2]."""
+  points = [
+    (record["step"], record[key]) for record in records if key in record
+  ]
+  return np.array(points, float).reshape(-1, 2)
+
+
+def _plot(axes, points: np.ndarray, metric: str, **style):
+  """Plots a metric; of the accuracy, the error rate."""
+  step, value = points.T
+  return axes.plot(step, 1 - value if metric == "accuracy" else value, **style)
+
+
+def _finish(axes, metric: str) -> None:
+  """Labels the axes of a metric, and scales them."""
+  axes.set_xlabel("step")
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 5, 10)))
+  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  axes.set_title("error rate" if metric == "accuracy" else metric)
+  if metric in ("loss", "accuracy"):
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    percent = ticker.FuncFormatter(lambda y, _: f"{100 * y:.3g} %")
+    plain = ticker.StrMethodFormatter("{x:.3g}")
+    axes.yaxis.set_major_formatter(percent if metric == "accuracy" else plain)
+
+
+@_styled
 def confusion_matrix(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> figure.Figure:
-  """Draws how often each class was taken for each.
+  """Draws how often each class was predicted as each other one.
 
   Args:
     matrix: int [classes, classes], rows are the true classes.
-    class_names: of the rows and columns.
+    class_names: the names of the rows and columns.
   """
   size = len(class_names)
   side = min(max(5.0, 0.55 * size), 20.0)
-  picture = figure.Figure(figsize=(side + 0.6, side), layout="constrained")
+  picture = figure.Figure(figsize=(side, side + 0.2), layout="constrained")
   axes = picture.subplots()
+  axes.grid(False)
+  axes.spines[:].set_visible(False)
   share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   # Mistakes are rare: without this norm they would all look white.
   axes.imshow(share, cmap="Blues", norm=colors.PowerNorm(0.4, 0, 1))
@@ -108,10 +159,11 @@ def confusion_matrix(
   axes.set_xlabel("predicted class")
   axes.set_ylabel("true class")
   accuracy = np.trace(matrix) / max(matrix.sum(), 1)
-  axes.set_title(f"accuracy {accuracy:.4f} of {matrix.sum():,}")
+  axes.set_title(f"accuracy {accuracy:.4f} on {matrix.sum():,} examples")
   return picture
 
 
+@_styled
 def mistakes(
   images: np.ndarray,
   labels: np.ndarray,
@@ -119,132 +171,160 @@ def mistakes(
   class_names: Sequence[str],
   count: int = 25,
 ) -> figure.Figure:
-  """Draws the mistakes that the network was surest of.
+  """Draws the most confident mistakes.
 
   Args:
     images: uint8 [n, height, width, 1 or 3].
     labels: int [n].
     probabilities: [n, classes].
-    class_names: of the labels.
-    count: how many to draw at most.
+    class_names: the names of the labels.
+    count: the most to draw.
   """
   confidences = probabilities.max(axis=1)
   predicted = probabilities.argmax(axis=1)
   wrong = np.flatnonzero(predicted != labels)
   worst = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
+  if not len(worst):
+    picture = figure.Figure(figsize=(5, 1))
+    picture.suptitle(f"none of {len(labels):,} is wrong", y=0.65)
+    return picture
   columns = 5
-  rows = max(1, -(-len(worst) // columns))
-  picture = figure.Figure(figsize=(7.5, 0.5 + 1.75 * rows))
-  picture.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.7 / (0.5 + 1.75 * rows))
+  rows = -(-len(worst) // columns)
+  picture = figure.Figure(figsize=(8.5, 0.5 + 1.9 * rows), layout="constrained")
   picture.suptitle(
-    f"{len(wrong):,} of {len(labels):,} are wrong; the surest:", fontsize=11
+    f"{len(wrong):,} of {len(labels):,} wrong; most confident first"
   )
   for axes in (grid := picture.subplots(rows, columns).ravel()):
     axes.axis("off")
   for axes, index in zip(grid, worst, strict=False):
     _show(axes, images[index])
+    true, taken = (_short(class_names[y[index]]) for y in (labels, predicted))
     axes.set_title(
-      f"{index}: {class_names[labels[index]]}, taken for"
-      f" {class_names[predicted[index]]}\n({confidences[index]:.0%} sure)",
+      f"#{index}: {true}\nread as {taken}\n{confidences[index]:.0%} sure",
       fontsize=8,
+      parse_math=False,
     )
-  picture.set_layout_engine("constrained")
   return picture
 
 
+@_styled
 def calibration(
   counts: np.ndarray, accuracies: np.ndarray, error: float
 ) -> figure.Figure:
-  """Draws a reliability diagram: how often it is right when it is how sure.
+  """Draws a reliability diagram: accuracy against confidence.
 
   Args:
-    counts: of examples, in bins of equal width of the predicted probability.
-    accuracies: of each bin.
-    error: the expected calibration error, to print.
+    counts: the number of examples in each of equally wide bins of the predicted
+      probability.
+    accuracies: the accuracy in each bin.
+    error: the expected calibration error.
   """
   picture = figure.Figure(figsize=(5, 5.5), layout="constrained")
   upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
   width = 1 / len(counts)
   centers = (np.arange(len(counts)) + 0.5) * width
-  upper.bar(centers, accuracies, width, edgecolor="white")
-  upper.plot([0, 1], [0, 1], "--", color="gray", label="as sure as right")
+  few = counts < _FEW
+  for chosen, color, label in (
+    (~few, _BLUE, "measured"),
+    (few, "#b3d4e6", f"fewer than {_FEW} examples"),
+  ):
+    bars = accuracies[chosen]
+    upper.bar(
+      centers[chosen], bars, width, color=color, label=label, ec="white"
+    )
+  upper.plot([0, 1], [0, 1], "--", color=_GRAY, label="perfectly calibrated")
   upper.set_ylabel("accuracy")
   upper.set_title(f"expected calibration error {error:.4f}")
   upper.legend()
-  lower.bar(centers, counts, width, edgecolor="white")
+  lower.bar(centers, counts, width, ec="white")
   lower.set_yscale("log")
   lower.set_ylabel("examples")
   lower.set_xlabel("probability of the predicted class")
   return picture
 
 
-def filters(kernel: np.ndarray) -> figure.Figure:
-  """Draws the filters of a first layer, [height, width, 1 or 3, features]."""
+@_styled
+def filters(kernel: np.ndarray, name: str) -> figure.Figure:
+  """Draws the filters of a first layer.
+
+  Args:
+    kernel: [height, width, 1 or 3, features].
+    name: the name of the kernel.
+  """
   channels = np.moveaxis(kernel, 2, 0)
   tiles = np.stack([_tile(channel) for channel in channels], axis=-1)
   height = 6 * tiles.shape[0] / tiles.shape[1] + 0.4  # With the title.
-  picture = figure.Figure(figsize=(6, height), layout="constrained")
+  picture = figure.Figure(figsize=(6.8, height), layout="constrained")
   axes = picture.subplots()
   axes.axis("off")
+  axes.set_title(f"{name}, {kernel.shape[-1]} filters")
   limit = np.abs(kernel).max()
   if tiles.shape[-1] == 1:
-    axes.imshow(tiles[..., 0], cmap="RdBu", vmin=-limit, vmax=limit)
-    axes.set_title(f"blue adds, red subtracts; up to {limit:.2f}")
+    drawn = axes.imshow(tiles[..., 0], cmap="RdBu", vmin=-limit, vmax=limit)
+    picture.colorbar(drawn, shrink=0.8)
   else:
     axes.imshow(np.nan_to_num(tiles / (2 * limit) + 0.5, nan=1))
   return picture
 
 
+@_styled
 def activations(
   image: np.ndarray,
+  label: int,
   layers: Mapping[str, np.ndarray],
   probabilities: np.ndarray,
   class_names: Sequence[str],
 ) -> figure.Figure:
-  """Draws an image and what each layer makes of it.
+  """Draws an image and the output of each layer.
 
   Args:
     image: uint8 [height, width, 1 or 3].
+    label: its class.
     layers: outputs by name, [height, width, features] or [features].
     probabilities: [classes].
-    class_names: of the classes.
+    class_names: the names of the classes.
   """
   columns = len(layers) + 2
   picture = figure.Figure(figsize=(3 * columns, 3.2), layout="constrained")
   first, *middle, last = picture.subplots(1, columns)
   _show(first, image)
-  first.set_title("image")
+  first.set_title(f"image: {class_names[label]}")
   for axes, (name, output) in zip(middle, layers.items(), strict=True):
     axes.imshow(_tile(output), cmap="viridis")
     axes.set_title(f"{name} {list(output.shape)}")
   for axes in (first, *middle):
     axes.axis("off")
   _bars(last, probabilities, class_names)
-  last.set_title("probabilities")
+  last.set_title(f"prediction: {class_names[probabilities.argmax()]}")
   return picture
 
 
+@_styled
 def deformations(images: np.ndarray, deformed: np.ndarray) -> figure.Figure:
-  """Draws images, and below each what augmentation made of it.
+  """Draws images, and below each one its augmented version.
 
   Args:
     images: in [0, 1], [n, height, width, 1 or 3].
-    deformed: of the same shape.
+    deformed: the same images, augmented.
   """
   columns = min(len(images), 10)
   rows = len(images) // columns
-  picture = figure.Figure(figsize=(columns, 2.2 * rows), layout="constrained")
-  grid = picture.subplots(2 * rows, columns, squeeze=False)
-  pairs = np.stack([images, deformed])[:, : rows * columns]
-  pairs = pairs.reshape(2, rows, columns, *images.shape[1:]).swapaxes(0, 1)
-  for axes, image in zip(
-    grid.ravel(), pairs.reshape(-1, *images.shape[1:]), strict=True
-  ):
-    _show(axes, np.uint8(255 * image))
-    axes.axis("off")
+  picture = figure.Figure(figsize=(columns, 2.3 * rows), layout="constrained")
+  groups = picture.subfigures(rows, 1, squeeze=False, hspace=0.05)[:, 0]
+  for row, group in enumerate(groups):
+    grid = group.subplots(2, columns, squeeze=False)
+    for line, name, shown in zip(
+      grid, ("original", "augmented"), (images, deformed), strict=True
+    ):
+      line[0].set_ylabel(name)
+      for axes, image in zip(line, shown[row * columns :], strict=False):
+        _show(axes, np.uint8(255 * image))
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
   return picture
 
 
+@_styled
 def predictions(
   given: Sequence[np.ndarray],
   seen: np.ndarray,
@@ -254,16 +334,16 @@ def predictions(
   boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
   doubts: Sequence[str] | None = None,
 ) -> figure.Figure:
-  """Draws images as given, as the network sees them, and its probabilities.
+  """Draws images as given, as the network sees them, and the probabilities.
 
   Args:
     given: n images, uint8 [height, width] or [height, width, 3].
     seen: uint8 [n, height, width, 1 or 3].
     probabilities: [n, classes].
     names: n names.
-    class_names: of the classes.
-    boxes: where in the image the digit is: left, top, right, bottom.
-    doubts: why a prediction is unsure, or an empty text.
+    class_names: the names of the classes.
+    boxes: where in each image the digit is: left, top, right, bottom.
+    doubts: why a prediction is unsure, or an empty string.
   """
   count = len(given)
   columns = max(1, int((count / 4) ** 0.5))  # About as many pixels each way.
@@ -311,9 +391,9 @@ def predictions(
 
 
 def save(picture: figure.Figure, path: str | os.PathLike) -> None:
-  """Writes a picture; app.UsageError names a path where that fails."""
+  """Writes a picture; raises app.UsageError if the path cannot be written."""
   try:
-    picture.savefig(path, dpi=120)
+    picture.savefig(path, dpi=200)  # For dense screens.
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
     raise app.UsageError(f"{path}: {reason}") from error
@@ -322,6 +402,7 @@ def save(picture: figure.Figure, path: str | os.PathLike) -> None:
 def _show(axes, image: np.ndarray) -> None:
   if image.ndim == 3 and image.shape[-1] == 1:
     image = image[..., 0]
+  axes.grid(False)
   axes.imshow(image, cmap="gray", vmin=0, vmax=255)
 
 
@@ -331,16 +412,15 @@ def _bars(axes, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
   axes.bar(
     positions,
     probabilities,
-    color=["tab:orange" if i == best else "tab:gray" for i in positions],
+    color=[_ORANGE if i == best else _GRAY for i in positions],
   )
   rotation = 90 if max(map(len, class_names)) > 2 else 0
   axes.set_xticks(positions, class_names, rotation=rotation, fontsize=8)
   axes.set_ylim(0, 1)
-  axes.spines[["top", "right"]].set_visible(False)
 
 
 def _tile(output: np.ndarray) -> np.ndarray:
-  """Lays [height, width, features] or [features] out, as square as it fills."""
+  """Lays out [height, width, features] or [features] in a near-square grid."""
   if output.ndim == 1:
     output = output[None, None]
   height, width, count = output.shape
@@ -355,3 +435,7 @@ def _tile(output: np.ndarray) -> np.ndarray:
     top, left = top * (height + gap), left * (width + gap)
     tiles[top : top + height, left : left + width] = output[..., index]
   return tiles
+
+
+def _short(name: str) -> str:
+  return name if len(name) <= 20 else f"{name[:19]}…"

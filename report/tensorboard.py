@@ -1,4 +1,4 @@
-"""The pictures of a network that TensorBoard shows."""
+"""The pictures that TensorBoard shows of a network."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from sklearn import metrics
 
 import input_pipeline
 from report import figures
+from report import network
 import steps
 
 
@@ -18,17 +19,17 @@ def pictures(
   examples: input_pipeline.Examples,
   probabilities: np.ndarray,
   params: steps.Params,
-  inspection: steps.Inspection,
+  inspection: network.Inspection,
   class_names: Sequence[str],
 ) -> Iterator[tuple[str, figure.Figure]]:
   """Draws what was learned; warns of a picture that cannot be drawn.
 
   Args:
-    examples: of the validation split, n.
-    probabilities: of the examples, [n, classes].
-    params: those that were evaluated.
-    inspection: of the network.
-    class_names: of the labels.
+    examples: the validation split, n examples.
+    probabilities: their predicted probabilities, [n, classes].
+    params: the parameters that predicted them.
+    inspection: what was seen inside the network.
+    class_names: the names of the labels.
 
   Yields:
     Tags and figures.
@@ -51,6 +52,7 @@ def pictures(
     ),
     "activations": lambda: figures.activations(
       inspection.image,
+      inspection.label,
       dict(zip(inspection.layer_names, inspection.layers, strict=True)),
       inspection.probabilities,
       class_names,
@@ -58,7 +60,7 @@ def pictures(
   }
   kernels = _image_kernels(params, channels=inspection.image.shape[-1])
   if kernels:
-    drawings["filters"] = lambda: figures.filters(kernels[0])
+    drawings["filters"] = lambda: figures.filters(*kernels[0])
   if inspection.deformed is not None:
     drawings["augmentation"] = lambda: figures.deformations(
       inspection.originals, inspection.deformed
@@ -70,10 +72,12 @@ def pictures(
       logging.warning("The picture %s cannot be drawn: %s", tag, error)
 
 
-def _image_kernels(params: steps.Params, channels: int) -> list[np.ndarray]:
-  """The kernels of convolutions that may be an image's, as it has channels."""
+def _image_kernels(
+  params: steps.Params, channels: int
+) -> list[tuple[np.ndarray, str]]:
+  """Returns kernels with as many channels as an image has, and their names."""
   return [
-    leaf
-    for leaf in jax.tree.leaves(params)
+    (leaf, jax.tree_util.keystr(path, simple=True, separator="/"))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     if leaf.ndim == 4 and leaf.shape[2] == channels
   ]

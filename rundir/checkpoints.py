@@ -148,35 +148,62 @@ def restore_newest(
 
 
 class Manager:
-  """Wraps Orbax's CheckpointManager so that saving does not hold up training.
-
-  Orbax writes in the background, but prepares each save in the foreground.
-  """
+  """Saves in the background: Orbax prepares each save in the foreground."""
 
   def __init__(self, manager: ocp.CheckpointManager):
-    self.directory = manager.directory
-    self.all_steps = manager.all_steps
     self.latest_step = manager.latest_step
     self._manager = manager
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
     self._saves = collections.deque()  # Oldest first.
+    self._is_checked = False
 
   def save(
-    self, step: int, saved: dict[str, Any], metrics: dict[str, float]
+    self,
+    step: int,
+    state: TrainState,
+    since_log: Metrics,
+    validation_accuracy: float | None,
   ) -> None:
-    """Saves in the background, and raises what an earlier save raised."""
-    if jax.process_count() > 1:  # All processes must call Orbax together.
-      self._save(step, saved, metrics)
-      return
-    while len(self._saves) >= _MAX_PENDING or (
-      self._saves and self._saves[0].done()
-    ):
-      self._saves.popleft().result()
-    self._saves.append(
-      self._thread.submit(
-        self._save_and_wait, step, jax.device_get(saved), metrics
+    """Saves a state while training goes on.
+
+    Args:
+      step: the state's own, which the caller knows without asking the device.
+      state: copied before this returns, so a step may donate it.
+      since_log: the sums since the last log, which make the next one exact.
+      validation_accuracy: the state's, if it was measured.
+
+    Raises:
+      app.UsageError: an earlier checkpoint could not be saved.
+    """
+    validated = validation_accuracy is not None
+    metrics = {_BEST: validation_accuracy} if validated else {}
+    saved = {"state": state, "since_log": since_log}
+    with self._explain():
+      if jax.process_count() > 1:  # All processes must call Orbax together.
+        self._save(step, saved, metrics)
+        if not self._is_checked:
+          self._wait_and_check(step)
+        return
+      while len(self._saves) >= _MAX_PENDING or (
+        self._saves and self._saves[0].done()
+      ):
+        self._saves.popleft().result()
+      self._saves.append(
+        self._thread.submit(
+          self._save_and_wait, step, jax.device_get(saved), metrics
+        )
       )
-    )
+
+  def wait(self) -> None:
+    """Waits until all is saved; app.UsageError says why something is not."""
+    with self._explain():
+      while self._saves:
+        self._saves.popleft().result()
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._thread.shutdown()
+    self._manager.close()
 
   def _save(self, step, saved, metrics):
     saved["checksum"] = _checksum(saved)
@@ -184,17 +211,37 @@ class Manager:
 
   def _save_and_wait(self, step, saved, metrics):
     self._save(step, saved, metrics)
-    self._manager.wait_until_finished()  # So that a failure is this save's own.
+    self._wait_and_check(step)  # So that a failure is this save's own.
 
-  def wait_until_finished(self) -> None:
-    """Waits for all saves, and raises what one of them raised."""
-    while self._saves:
-      self._saves.popleft().result()
+  def _wait_and_check(self, step):
+    """Waits for a save; reads the first one back, but for its values."""
     self._manager.wait_until_finished()
+    if not self._is_checked:
+      workdir = pathlib.Path(self._manager.directory).parent
+      try:
+        _read_accuracy(workdir, step)
+        path = _folder(workdir) / str(step)
+        _check_size(path, _read_metadata(path))
+      except DamagedError as error:
+        raise app.UsageError(
+          f"{workdir}: the checkpoint of step {step} was saved, but is not"
+          f" whole, training stops: {error}; name another --workdir"
+        ) from error
+      self._is_checked = True
 
-  def close(self) -> None:
-    self._thread.shutdown()
-    self._manager.close()
+  @contextlib.contextmanager
+  def _explain(self):
+    try:
+      yield
+    except app.UsageError:
+      raise
+    except Exception as error:  # Orbax and TensorStore raise anything.
+      kept = ", ".join(map(str, self._manager.all_steps())) or "none"
+      raise app.UsageError(
+        f"{self._manager.directory.parent}: a checkpoint cannot be saved,"
+        f" training stops; those of the steps {kept} are kept:"
+        f" {_reason(error)}"
+      ) from error
 
 
 @contextlib.contextmanager
@@ -214,7 +261,7 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
   manager = Manager(_orbax_manager(_folder(workdir)))
   try:
     yield manager
-    wait(manager)
+    manager.wait()
   finally:
     with contextlib.suppress(Exception):  # What it raises was raised before.
       manager.close()
@@ -261,50 +308,6 @@ def _orbax_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   return ocp.CheckpointManager(folder, options=options)
-
-
-def save(
-  manager: Manager,
-  step: int,
-  state: TrainState,
-  since_log: Metrics,
-  validation_accuracy: float | None,
-) -> None:
-  """Saves in the background.
-
-  Args:
-    manager: from `open_manager`.
-    step: the state's own, which the caller knows without asking the device.
-    state: it is copied before this returns, so that a step may donate it.
-    since_log: the sums since the last log, so that the next one is exact.
-    validation_accuracy: of this state, where it was measured.
-
-  Raises:
-    app.UsageError: an earlier checkpoint could not be saved.
-  """
-  validated = validation_accuracy is not None
-  metrics = {_BEST: validation_accuracy} if validated else {}
-  saved = {"state": state, "since_log": since_log}
-  with _explained(manager):
-    manager.save(step, saved, metrics)
-
-
-def wait(manager: Manager) -> None:
-  """Waits until all is saved; app.UsageError says why something is not."""
-  with _explained(manager):
-    manager.wait_until_finished()
-
-
-@contextlib.contextmanager
-def _explained(manager: Manager) -> Iterator[None]:
-  try:
-    yield
-  except Exception as error:  # Orbax and TensorStore raise anything.
-    kept = ", ".join(map(str, manager.all_steps())) or "none"
-    raise app.UsageError(
-      f"{manager.directory.parent}: a checkpoint cannot be saved, training"
-      f" stops; those of the steps {kept} are kept: {_reason(error)}"
-    ) from error
 
 
 def _folder(workdir: pathlib.Path) -> pathlib.Path:

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from configs import default
 from machine import console
 from rundir import experiment
+from rundir import files
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 _OPTIONS = {
@@ -106,10 +107,11 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   Raises:
     app.UsageError: names the file and what is wrong with it.
   """
-  if not pathlib.Path(path).is_file():
+  file = str(files.local_path(path))
+  if not os.path.isfile(file):
     raise app.UsageError(f"--config={path}: no such file; {_preset_like(path)}")
   try:
-    get_config = runpy.run_path(path).get("get_config")
+    get_config = runpy.run_path(file).get("get_config")
     if not callable(get_config):
       raise app.UsageError("has no function get_config")
     config = get_config()
@@ -122,7 +124,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     raise app.UsageError(f"--config={path}: {error}") from error
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == path]
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
     what = textwrap.shorten(str(error), 200)  # Of a config, it has all keys.
     raise app.UsageError(

@@ -5,11 +5,12 @@ import contextlib
 import os
 import pathlib
 import platform
+import re
 import stat
 from typing import Any
 
 from absl import app
-import filelock
+from absl import logging
 import jax
 import ml_collections
 
@@ -17,6 +18,11 @@ from machine import processes
 from rundir import checkpoints
 from rundir import experiment
 from rundir import files
+
+# TensorStore takes a backslash for a slash, and only UTF-8; Python has other
+# bytes as surrogates. Orbax takes the rest for a pattern while it saves.
+_UNREADABLE = re.compile(r"[\\\ud800-\udfff]")
+UNWRITABLE = re.compile(r"[][*?\\\ud800-\udfff]")
 
 
 def create(
@@ -34,11 +40,6 @@ def create(
   Raises:
     app.UsageError: it cannot be created, or holds another run.
   """
-  if forbidden := set("[]*?") & set(str(workdir)):
-    raise app.UsageError(
-      f"--workdir={workdir}: {' '.join(sorted(forbidden))} cannot be in its"
-      " path: Orbax would take it for a pattern"
-    )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     check_contained(workdir)
@@ -93,6 +94,18 @@ def _check_same(workdir, config, dataset) -> None:
     files.check_same(path, found, dataset, except_for=older)
 
 
+def check_path(
+  workdir: pathlib.Path, characters: re.Pattern = _UNREADABLE
+) -> None:
+  """Raises app.UsageError if checkpoints are not where the path says."""
+  path = workdir.absolute().as_posix()
+  if found := sorted(set(characters.findall(path))):
+    raise app.UsageError(
+      f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
+      " its checkpoints would be elsewhere or nowhere"
+    )
+
+
 def check_contained(workdir: pathlib.Path) -> None:
   """Checks that a run directory, maybe a stranger's, is files and no more.
 
@@ -117,7 +130,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in this run directory.
 
   The operating system lets go of the lock when its holder ends, however. Of
-  several processes that train together, the first one holds it.
+  several processes that train together, the first one holds it. Where the file
+  system has no locks, a warning says so.
 
   Raises:
     app.UsageError: names the process that holds it.
@@ -125,15 +139,20 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   if not processes.is_first():
     yield
     return
+  import fcntl  # Windows, where nothing is trained, has none.
+
   holder = workdir / ".lock_holder"
-  lock_file = filelock.FileLock(workdir / ".lock", timeout=0)
-  try:
-    lock_file.acquire()
-  except filelock.Timeout as error:
-    name = holder.read_text() if holder.exists() else "another process"
-    raise app.UsageError(f"{workdir}: {name} is training there") from error
-  try:
+  with open(workdir / ".lock", "w") as file:  # Closing it releases the lock.
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # SMB has the latter.
+      name = holder.read_text() if holder.exists() else "another process"
+      raise app.UsageError(f"{workdir}: {name} is training there") from error
+    except OSError as error:
+      logging.warning(
+        "%s: its file system has no locks (%s): take care that no other process"
+        " trains there, which would not be noticed and damage the run",
+        *(workdir, error.strerror),
+      )
     files.write_text(holder, f"process {os.getpid()} on {platform.node()}")
     yield
-  finally:
-    lock_file.release()

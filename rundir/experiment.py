@@ -43,16 +43,24 @@ def _one_of(*names):
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
 _AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
+_PATH = (
+  lambda path: (
+    path.isprintable()
+    and files.is_local(path)
+    and pathlib.PurePath(path).name != "None"
+  ),
+  f'{files.LOCAL}; "" is the default',
+)
 # Not every optimiser and schedule reads these.
 _OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
 _RULES = {
   # Without TFDS's namespaces, which would run code from elsewhere.
   "dataset": (
-    re.compile(r"[a-z]\w*(/[\w.+-]+)?(:[\d.*]+)?", re.ASCII).fullmatch,
+    re.compile(r"[a-z][\w-]*(/[\w.+-]+)?(:[\d.*]+)?", re.A | re.I).fullmatch,
     "the name of a data set, such as mnist",
   ),
-  "data_dir": (str.isprintable, "a path"),
-  "manual_dir": (str.isprintable, "a path"),
+  "data_dir": _PATH,
+  "manual_dir": _PATH,
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
@@ -164,7 +172,7 @@ def name(
     if key not in INCIDENTAL and config[key] != base[key]
   ]
   if init_from:
-    directory = pathlib.Path(init_from).expanduser().resolve().name
+    directory = files.local_path(init_from).resolve().name
     overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:
@@ -209,8 +217,15 @@ def _depends_on_num_steps(config: dict[str, Any]) -> bool:
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the config as config.json has it: a tuple becomes a list."""
-  return json.loads(json.dumps(config.to_dict()))
+  """Returns the config as config.json has it.
+
+  A tuple is a list there, and paths hold whatever folder one is in.
+  """
+  result = json.loads(json.dumps(config.to_dict()))
+  for key in ("data_dir", "manual_dir"):
+    if result[key] and not result[key].startswith("~"):
+      result[key] = os.path.abspath(result[key])
+  return result
 
 
 def own_keys(config: ml_collections.ConfigDict) -> list[str]:

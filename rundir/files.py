@@ -11,15 +11,34 @@ import zlib
 from absl import app
 
 MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
+LOCAL = (
+  "a path on this machine; mount a bucket (gcsfuse for gs://, mount-s3 for"
+  " s3://), or copy what is in it"
+)
 _MAX_JSON_SIZE = 2**20  # In bytes; ours have about a thousand.
 # What `unique_name` can tell apart by its letters: a split, maybe a slice of
 # it, and more of the characters that a file name keeps.
 _PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
 
 
-def expand_user(path: str | os.PathLike) -> pathlib.Path:
-  """Replaces a leading `~`; pathlib's raises where there is no such user."""
-  return pathlib.Path(os.path.expanduser(path))
+def is_local(path: str | os.PathLike) -> bool:
+  """Returns whether a path is no URL, nor one that pathlib made `gs:/x` of."""
+  return not re.match(r"[A-Za-z][\w.+-]+:/", os.fspath(path))
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+  """Replaces a leading `~`; every path that a user gives goes through here.
+
+  Raises:
+    app.UsageError: it is a URL, or there is no home directory.
+  """
+  if not is_local(path):
+    raise app.UsageError(f"{path}: must be {LOCAL}")
+  # Unlike pathlib's, it keeps the name of a user that there is not.
+  expanded = os.path.expanduser(path)
+  if expanded == "~" or expanded.startswith("~/"):
+    raise app.UsageError(f"{path}: HOME is not set; name the directory in full")
+  return pathlib.Path(expanded)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -95,15 +114,27 @@ def unique_name(text: str) -> str:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes a JSON object with `write_text`."""
-  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+  """Writes a JSON object with `write_text`, a list of numbers on one line."""
+  text = json.dumps(value, indent=2, sort_keys=True)
+  # No string has a line break that is not escaped.
+  text = re.sub(
+    r"\[\n\s*([-+.\deE,\s]+?)\s*\]",
+    lambda match: f"[{' '.join(match[1].split())}]",
+    text,
+  )
+  write_text(path, text + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text with `write_bytes`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file so that a crash leaves the old one or the new, whole."""
   temporary = path.with_name(path.name + ".incomplete")
   try:
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent import futures
 import json
 import os
@@ -20,6 +20,8 @@ import tqdm
 
 import input_pipeline
 from machine import processes
+from report import network
+from rundir import experiment
 from rundir import files
 from rundir import trees
 import steps
@@ -94,9 +96,15 @@ class Logger:
     )
     if self._writes:
       _make_lossy(self._tensorboard)
+    hparams = {
+      key: value
+      for key, value in config.items()
+      if key not in experiment.INCIDENTAL
+    }
     # Not add_hparams: it writes to a subdirectory, a run of its own.
-    for record in summary.hparams(config.to_dict(), {"test_accuracy": 0.0}):
+    for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
       self._tensorboard.file_writer.add_summary(record)
+    self._has_charts = False
     self._artist = futures.ThreadPoolExecutor(max_workers=1)
     self._drawing = None
     self._bar = tqdm.tqdm(
@@ -129,7 +137,7 @@ class Logger:
     """Logs the means of the metrics over the steps since the last log."""
     scalars = {f"train_{name}": value for name, value in means.items()}
     scalars["learning_rate"] = learning_rate
-    text = _text(means)
+    text = _text("train", means)
     self._bar.set_postfix_str(text)
     last_step, last_time = self._clock
     self.restart_clock(step)
@@ -143,13 +151,24 @@ class Logger:
         f"  {left} left"
       )
     self._write(step, scalars)
+    if not self._has_charts:
+      self._has_charts = True
+      self._add_charts(means)
     if self._bar.disable:  # Else the bar says the same.
       self._say(step, text)
+
+  def _add_charts(self, metrics: Iterable[str]) -> None:
+    """Lets TensorBoard show training and validation in one chart."""
+    charts = {
+      name: ["Multiline", [_tag(f"train_{name}"), _tag(f"validation_{name}")]]
+      for name in metrics
+    }
+    self._tensorboard.add_custom_scalars({"training and validation": charts})
 
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the means of the metrics on a whole split."""
     self._write(step, {f"{split}_{name}": x for name, x in means.items()})
-    self._say(step, f"{split} {_text(means)}")
+    self._say(step, _text(split, means))
 
   def usual_probability(self, step: int, probabilities: jax.Array) -> None:
     """Logs what 98 % of the most probable classes of a split exceed."""
@@ -167,7 +186,7 @@ class Logger:
   def inside(
     self,
     step: int,
-    inspect: Callable[[steps.TrainState], steps.Inspection],
+    inspect: Callable[[steps.TrainState], network.Inspection],
     state: steps.TrainState,
     data: input_pipeline.Data,
     probabilities: jax.Array,
@@ -185,62 +204,30 @@ class Logger:
       inspection = inspect(state)
       if not self._writes:  # All processes had to compute it.
         return
-      self.grad_norms(step, jax.device_get(inspection.grad_norms))
-      if step == self._num_steps or self.can_draw():
-        learned = (
-          data.validation,
-          probabilities,
-          state.eval_params,
-          inspection,
+      for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
+        self._tensorboard.add_scalar(f"weights/grad_norm/{name}", norm, step)
+      # Skipped while earlier pictures are being drawn; the last ones never are.
+      if step == self._num_steps or not self._drawing or self._drawing.done():
+        learned = jax.device_get(
+          (data.validation, probabilities, state.eval_params, inspection)
         )
-        self.pictures(step, *jax.device_get(learned), data.class_names)
+        self._drawing = self._artist.submit(
+          self._draw, step, *learned, data.class_names
+        )
     except Exception as error:
       logging.warning("The network of step %d is not shown: %s", step, error)
 
-  def grad_norms(self, step: int, norms: steps.Params) -> None:
-    """Logs the norm of the gradient of each parameter, for TensorBoard."""
-    for name, norm in trees.named(norms):
-      self._tensorboard.add_scalar(f"grad_norm/{name}", norm, step)
-
-  def can_draw(self) -> bool:
-    """Returns whether no earlier pictures are still being drawn."""
-    return self._drawing is None or self._drawing.done()
-
-  def pictures(
-    self,
-    step: int,
-    examples: input_pipeline.Examples,
-    probabilities: np.ndarray,
-    params: steps.Params,
-    inspection: steps.Inspection,
-    class_names: Sequence[str],
-  ) -> None:
-    """Shows TensorBoard what the network learned, drawn while training goes on.
-
-    Args:
-      step: the number of steps so far.
-      examples: of the validation split, n.
-      probabilities: of the examples, [n, classes].
-      params: those that were evaluated.
-      inspection: of the network.
-      class_names: of the labels.
-    """
-    self._drawing = self._artist.submit(  # Its one thread draws in turn.
-      self._draw, step, examples, probabilities, params, inspection, class_names
-    )
-
-  def _draw(
-    self, step, examples, probabilities, params, inspection, class_names
-  ) -> None:
+  def _draw(self, step, examples, probabilities, params, *rest) -> None:
+    """Draws pictures, in the artist's thread, and writes them."""
     try:
       from report import tensorboard  # Takes a second: not at the start.
 
       for tag, picture in tensorboard.pictures(
-        examples, probabilities, params, inspection, class_names
+        examples, probabilities, params, *rest
       ):
         self._tensorboard.add_figure(tag, picture, step, close=False)
       for name, value in trees.named(params):
-        self._tensorboard.add_histogram(f"params/{name}", value, step)
+        self._tensorboard.add_histogram(f"weights/{name}", value, step)
     except Exception as error:  # No picture is worth the run.
       logging.warning("No pictures of step %d: %s", step, error)
 
@@ -248,18 +235,23 @@ class Logger:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     self._jsonl.flush()
     for key, value in scalars.items():
-      self._tensorboard.add_scalar(key, value, step)
+      self._tensorboard.add_scalar(_tag(key), value, step)
 
   def _say(self, step: int, text: str) -> None:
-    line = f"step {step:{len(str(self._num_steps))}}/{self._num_steps}  {text}"
-    if self._bar.disable:
-      logging.info("%s", line)
-    else:
-      self._bar.write(line, file=self._bar.fp)
+    width = len(str(self._num_steps))
+    logging.info("step %*d/%d  %s", width, step, self._num_steps, text)
 
 
-def _text(means: dict[str, float]) -> str:
-  return "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+def _tag(key: str) -> str:
+  """Returns TensorBoard's name of a scalar: it groups by what is before a /."""
+  split, _, metric = key.partition("_")
+  if split in ("train", "validation", "test"):
+    return f"{metric}/{split}"
+  return f"training/{key}"
+
+
+def _text(split: str, means: dict[str, float]) -> str:
+  return "  ".join(f"{split} {name} {x:.4f}" for name, x in means.items())
 
 
 def _truncate(path: pathlib.Path, step: int, num_steps: int) -> None:

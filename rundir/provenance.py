@@ -71,7 +71,7 @@ def check_init_from(
   Raises:
     app.UsageError: another one, or none, is named than the run began with.
   """
-  given = given and str(files.expand_user(given).absolute())
+  given = given and str(files.local_path(given).absolute())
   starts = read(workdir)
   if not (starts or has_checkpoints):
     return given

@@ -75,7 +75,9 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   Raises:
     app.UsageError: names what is missing or wrong there.
   """
-  workdir = files.expand_user(workdir)
+  devices.check()
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir)
   directory.check_contained(workdir)
   config = experiment.read(
     workdir / "config.json", provenance.own_keys(workdir)

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class OtherNetworkError(app.UsageError):
-  """A run is of another network or optimiser than there are now."""
+  """A run has another network or optimizer than model.py and the config."""
 
 
 def named(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -27,12 +27,12 @@ def shapes(tree: Any) -> dict[str, str]:
 
 
 def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
-  """Checks that two trees have arrays of the same names, shapes and dtypes.
+  """Checks that two trees have the same names, shapes and dtypes.
 
   Args:
-    path: of what was found, to name it.
-    state: what it is to be.
-    found: what it is.
+    path: where `found` is, for the message.
+    state: the expected tree.
+    found: the actual tree.
 
   Raises:
     OtherNetworkError: names the first array that differs.
@@ -41,7 +41,7 @@ def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name):
       raise OtherNetworkError(
-        f"{path} is of another network or optimiser: {name} is"
+        f"{path} is of another network or optimizer: {name} is"
         f" {theirs.get(name, 'missing')} there and"
         f" {ours.get(name, 'missing')} here"
       )

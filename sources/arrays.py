@@ -1,4 +1,4 @@
-"""A prepared data set as arrays, which are kept beside it."""
+"""Reads a prepared data set as arrays, and caches them beside it."""
 
 import json
 import os
@@ -17,12 +17,12 @@ def read_split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Reads a split's images, [n, height, width, channels], and its labels.
 
-  Takes them from the split's array file, which it writes if it has to.
+  They come from the split's array file, which is written if need be.
   """
   folder = pathlib.Path(builder.data_dir)
   files = [folder / "dataset_info.json"]
   files += map(pathlib.Path, builder.info.splits[split].filepaths)
-  # What the arrays were made from: other files, other arrays.
+  # Fingerprint of the source files; if it changes, the arrays are rebuilt.
   source = json.dumps(
     [
       (file.name, file.stat().st_size, file.stat().st_mtime_ns)
@@ -31,15 +31,15 @@ def read_split(
   )
   path = folder / f"{split}.arrays.npz"
   try:
-    # The zip format has a CRC of each array, and reading checks it.
+    # Reading checks the CRC that the zip format stores for each array.
     with np.load(path, allow_pickle=False) as arrays:
       if arrays["source"].item() == source:
         return arrays["images"], arrays["labels"]
-    logging.info("%s is outdated and made anew", path)
+    logging.info("%s is outdated; rebuilding it", path)
   except FileNotFoundError:
     pass
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    logging.warning("%s is damaged (%s) and made anew", path, error)
+    logging.warning("%s is damaged (%s); rebuilding it", path, error)
   images, labels = read_records(builder, split)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
   try:
@@ -48,21 +48,21 @@ def read_split(
     os.replace(temporary, path)
   except OSError as error:
     temporary.unlink(missing_ok=True)
-    logging.warning("%s cannot be written (%s): starts stay slow", path, error)
+    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
   return images, labels
 
 
 def read_records(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Reads what `read_split` does from the records, which takes seconds."""
+  """Reads the same from the records, which takes seconds."""
   size = builder.info.splits[split].num_examples
   images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(size, np.int32)
   progress = tqdm.tqdm(desc=f"Reading {split}", total=size, disable=None)
   try:
     records = builder.as_data_source(split)
-    for start in range(0, size, 1000):  # Twice as fast as one by one.
+    for start in range(0, size, 1000):  # Twice as fast as one at a time.
       chunk = records.__getitems__(range(start, min(start + 1000, size)))
       for index, example in enumerate(chunk, start):
         images[index], labels[index] = example["image"], example["label"]

@@ -1,9 +1,13 @@
-"""The TFDS builder of a data set, prepared in a random access format."""
+"""Finds or prepares a data set, in a TFDS format with random access."""
 
 import contextlib
+import difflib
+import hashlib
 import os
 import pathlib
+import re
 import sys
+import textwrap
 
 from absl import app
 from absl import logging
@@ -12,12 +16,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sources import idx_dataset
+from sources import image_folder
+from sources import own_images
 
 _PROJECT_DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
+_NAMES = (*idx_dataset.NAMES, "idx", "image_folder")
 
 
 def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-  """Returns the builder of `config.dataset`, whose records can be read.
+  """Returns the builder of `config.dataset`, prepared.
 
   Args:
     config: its `dataset`, `data_dir` and `manual_dir` are read.
@@ -25,59 +32,110 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   Raises:
     app.UsageError: names the key or the file that is wrong.
   """
-  if config.dataset in idx_dataset.NAMES:
-    return _prepared_idx_builder(config)
-  return _tfds_builder(config)
-
-
-def _prepared_idx_builder(
-  config: ml_collections.ConfigDict,
-) -> tfds.core.DatasetBuilder:
-  """Prepares one of the data sets that we have a builder for, if need be."""
-  builder = _idx_builder(config)
-  if builder.info.splits:
-    if config.manual_dir:
-      logging.info(
-        "%s is prepared in %s: config.manual_dir is not read",
-        config.dataset,
-        builder.data_dir,
-      )
-    return builder
-  _prepare(builder)
-  builder = _idx_builder(config)  # Another process may have been faster.
-  if not builder.info.splits:
-    raise app.UsageError(
-      f"{builder.data_dir}: holds no data set, though it has its name; remove"
-      " it and run again"
-    )
-  return builder
-
-
-def _idx_builder(
-  config: ml_collections.ConfigDict,
-) -> idx_dataset.IdxDataset:
-  """Constructs the builder, which has no splits until it is prepared."""
-  manual_dir = pathlib.Path(config.manual_dir or _PROJECT_DATA).expanduser()
-  if config.manual_dir and not manual_dir.is_dir():
-    raise app.UsageError(
-      f"config.manual_dir={config.manual_dir}: not a directory; must be one"
-      ' with the IDX files, or "" for the project\'s data/'
-    )
+  if config.dataset not in _NAMES and not config.dataset.startswith("idx/"):
+    return _tfds_builder(config)
+  folder = _folder(config)
+  if not (folder / "dataset_info.json").exists():
+    _prepare(config, folder)
   try:
-    return idx_dataset.IdxDataset(
-      config=config.dataset, data_dir=_data_dir(config), manual_dir=manual_dir
-    )
+    return tfds.builder_from_directory(folder)
   except Exception as error:  # TFDS raises anything.
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
-      f" it is damaged: {error}; remove that and run again"
+      f" it is damaged: {error}; remove {folder} and run again"
     ) from error
 
 
-def _prepare(builder: idx_dataset.IdxDataset) -> None:
-  logging.info(
-    "Preparing %s in %s", builder.builder_config.name, builder.data_dir
+def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
+  """Returns where a data set of ours is, or will be, prepared."""
+  builder, subfolders = own_images.OwnImages, ()
+  if config.dataset in idx_dataset.NAMES:
+    builder, subfolders = idx_dataset.IdxDataset, (config.dataset,)
+  inner = pathlib.Path(builder.name, *subfolders, str(builder.VERSION))
+  if config.manual_dir:
+    return _folder_of_manual_dir(config, inner)
+  if config.dataset not in idx_dataset.NAMES:
+    raise app.UsageError(
+      f"config.dataset={config.dataset}: needs config.manual_dir, a folder with"
+      f" {_what(config.dataset)}"
+    )
+  return _root(config) / inner
+
+
+def _folder_of_manual_dir(
+  config: ml_collections.ConfigDict, inner: pathlib.Path
+) -> pathlib.Path:
+  """Returns where what is made from `config.manual_dir` is prepared.
+
+  The folder is named after that path and after the names, sizes and times of
+  its files, so other files are another data set. If the files are gone, the
+  newest data set made from that path is used.
+  """
+  manual_dir = _manual_dir(config)
+  name = re.sub(r"\W", "_", manual_dir.name)[:50]
+  name += f"-{_digest(config.dataset, str(manual_dir))}-"
+  parent = _root(config) / "manual_dir"
+  if found := _find(config):
+    stats = [(file, path.stat()) for file, path in found.items()]
+    name += _digest(*((file, s.st_size, s.st_mtime_ns) for file, s in stats))
+    return parent / name / inner
+  made = [*parent.glob(f"{name}*/{inner}/dataset_info.json")]
+  if not made:
+    problem = "not a directory"
+    if manual_dir.is_dir():
+      problem = f"has no files of {config.dataset}"
+    raise app.UsageError(
+      f"config.manual_dir={config.manual_dir}: {problem}, and nothing was"
+      f" prepared from it; must be a folder with {_what(config.dataset)}"
+    )
+  folder = max(made, key=os.path.getmtime).parent
+  logging.warning(
+    "The files in config.manual_dir=%s are gone; what was prepared from them is"
+    " read: %s",
+    config.manual_dir,
+    folder,
   )
+  return folder
+
+
+def _find(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
+  """Returns the files in `config.manual_dir` that the data set is made from."""
+  if config.dataset == "image_folder":
+    return image_folder.find(_manual_dir(config))
+  return idx_dataset.find(_manual_dir(config), config.dataset)
+
+
+def _what(dataset: str) -> str:
+  """Says which files a data set is made from."""
+  if dataset == "image_folder":
+    return (
+      "a subfolder of images for each class, such as train/cat and test/cat"
+    )
+  files = f"{', '.join(idx_dataset.FILE_NAMES)}, gzipped or not"
+  return files if dataset.startswith("idx") else f'{files}, or ""'
+
+
+def _digest(*values) -> str:
+  return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+
+
+def _prepare(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+  if config.dataset in idx_dataset.NAMES:
+    builder = idx_dataset.IdxDataset(
+      config=config.dataset,
+      data_dir=folder.parents[2],
+      manual_dir=_manual_dir(config),
+    )
+  else:
+    module = image_folder if config.dataset == "image_folder" else idx_dataset
+    source = module.read(_find(config))
+    if len(source.class_names) < 2:
+      raise app.UsageError(
+        f"config.manual_dir={config.manual_dir}: all images are of one class,"
+        f" {source.class_names[0]}; must be at least two"
+      )
+    builder = own_images.OwnImages(source=source, data_dir=folder.parents[1])
+  logging.info("Preparing %s in %s", config.dataset, folder)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   # Another process that prepares the same may come first.
@@ -90,13 +148,18 @@ def _tfds_builder(
   config: ml_collections.ConfigDict,
 ) -> tfds.core.DatasetBuilder:
   """Returns a builder of TFDS's, if it has prepared images and labels."""
-  try:
-    builder = tfds.builder(config.dataset, data_dir=_data_dir(config))
-  except Exception as error:  # TFDS raises anything.
+  _check_name(config)
+  if config.manual_dir:
     raise app.UsageError(
-      f"config.dataset={config.dataset}: neither one of"
-      f" {', '.join(idx_dataset.NAMES)} nor a data set that TFDS can build:"
-      f" {error}"
+      f'config.manual_dir={config.manual_dir}: must be "" with config.dataset='
+      f"{config.dataset}, which is read from config.data_dir"
+    )
+  try:
+    builder = tfds.builder(config.dataset, data_dir=_root(config))
+  except Exception as error:  # TFDS raises anything, even its catalogue.
+    raise app.UsageError(
+      f"config.dataset={config.dataset}: TFDS cannot build it:"
+      f" {textwrap.shorten(str(error), 300)}"
     ) from error
   formats = builder.info.available_file_formats()
   if not formats & tfds.core.FileFormat.with_random_access():
@@ -122,5 +185,38 @@ def _tfds_builder(
   return builder
 
 
-def _data_dir(config: ml_collections.ConfigDict) -> str | None:
-  return os.path.expanduser(config.data_dir) or None
+def _check_name(config: ml_collections.ConfigDict) -> None:
+  """Raises app.UsageError if neither we nor TFDS know such a data set."""
+  root = _root(config)
+  name = re.match(r"[\w-]*", config.dataset)[0]
+  known = {*_NAMES, *tfds.list_builders(with_community_datasets=False)}
+  with contextlib.suppress(OSError):
+    known.update(os.listdir(root))
+  if name in known:
+    return
+  plain = name.lower().replace("-", "_")
+  near = [plain]
+  if plain not in known:
+    near = difflib.get_close_matches(plain, sorted(known))
+  raise app.UsageError(
+    f"config.dataset={config.dataset}: is neither one of {', '.join(_NAMES)}"
+    f" nor prepared in {root}"
+    + (f"; did you mean {' or '.join(near)}?" if near else "")
+  )
+
+
+def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
+  """Returns the folder of all prepared data sets."""
+  data_dir = config.data_dir or tfds.core.constants.DATA_DIR
+  root = os.path.expanduser(data_dir)
+  if root.startswith("~/"):
+    raise app.UsageError(
+      f"config.data_dir={config.data_dir}: must name a directory in full, as"
+      f" HOME is not set for {data_dir}"
+    )
+  return pathlib.Path(root)
+
+
+def _manual_dir(config: ml_collections.ConfigDict) -> pathlib.Path:
+  folder = config.manual_dir or _PROJECT_DATA
+  return pathlib.Path(os.path.abspath(os.path.expanduser(folder)))

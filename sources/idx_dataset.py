@@ -1,18 +1,20 @@
-"""MNIST, Fashion-MNIST and Kuzushiji-MNIST as a TFDS builder.
+"""IDX files: MNIST, Fashion-MNIST, Kuzushiji-MNIST, EMNIST and your own.
 
-TFDS's own builders of these sets need TensorFlow to prepare them, and shuffle.
-This one needs none, keeps the order of the files (test example i is image i),
-and writes array_record under a name of its own, so it leaves alone whatever
-else a shared `data_dir` holds.
+TFDS's own builders need TensorFlow to prepare these data sets, and shuffle.
+Here they keep the order of the files: test example i is image i.
 
 The IDX format: http://yann.lecun.com/exdb/mnist/
 """
 
+import collections
 import dataclasses
 import gzip
 import hashlib
+import math
 import os
 import pathlib
+import re
+import string
 import zlib
 
 from absl import app
@@ -20,11 +22,24 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from sources import own_images
+
 _IMAGE_SHAPE = (28, 28)
 _NUM_CLASSES = 10
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
-_MNIST_SHA256 = {  # Of the decompressed files.
+# Names as in the originals, or as on Kaggle (`train-images.idx3-ubyte`). EMNIST
+# prefixes the name of the set: `emnist-letters-`.
+_FILE = re.compile(
+  r"(?:(.+)-)?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?"
+)
+_EMNIST_CLASSES = {
+  "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
+  "letters": " " + string.ascii_uppercase,  # Its labels start at 1.
+}
+_EMNIST_OTHER_CLASSES = string.digits + string.ascii_uppercase + "abdefghnqrt"
+
+_MNIST_SHA256 = {  # Hashes of the decompressed files.
   "train-images-idx3-ubyte": (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
   ),
@@ -42,27 +57,24 @@ _MNIST_SHA256 = {  # Of the decompressed files.
 
 @dataclasses.dataclass(kw_only=True)
 class IdxConfig(tfds.core.BuilderConfig):
-  """One data set of the family.
+  """One data set in this format.
 
   Attributes:
-    url: the folder of its four gzipped files, the one that TFDS names, so that
-      TFDS's checksums hold for the download.
-    sha256: of its decompressed files, by name; empty where not recorded.
-    class_names: of labels 0 to 9.
-    homepage: where it is described.
+    url: the address of its four gzipped files, the same as TFDS's, so that TFDS
+      can check the download.
+    sha256: hashes of its decompressed files by name; empty if unknown.
+    class_names: the names of labels 0 to 9.
   """
 
   url: str
   class_names: tuple[str, ...]
-  homepage: str
   sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 _CONFIGS = [
   IdxConfig(
     name="mnist",
-    description="The MNIST database of handwritten digits.",
-    homepage="http://yann.lecun.com/exdb/mnist/",
+    description="MNIST, digits, http://yann.lecun.com/exdb/mnist/.",
     url="https://storage.googleapis.com/cvdf-datasets/mnist/",
     sha256=_MNIST_SHA256,
     class_names=tuple("0123456789"),
@@ -70,7 +82,6 @@ _CONFIGS = [
   IdxConfig(
     name="fashion_mnist",
     description="Zalando's article images, arXiv 1708.07747.",
-    homepage="https://github.com/zalandoresearch/fashion-mnist",
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     class_names=(
       "T-shirt/top",
@@ -88,7 +99,6 @@ _CONFIGS = [
   IdxConfig(
     name="kmnist",
     description="Kuzushiji-MNIST, cursive Japanese, arXiv 1812.01718.",
-    homepage="http://codh.rois.ac.jp/kmnist/index.html.en",
     url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
     class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
   ),
@@ -97,91 +107,143 @@ _CONFIGS = [
 NAMES = tuple(config.name for config in _CONFIGS)
 
 
-class IdxDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The builder: `IdxDataset(config="mnist", data_dir=..., manual_dir=...)`."""
+class IdxDataset(own_images.OwnImages, skip_registration=True):
+  """Builds one of `NAMES`: `IdxDataset(config="mnist", manual_dir=...)`."""
 
-  VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = _CONFIGS
 
-  def __init__(self, *, manual_dir: os.PathLike, **kwargs):
-    """Looks for IDX files in `manual_dir/<config>/`, then `manual_dir/`."""
-    super().__init__(**kwargs)
+  def __init__(self, *, config: str, manual_dir: os.PathLike, **kwargs):
+    """Reads the files in `manual_dir`, or downloads missing ones."""
+    class_names = self.builder_configs[config].class_names
+    source = own_images.Source((*_IMAGE_SHAPE, 1), class_names, splits={})
+    super().__init__(source=source, config=config, **kwargs)
     self._manual_dir = pathlib.Path(manual_dir)
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    config = self.builder_config
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=config.description,
-      homepage=config.homepage,
-      # A Tensor is prepared and read three times as fast as a PNG image.
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Tensor(
-            shape=(*_IMAGE_SHAPE, 1),
-            dtype=np.uint8,
-            encoding=tfds.features.Encoding.BYTES,
-          ),
-          "label": tfds.features.ClassLabel(names=list(config.class_names)),
-        }
-      ),
-      supervised_keys=("image", "label"),
-      disable_shuffling=True,
-    )
-
   def _split_generators(self, dl_manager):
-    names = [
-      name for prefix, _ in _SPLITS.values() for name in _file_names(prefix)
-    ]
-    paths = _find(self._manual_dir, self.builder_config.name, names)
-    if paths is None:
-      paths = self._download(dl_manager, names)
+    config = self.builder_config
+    paths = find(self._manual_dir, config.name) or self._download(dl_manager)
     return {
       split: self._generate_examples(
-        *read_split(paths, prefix, num_examples, self.builder_config.sha256)
+        zip(
+          *read_split(paths, prefix, num_examples, config.sha256), strict=True
+        )
       )
       for split, (prefix, num_examples) in _SPLITS.items()
     }
 
-  def _download(self, dl_manager, names):
+  def _download(self, dl_manager):
+    import requests  # Takes a tenth of a second.
+
     config = self.builder_config
+    urls = {name: f"{config.url}{name}.gz" for name in FILE_NAMES}
     logging.info("Downloading %s", config.url)
     try:
-      return dl_manager.download({n: f"{config.url}{n}.gz" for n in names})
-    except Exception as error:  # Of requests, urllib3 or TFDS.
+      # TFDS retries for minutes, even if there is no network.
+      first = requests.head(urls[FILE_NAMES[0]], timeout=5)
+      first.raise_for_status()
+      return dl_manager.download(urls)
+    except Exception as error:  # Raised by requests, urllib3 or TFDS.
       raise app.UsageError(
         f"{config.url}: cannot be downloaded ({' '.join(str(error).split())});"
-        f" put its four files into {self._manual_dir / config.name}"
+        f" put its four files into {self._manual_dir / config.name}, or name"
+        f" their folder with config.manual_dir: {', '.join(FILE_NAMES)}"
       ) from error
-
-  def _generate_examples(self, images, labels):
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-      yield index, {"image": image, "label": int(label)}
 
 
 def _file_names(prefix: str) -> tuple[str, str]:
   return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
 
 
-def _find(
-  manual_dir: pathlib.Path, dataset: str, names: list[str]
-) -> dict[str, pathlib.Path] | None:
-  """The path of each file, gzipped or not; None if there is none at all."""
-  for folder in (manual_dir / dataset, manual_dir):
-    paths = {}
-    for name in names:
-      for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-          paths[name] = path
-          break
-    if paths:
-      if missing := sorted(set(names) - set(paths)):
+FILE_NAMES = (*_file_names("train"), *_file_names("t10k"))
+
+
+def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
+  """Finds IDX files, gzipped or not.
+
+  Args:
+    manual_dir: where to look, after its subfolder named after the data set.
+    dataset: one of NAMES; "idx" for files of one's own; or "idx/NAME" for files
+      whose names start with `NAME-`.
+
+  Returns:
+    The path of each file, by its name in MNIST; {} if there are none.
+
+  Raises:
+    app.UsageError: a file is missing, or several sets are there.
+  """
+  name, _, wanted = dataset.partition("/")
+  for folder in (manual_dir / name, manual_dir):
+    sets = collections.defaultdict(dict)
+    for path in sorted((*folder.glob("*"), *folder.glob("*-ubyte/*"))):
+      if (match := _FILE.fullmatch(path.name)) and path.is_file():
+        before, prefix, kind = match.groups("")
+        prefix = prefix.replace("test", "t10k")
+        original = _file_names(prefix)[kind == "labels"]
+        sets[before].setdefault(original, path)
+    if name == "idx" and len(sets) == 1 and not wanted:
+      (wanted,) = sets
+    if found := sets[wanted]:
+      needed = set(FILE_NAMES)
+      if name == "idx":  # One split is enough.
+        prefixes = tuple(each.split("-")[0] for each in found)
+        needed = {each for each in FILE_NAMES if each.startswith(prefixes)}
+      if missing := sorted(needed - found.keys()):
         raise app.UsageError(
           f"{folder} has IDX files but lacks {', '.join(missing)}"
         )
-      logging.info("Reading the IDX files in %s", folder)
-      return paths
-  return None
+      return found
+    if name == "idx" and (others := sorted(sets.keys() - {wanted})):
+      names = ", ".join(f"idx/{each}" if each else "idx" for each in others)
+      raise app.UsageError(
+        f"config.dataset={dataset}: {folder} has {names}; must be one of these"
+      )
+  return {}
+
+
+def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
+  """Reads IDX files of any number of images, of any size and classes.
+
+  Classes are named after their labels; EMNIST's, after their characters.
+  EMNIST stores its images transposed; they are turned upright.
+
+  Args:
+    paths: the files, as `find` returned them.
+
+  Raises:
+    app.UsageError: names the file that is wrong.
+  """
+  images, labels, shape = {}, {}, (None, None, None)
+  for split, (prefix, _) in _SPLITS.items():
+    of_images, of_labels = (paths.get(name) for name in _file_names(prefix))
+    if of_images:
+      images[split] = read_idx(of_images, shape)
+      labels[split] = read_idx(of_labels, images[split].shape[:1])
+      shape = (None, *images[split].shape[1:])
+      if not images[split].size:
+        raise app.UsageError(f"{of_images}: has no images")
+  values = np.unique(np.concatenate([*labels.values()])).tolist()
+  first = next(iter(paths.values()))
+  if emnist := re.match(r"emnist-(\w+)-", first.name):
+    logging.info("%s is EMNIST's: transposing the images", first)
+    images = {split: array.swapaxes(1, 2) for split, array in images.items()}
+    characters = _EMNIST_CLASSES.get(emnist[1], _EMNIST_OTHER_CLASSES)
+    if values[-1] >= len(characters):
+      raise app.UsageError(
+        f"{first.parent}: EMNIST's {emnist[1]} has no label {values[-1]}"
+      )
+    class_names = tuple(characters[value] for value in values)
+  else:
+    class_names = tuple(map(str, values))
+  splits = {
+    split: zip(
+      array[..., np.newaxis],
+      np.searchsorted(values, labels[split]),
+      strict=True,
+    )
+    for split, array in images.items()
+  }
+  height, width = next(iter(images.values())).shape[1:]
+  return own_images.Source((height, width, 1), class_names, splits)
 
 
 def read_split(
@@ -193,24 +255,34 @@ def read_split(
   """Reads the images and labels of one split, and checks them.
 
   Args:
-    paths: of the IDX files, gzipped or not, by their original names.
+    paths: the IDX files, gzipped or not, by their original names.
     prefix: "train" or "t10k".
     num_examples: how many examples there must be.
-    sha256: of the decompressed files by name, where known.
+    sha256: hashes of the decompressed files by name, if known.
 
   Returns:
-    images, uint8 [num_examples, 28, 28, 1], and labels, uint8 [num_examples].
+    Images, uint8 [num_examples, 28, 28, 1], and labels, uint8 [num_examples].
 
   Raises:
-    app.UsageError: names the file that is damaged or another one than expected.
+    app.UsageError: names a file that is damaged or not the one expected.
   """
   images_name, labels_name = _file_names(prefix)
-  images = read_idx(
-    paths[images_name], (num_examples, *_IMAGE_SHAPE), sha256.get(images_name)
-  )
-  labels = read_idx(
-    paths[labels_name], (num_examples,), sha256.get(labels_name)
-  )
+  images = read_idx(paths[images_name], (num_examples, *_IMAGE_SHAPE))
+  labels = read_idx(paths[labels_name], (num_examples,))
+  for name, array in ((images_name, images), (labels_name, labels)):
+    header = (
+      bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    )
+    found = hashlib.sha256(header + array.tobytes()).hexdigest()
+    if name in sha256 and found != sha256[name]:
+      raise app.UsageError(
+        f"{paths[name]}: is not the original file: its SHA-256 is {found}, not"
+        f" {sha256[name]}; config.dataset=idx takes other files"
+      )
+    if name not in sha256 and found in _MNIST_SHA256.values():
+      raise app.UsageError(
+        f"{paths[name]}: is a file of MNIST, not of this data set"
+      )
   if labels.max() >= _NUM_CLASSES:
     raise app.UsageError(
       f"{paths[labels_name]}: label {labels.max()} at index"
@@ -219,53 +291,47 @@ def read_split(
   return images[..., np.newaxis], labels
 
 
-def read_idx(
-  path: os.PathLike, shape: tuple[int, ...], sha256: str | None = None
-) -> np.ndarray:
+def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
   """Reads an IDX file of unsigned bytes, gzipped or not.
 
   Args:
     path: the file.
-    shape: the only shape accepted. No more is ever read than it takes.
-    sha256: the only hash of the decompressed file that is accepted, if known.
+    shape: the shape that the file must have; None stands for any size. Without
+      None, no more is read than this shape needs.
 
   Returns:
-    uint8 array of that shape.
+    The uint8 array.
 
   Raises:
     app.UsageError: names the file and what is wrong with it.
   """
-  header = b"\0\0\x08" + bytes([len(shape)])  # Unsigned bytes; dimensions.
-  header += np.array(shape, ">u4").tobytes()
-  size = len(header) + int(np.prod(shape))
+  magic = bytes([0, 0, 8, len(shape)])  # Unsigned bytes; dimensions.
+  start = 4 + 4 * len(shape)
+  limit = -1 if None in shape else start + math.prod(shape) + 1
   try:
     with open(path, "rb") as file:
       is_gzip = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if is_gzip else open(path, "rb") as file:
-      content = file.read(size + 1)
+      content = file.read(limit)
   except (OSError, EOFError, zlib.error) as error:
     raise app.UsageError(f"{path}: cannot be read: {error}") from error
-  if content[:4] != header[:4]:
+  if content[:4] != magic:
     raise app.UsageError(
       f"{path}: starts with {content[:4].hex(' ') or 'nothing'}; an IDX file"
-      f" of {len(shape)} dimensions starts with {header[:4].hex(' ')}"
+      f" of {len(shape)} dimensions starts with {magic.hex(' ')}"
     )
-  if len(content) >= len(header) and content[4 : len(header)] != header[4:]:
-    found = np.frombuffer(content[4 : len(header)], ">u4")
+  found = tuple(n or 0 for n in shape)
+  if len(content) >= start:
+    found = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+  if any(n not in (None, m) for n, m in zip(shape, found, strict=True)):
     raise app.UsageError(
       f"{path}: announces {'x'.join(map(str, found))} values; expected"
-      f" {'x'.join(map(str, shape))}"
+      f" {'x'.join('any' if n is None else str(n) for n in shape)}"
     )
+  size = start + math.prod(found)
   if len(content) != size:
     raise app.UsageError(
       f"{path}: has {'more' if len(content) > size else len(content)} bytes;"
       f" expected {size}"
     )
-  found = hashlib.sha256(content).hexdigest()
-  if sha256 and found != sha256:
-    raise app.UsageError(
-      f"{path}: is not the original file: its SHA-256 is {found}, not {sha256}"
-    )
-  if not sha256 and found in _MNIST_SHA256.values():
-    raise app.UsageError(f"{path}: is a file of MNIST, not of this data set")
-  return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+  return np.frombuffer(content, np.uint8, offset=start).reshape(found)

@@ -178,8 +178,9 @@ def _clean(contrast: np.ndarray) -> np.ndarray:
   # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
   far = contrast[~near & (smooth <= threshold)]
   paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
-  low = max(paper + threshold / 4, noise)
   high = np.median(contrast[strokes])
+  # On paper without noise, an eighth, as exporting/page.html takes it.
+  low = max(paper + threshold / 4, noise) if noise else high / 8
   ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
   ink[~near] = 0
   if not ink.any():

@@ -99,6 +99,7 @@ def tiny_run(_tiny_config, tmp_path_factory):
 
 
 def idx_bytes(array):
+  array = np.asarray(array)
   header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
   return header + array.astype(np.uint8).tobytes()
 

@@ -78,7 +78,7 @@ def train(num_devices, state, workdir=None):
     training = steps.reset_metrics(training)
     if workdir and step == NUM_STEPS // 2:
       with checkpoints.open_manager(workdir, 0) as manager:
-        checkpoints.save(manager, step, training.state, training.metrics, None)
+        manager.save(step, training.state, training.metrics, None)
   return training, metrics
 
 

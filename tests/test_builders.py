@@ -1,6 +1,16 @@
-from absl import app
-import pytest
+import os
+import pwd
+import shutil
+from unittest import mock
 
+from absl import app
+from absl import logging
+from conftest import idx_bytes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from sources import arrays
 from sources import builders
 from sources import idx_dataset
 
@@ -27,12 +37,31 @@ def test_a_prepared_data_set_is_not_prepared_again(family_config, monkeypatch):
   assert num_test_examples(builders.prepared(family_config)) == 100
 
 
+@pytest.mark.parametrize("folder", ["", "~/data"])
+def test_without_a_home_the_data_need_a_directory(
+  folder, family_config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "~/tensorflow_datasets")
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+  family_config.data_dir = folder
+  with pytest.raises(app.UsageError) as error:
+    builders.prepared(family_config)
+  assert str(error.value) == (
+    f"config.data_dir={folder}: must name a directory in full, as HOME is not"
+    f" set for {folder or '~/tensorflow_datasets'}"
+  )
+  assert not (tmp_path / "~").exists()
+
+
 def test_a_folder_without_a_data_set_is_named(family_config, tmp_path):
+  family_config.manual_dir = ""
   folder = tmp_path / "data/idx_dataset/kmnist/1.0.0"
   folder.mkdir(parents=True)
-  with pytest.raises(app.UsageError, match="holds no data set") as error:
+  with pytest.raises(app.UsageError, match="the prepared kmnist") as error:
     builders.prepared(family_config)
-  assert str(folder) in str(error.value)
+  assert str(error.value).endswith(f"; remove {folder} and run again")
 
 
 @pytest.mark.parametrize("moment", ["__init__", "_split_generators"])
@@ -50,3 +79,107 @@ def test_another_process_may_prepare_it_first(
 
   monkeypatch.setattr(idx_dataset.IdxDataset, moment, followed_by_another)
   assert num_test_examples(builders.prepared(family_config)) == 100
+
+
+def read_test_images(config):
+  images, _ = arrays.read_split(builders.prepared(config), "test")
+  return images[..., 0]
+
+
+def test_each_manual_dir_is_a_data_set_of_its_own(family_config, family):
+  folder, images, _ = family
+  first = builders.prepared(family_config)
+  other = shutil.copytree(folder, folder.with_name("other") / folder.name)
+  changed = images[::-1]
+  path = other / "t10k-images-idx3-ubyte"
+  mtime_ns = path.stat().st_mtime_ns
+  path.write_bytes(idx_bytes(changed))
+  os.utime(path, ns=(mtime_ns, mtime_ns))  # Names and sizes are the same too.
+  np.testing.assert_array_equal(read_test_images(family_config), images)
+  family_config.manual_dir = str(other)
+  np.testing.assert_array_equal(read_test_images(family_config), changed)
+  family_config.manual_dir = str(folder)
+  assert builders.prepared(family_config).data_dir == first.data_dir
+
+
+def test_changed_files_are_prepared_anew(family_config, family):
+  folder, images, _ = family
+  np.testing.assert_array_equal(read_test_images(family_config), images)
+  path = folder / "t10k-images-idx3-ubyte"
+  path.write_bytes(idx_bytes(images[::-1]))  # Of the same size.
+  np.testing.assert_array_equal(read_test_images(family_config), images[::-1])
+
+
+def test_files_that_are_gone_are_not_needed(
+  family_config, family, tmp_path, monkeypatch
+):
+  folder, images, _ = family
+  builders.prepared(family_config)
+  (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[::-1]))
+  last = builders.prepared(family_config)
+  warnings = []
+  monkeypatch.setattr(logging, "warning", lambda *args: warnings.append(args))
+  for remove in (lambda: folder.rename(tmp_path / "moved"), folder.mkdir):
+    remove()  # Then as an empty mount point.
+    np.testing.assert_array_equal(read_test_images(family_config), images[::-1])
+    message, *args = warnings.pop()
+    assert message % tuple(args) == (
+      f"The files in config.manual_dir={folder} are gone; what was prepared"
+      f" from them is read: {last.data_dir}"
+    )
+  family_config.dataset = "fashion_mnist"
+  with pytest.raises(app.UsageError) as error:
+    builders.prepared(family_config)
+  assert str(error.value).startswith(
+    f"config.manual_dir={folder}: has no files of fashion_mnist, and nothing"
+    " was prepared from it; must be a folder with train-images-idx3-ubyte, "
+  )
+
+
+def test_files_of_ones_own_need_a_folder(family_config):
+  family_config.update(dataset="idx", manual_dir="")
+  with pytest.raises(app.UsageError, match="idx: needs config.manual_dir, a f"):
+    builders.prepared(family_config)
+  family_config.dataset = "image_folder"
+  with pytest.raises(app.UsageError, match="such as train/cat and test/cat"):
+    builders.prepared(family_config)
+
+
+def test_images_of_one_class_are_refused(family_config, family):
+  folder, _, _ = family
+  for prefix, size in (("train", 300), ("t10k", 100)):
+    path = folder / f"{prefix}-labels-idx1-ubyte"
+    path.write_bytes(idx_bytes(np.full(size, 7)))
+  family_config.dataset = "idx"
+  with pytest.raises(app.UsageError, match="are of one class, 7; must be at l"):
+    builders.prepared(family_config)
+
+
+@pytest.mark.parametrize(
+  "name, hint",
+  {
+    "MNIST": "; did you mean mnist?",
+    "fashion-mnist": "; did you mean fashion_mnist?",
+    "FashionMNIST": "; did you mean fashion_mnist?",
+    "cifar-10": "; did you mean cifar10 or cifar100 or cifar10_n?",
+    "my_didgits": "; did you mean my_digits?",
+    "no_such_set": "",
+  }.items(),
+)
+def test_an_unknown_name_is_answered_with_what_was_meant(
+  name, hint, family_config, tmp_path
+):
+  (tmp_path / "data/my_digits").mkdir(parents=True)
+  family_config.update(dataset=name, manual_dir="")
+  with pytest.raises(app.UsageError) as error:
+    builders.prepared(family_config)
+  assert str(error.value) == (
+    f"config.dataset={name}: is neither one of mnist, fashion_mnist, kmnist,"
+    f" idx, image_folder nor prepared in {tmp_path / 'data'}{hint}"
+  )
+
+
+def test_a_data_set_of_tfdss_is_not_made_from_a_manual_dir(family_config):
+  family_config.dataset = "cifar10"
+  with pytest.raises(app.UsageError, match='must be "" with config.dataset=c'):
+    builders.prepared(family_config)

@@ -32,7 +32,7 @@ def save_all(workdir, steps_and_accuracies, start_step=0):
   with checkpoints.open_manager(workdir, start_step) as manager:
     for step, accuracy in steps_and_accuracies:
       state = small_state(step)
-      checkpoints.save(manager, step, state, ZERO, accuracy)
+      manager.save(step, state, ZERO, accuracy)
   return checkpoints.all_steps(workdir)
 
 
@@ -51,7 +51,7 @@ def test_restores_to_the_bit(tmp_path):
   with checkpoints.open_manager(tmp_path, 0) as manager:
     sums = {"loss": np.float32(1.5), "accuracy": np.int32(4)}
     since_log = steps.Metrics(np.int32(20), sums)
-    checkpoints.save(manager, 3, state, since_log, None)
+    manager.save(3, state, since_log, None)
   restored, since_log = checkpoints.restore(tmp_path, 3, state_at(0), ZERO)
   assert_same_state(restored, state)
   assert (since_log.num_examples, since_log.sums) == (20, sums)
@@ -91,7 +91,7 @@ def test_another_network_is_named_and_its_checkpoint_stays(
     with pytest.raises(trees.OtherNetworkError) as error:
       restore()
     assert str(error.value) == (
-      f"{four_steps}/checkpoints/4 is of another network or optimiser:"
+      f"{four_steps}/checkpoints/4 is of another network or optimizer:"
       f" {difference}"
     )
   assert checkpoints.all_steps(four_steps) == [1, 2, 3, 4]
@@ -132,7 +132,7 @@ def test_a_state_may_change_while_it_is_saved(tmp_path):
     lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0
   )
   with checkpoints.open_manager(tmp_path, 0) as manager:
-    checkpoints.save(manager, 1, state, ZERO, None)
+    manager.save(1, state, ZERO, None)
     state = overwrite(state)
     jax.block_until_ready(state)
   restored, _ = checkpoints.restore(tmp_path, 1, state)
@@ -269,8 +269,8 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   with pytest.raises(app.UsageError, match=r"steps 1 are kept: .*too large"):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       with files_of_at_most(1000):
-        checkpoints.save(manager, 2, large, ZERO, None)
-        checkpoints.wait(manager)
+        manager.save(2, large, ZERO, None)
+        manager.wait()
   restored, _ = checkpoints.restore_newest(tmp_path, small_state(0))
   assert_same_state(restored, small_state(1))
   assert save_all(tmp_path, [(2, None)], start_step=1) == [1, 2]
@@ -283,10 +283,36 @@ def test_the_next_save_says_that_the_last_one_failed(tmp_path):
   with pytest.raises(app.UsageError, match=r"cannot be saved.*too large"):
     with checkpoints.open_manager(tmp_path, 0) as manager:
       with files_of_at_most(1000):
-        checkpoints.save(manager, 2, large, ZERO, None)
+        manager.save(2, large, ZERO, None)
         futures.wait(manager._saves)
-      checkpoints.save(manager, 3, small_state(3), ZERO, None)
+      manager.save(3, small_state(3), ZERO, None)
       pytest.fail("It was not said.")
+
+
+def test_a_first_save_that_lands_elsewhere_stops_the_run(tmp_path):
+  """Whatever the reason: here TensorStore takes the backslash for a slash."""
+  workdir = tmp_path / "a\\b"
+  with pytest.raises(app.UsageError) as error:
+    with checkpoints.open_manager(workdir, 0) as manager:
+      manager.save(4, small_state(4), ZERO, None)
+  assert str(error.value).startswith(
+    f"{workdir}: the checkpoint of step 4 was saved, but is not whole, training"
+    " stops: "
+  )
+  assert str(error.value).endswith("; name another --workdir")
+
+
+def test_the_first_save_of_a_start_alone_is_read_back(tmp_path, monkeypatch):
+  read, read_metadata = [], checkpoints._read_metadata
+  monkeypatch.setattr(
+    checkpoints,
+    "_read_metadata",
+    lambda path: read.append(path) or read_metadata(path),
+  )
+  save_all(tmp_path, [(1, None), (2, 0.5)])
+  save_all(tmp_path, [(3, 0.5)], start_step=2)
+  folder = tmp_path / "checkpoints"
+  assert read == [folder / "1", folder / "3"]
 
 
 def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
@@ -296,8 +322,8 @@ def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
       (tmp_path / "checkpoints").touch()
-      checkpoints.save(manager, 2, small_state(2), ZERO, None)
-      checkpoints.wait(manager)
+      manager.save(2, small_state(2), ZERO, None)
+      manager.wait()
   left = set(threading.enumerate()) - threads
   # Python waits for those at its exit, as these wait for a folder, for minutes.
   assert not [x for x in left if type(x).__name__ == "_SignalingThread"]

@@ -80,7 +80,7 @@ def test_the_changes_that_are_shown_are_all_that_is_needed(copy, tmp_path):
   layers = 5 * 5 * 32 + 32, 5 * 5 * 32 * 64 + 64
   layers += 7 * 7 * 64 * 64 + 64, 64 * 128 + 128, 128 * 10 + 10
   assert f"{sum(layers):,} parameters, 250 training images" in stderr
-  assert re.search(r"step 4/4  loss .* top3 0\.\d{4}", stderr)
+  assert re.search(r"step 4/4  train loss .* train top3 0\.\d{4}", stderr)
   assert "not shown" not in stderr and "cannot be drawn" not in stderr
   trained = json.loads(stdout.splitlines()[-1])
   assert {"loss", "accuracy", "top3"} <= {*trained}
@@ -89,5 +89,5 @@ def test_the_changes_that_are_shown_are_all_that_is_needed(copy, tmp_path):
   scored = json.loads(stdout.splitlines()[-1])
   assert scored["top3"] == trained["top3"]
   assert re.search(r"^ +a +\d\.\d{4}", stdout, re.MULTILINE)  # Its classes.
-  stdout, _ = run("compare.py", "run")
+  stdout, _ = run("compare.py", "run", "--csv")
   assert "validation_top3" in stdout and "test_top3" in stdout

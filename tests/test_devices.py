@@ -6,15 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 from absl import app
 from conftest import PROJECT
 from conftest import if_meant
+import jax
 import numpy as np
 import pytest
 
 import input_pipeline
 from machine import devices
+from rundir import runs
 import train
 
 # A rounding that decides on which side of 0 a ReLU's input is, or which of two
@@ -92,6 +95,28 @@ def _num_bytes(shapes):
   """Of all float32 arrays in a result's type, such as (f32[10]{0}, f32[])."""
   sizes = re.findall(r"f32\[([\d,]*)\]", shapes)
   return 4 * sum(math.prod(map(int, filter(None, s.split(",")))) for s in sizes)
+
+
+@pytest.mark.parametrize(
+  ("error", "reason"),
+  [
+    (AssertionError(), "JAX_PLATFORMS= takes the best that there is"),
+    (RuntimeError("No jellyfish device found."), "No jellyfish device found."),
+  ],
+)
+def test_a_platform_that_is_not_there_is_named(error, reason, monkeypatch):
+  """As where JAX_PLATFORMS=cuda, or tpu; an assertion of JAX's says nothing."""
+  monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
+  platforms = jax.config.jax_platforms
+  for check in (
+    lambda: devices.use_platform(None),
+    lambda: runs.open_run("none"),  # As evaluate.py and predict.py do.
+  ):
+    with pytest.raises(app.UsageError) as refused:
+      check()
+    assert str(refused.value) == (
+      f"JAX_PLATFORMS={platforms}: JAX finds no such device; {reason}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
+import errno
+import fcntl
 import json
 import math
 import os
+import pathlib
+import pwd
+from unittest import mock
 
 from absl import app
 from conftest import files_of_at_most
@@ -9,12 +14,14 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
+import input_pipeline
 from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
 from rundir import files
 from rundir import runs
 import steps
+import train
 
 DATASET = {
   "image_shape": [28, 28, 1],
@@ -115,6 +122,18 @@ def test_create_writes_the_config_and_finds_it_again(tmp_path):
   directory.create(path, config, DATASET)
 
 
+def test_paths_are_recorded_for_whoever_opens_the_run_elsewhere(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  config = default.get_config()
+  config.update(data_dir="~/data", manual_dir="../mine")
+  directory.create(tmp_path / "run", config, DATASET)
+  recorded = json.loads((tmp_path / "run/config.json").read_text())
+  assert recorded["data_dir"] == "~/data"
+  assert recorded["manual_dir"] == str(tmp_path.parent / "mine")
+
+
 def test_another_config_is_refused_with_the_differing_keys(tmp_path):
   directory.create(tmp_path / "run", default.get_config(), DATASET)
   before = (tmp_path / "run/config.json").read_bytes()
@@ -185,9 +204,84 @@ def test_a_directory_of_other_files_is_refused(tmp_path):
 
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
   (tmp_path / "file").touch()
-  for path in (tmp_path / "file", tmp_path / "file/run", tmp_path / "a[1]"):
+  for path in (tmp_path / "file", tmp_path / "file/run"):
     with pytest.raises(app.UsageError, match=f"--workdir={tmp_path}"):
       directory.create(path, default.get_config(), DATASET)
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a\\b", "a\udcffb"])
+def test_a_path_that_the_checkpoints_storage_reads_otherwise_is_refused(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.delattr(input_pipeline, "load")  # At once, that is.
+  with pytest.raises(app.UsageError, match="cannot be in the path of a run"):
+    train.train_and_evaluate(default.get_config(), tmp_path / name)
+  assert not [*tmp_path.iterdir()]
+  (tmp_path / name).mkdir()
+  monkeypatch.chdir(tmp_path / name)
+  with pytest.raises(app.UsageError, match="/run: .* cannot be in the path of"):
+    train.train_and_evaluate(default.get_config(), "run")
+  assert not [*(tmp_path / name).iterdir()]
+  # What Orbax takes for a pattern does not keep it from restoring.
+  expected = "cannot be in" if name in ("a\\b", "a\udcffb") else "no such file"
+  with pytest.raises(app.UsageError, match=expected):
+    runs.open_run("run")
+
+
+@pytest.mark.parametrize(
+  "number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS]
+)
+def test_where_there_are_no_locks_a_warning_says_so(
+  number, tmp_path, monkeypatch, caplog
+):
+  flock = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with directory.lock(tmp_path), directory.lock(tmp_path):
+    pass
+  assert (
+    caplog.messages
+    == [
+      f"{tmp_path}: its file system has no locks ({os.strerror(number)}): take"
+      " care that no other process trains there, which would not be noticed and"
+      " damage the run"
+    ]
+    * 2
+  )
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_that_is_held_is_told_from_none(number, tmp_path, monkeypatch):
+  error = OSError(number, os.strerror(number))  # SMB has EACCES.
+  monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
+  with pytest.raises(app.UsageError, match="another process is training there"):
+    with directory.lock(tmp_path):
+      pytest.fail("It was not held.")
+
+
+def test_without_a_home_a_path_in_it_is_refused(tmp_path, monkeypatch):
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+  for path in ("~", "~/runs/a"):
+    with pytest.raises(app.UsageError) as error:
+      files.local_path(path)
+    assert str(error.value) == (
+      f"{path}: HOME is not set; name the directory in full"
+    )
+  assert files.local_path("./~") == pathlib.Path("~")
+  assert files.local_path("~nosuch/a") == pathlib.Path("~nosuch/a")
+
+
+@pytest.mark.parametrize(
+  ("path", "is_local"),
+  {
+    **{"gs://a/b": False, "S3://a": False, "file:///a": False, "a+b:/c": False},
+    **{"/gs://a": True, "a/b://c": True, "C:/a": True, "a:b": True, "": True},
+  }.items(),
+)
+def test_a_url_is_no_path(path, is_local):
+  assert files.is_local(path) == is_local
+  if not is_local:  # Nor is what pathlib makes of it.
+    assert not files.is_local(pathlib.Path(path))
 
 
 def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
@@ -198,8 +292,7 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
   state = runs.create_state(jax.random.key(0), tiny_config, (28, 28, 1), names)
   with checkpoints.open_manager(tmp_path, 0) as manager:
     for step, accuracy in enumerate((0.1, 0.9, 0.2), 1):
-      checkpoints.save(
-        manager,
+      manager.save(
         step,
         state.replace(step=jnp.int32(step)),
         steps.Metrics.zero(10),

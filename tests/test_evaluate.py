@@ -1,10 +1,13 @@
 """evaluate.py against numbers computed here with NumPy."""
 
 import csv
+import errno
 import json
 import os
+import pathlib
 import re
 import shutil
+import tempfile
 from unittest import mock
 
 from absl import app
@@ -23,6 +26,7 @@ from report import evaluation
 from report import figures
 from rundir import files
 from rundir import runs
+from sources import builders
 import steps
 
 PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
@@ -67,7 +71,10 @@ def test_equals_numpy(run, mnist, monkeypatch):
   assert result == {**trained, "n": 70}
   assert result["accuracy"] == correct.mean()
   np.testing.assert_allclose(result["loss"], loss, rtol=1e-5)
-  metrics = json.loads((folder / "metrics.json").read_text())
+  text = (folder / "metrics.json").read_text()
+  metrics = json.loads(text)
+  for row in metrics["confusion_matrix"]:
+    assert f"\n    {row}" in text  # A line each.
   scored = {"run": str(run), "dataset": "mnist", "split": "test[:70]"}
   assert metrics.items() >= {**result, **scored, "checkpoint": "last"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
@@ -95,6 +102,20 @@ def test_equals_numpy(run, mnist, monkeypatch):
   assert str(matrix) in report
   for path in run.glob("old_*"):  # They were replaced, each in one go.
     assert path.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_all_the_work(
+  run, monkeypatch
+):
+  error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+  monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=error))
+  monkeypatch.delattr(evaluate, "_score")
+  with pytest.raises(app.UsageError) as refused:
+    evaluate.evaluate([run])
+  assert str(refused.value) == (
+    f"{run}/evaluation/test_70: cannot be written (Read-only file system); name"
+    " another folder with --output"
+  )
 
 
 def test_calibration_of_known_bins():
@@ -201,6 +222,17 @@ def test_another_shape_is_refused(run, monkeypatch):
     evaluate.evaluate([run])
 
 
+@pytest.fixture
+def any_manual_dir(monkeypatch):
+  """What is prepared passes for what is made from any manual_dir."""
+  monkeypatch.setattr(
+    builders,
+    "_folder_of_manual_dir",
+    lambda config, inner: pathlib.Path(config.data_dir, inner),
+  )
+
+
+@pytest.mark.usefixtures("any_manual_dir")
 def test_each_question_has_a_folder_of_its_own(run, tmp_path, monkeypatch):
   write = mock.Mock()
   monkeypatch.setattr(evaluate, "_write", write)
@@ -265,6 +297,7 @@ def test_another_data_set_is_read_from_where_it_is(run, family, tmp_path):
   assert (tmp_path / "data").is_dir()
 
 
+@pytest.mark.usefixtures("any_manual_dir")
 def test_a_home_is_found_in_every_path(run, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   config = json.loads((run / "config.json").read_text())

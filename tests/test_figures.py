@@ -21,17 +21,21 @@ def test_learning_curves_draw_what_was_logged():
     {"step": 2, "validation_loss": 0.9, "validation_accuracy": 0.6},
     {"step": 2, "test_loss": 0.8, "test_accuracy": 0.75},
   ]
-  figure = figures.learning_curves(records)
-  loss, accuracy = figure.axes
-  lines = {line.get_label(): line.get_xydata() for line in accuracy.lines}
-  np.testing.assert_array_equal(
-    lines["training, dropout on"], [[1, 0.1], [2, 0.4]]
+  figure = figures.learning_curves(records, has_dropout=True)
+  loss, error = figure.axes
+  lines = {line.get_label(): line.get_xydata() for line in error.lines}
+  assert error.get_title() == "error rate"
+  np.testing.assert_allclose(
+    lines["training, with dropout"], [[1, 0.9], [2, 0.6]]
   )
-  np.testing.assert_array_equal(lines["validation"], [[2, 0.6]])
-  np.testing.assert_array_equal(lines["test: 0.7500"], [[2, 0.75]])
+  np.testing.assert_allclose(lines["validation"], [[2, 0.4]])
+  np.testing.assert_allclose(lines["test: accuracy 0.7500"], [[2, 0.25]])
   assert [len(line.get_xydata()) for line in loss.lines] == [2, 1, 1]
-  assert loss.get_yscale() == "log"
+  for axes in (loss, error):
+    assert axes.get_yscale() == "log"
   assert pixels(figure).std() > 0.05  # Not blank.
+  (loss,) = figures.learning_curves([{"step": 1, "train_loss": 2.0}]).axes
+  assert loss.lines[0].get_label() == "training"
 
 
 def test_confusion_matrix_has_the_counts():
@@ -49,7 +53,7 @@ def test_confusion_matrix_has_the_counts():
     "cat",
     "dog",
   ]
-  assert axes.get_title() == "accuracy 0.9000 of 20"
+  assert axes.get_title() == "accuracy 0.9000 on 20 examples"
   assert pixels(figure).std() > 0.05
 
 
@@ -60,8 +64,8 @@ def test_mistakes_are_the_surest_ones():
   figure = figures.mistakes(images, labels, probabilities, ("a", "b"), count=2)
   titles = [axes.get_title() for axes in figure.axes]
   assert titles[:3] == [
-    "2: b, taken for a\n(80% sure)",
-    "3: a, taken for b\n(80% sure)",
+    "#2: b\nread as a\n80% sure",
+    "#3: a\nread as b\n80% sure",
     "",
   ]
   np.testing.assert_array_equal(
@@ -69,7 +73,8 @@ def test_mistakes_are_the_surest_ones():
   )
   assert pixels(figure).std() > 0.05
   none = figures.mistakes(images, labels, np.eye(2)[labels], ("a", "b"))
-  assert "0 of 4 are wrong" in none.get_suptitle()
+  assert none.get_suptitle() == "none of 4 is wrong"
+  assert not none.axes
 
 
 def test_deformations_stand_below_their_originals():
@@ -83,12 +88,18 @@ def test_deformations_stand_below_their_originals():
 
 
 def test_calibration_draws_the_accuracy_of_each_bin():
-  figure = figures.calibration(np.array([0, 2, 6]), np.array([0, 0.5, 1]), 0.1)
-  upper, lower = figure.axes
-  heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
-  assert heights == [[0, 0.5, 1], [0, 2, 6]]
+  counts, accuracies = np.array([0, 12, 6]), np.array([0, 0.5, 1])
+  upper, lower = figures.calibration(counts, accuracies, 0.1).axes
+  sure, unsure = upper.containers  # Of many examples, and of few.
+  assert [(bar.get_center()[0], bar.get_height()) for bar in sure] == [
+    (0.5, 0.5)
+  ]
+  assert [bar.get_height() for bar in unsure] == [0, 1]
+  assert unsure.get_label() == "fewer than 10 examples"
+  assert sure[0].get_facecolor() != unsure[0].get_facecolor()
+  assert [bar.get_height() for bar in lower.patches] == [*counts]
   assert upper.get_title() == "expected calibration error 0.1000"
-  assert pixels(figure).std() > 0.05
+  assert pixels(upper.figure).std() > 0.05
 
 
 def test_names_are_no_markup_and_all_in_the_legend():
@@ -107,15 +118,20 @@ def test_names_are_no_markup_and_all_in_the_legend():
 def test_filters_and_activations_show_every_feature():
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(5, 5, 1, 32))
-  figure = figures.filters(kernel)
-  drawn = figure.axes[0].images[0].get_array()
+  figure = figures.filters(kernel, "conv1/kernel")
+  axes, colorbar = figure.axes
+  assert axes.get_title() == "conv1/kernel, 32 filters"
+  limit = abs(kernel).max()
+  assert colorbar.get_ylim() == (-limit, limit)
+  drawn = axes.images[0].get_array()
   np.testing.assert_array_equal(drawn[:5, :5], kernel[:, :, 0, 0])
   np.testing.assert_array_equal(drawn[6:11, 12:17], kernel[:, :, 0, 10])
   np.testing.assert_allclose(drawn.compressed().sum(), kernel.sum())
   layers = {"conv": rng.normal(size=(3, 3, 5)), "dense": rng.normal(size=7)}
   figure = figures.activations(
-    np.zeros((28, 28, 1), np.uint8), layers, np.full(2, 0.5), ("a", "b")
+    np.zeros((28, 28, 1), np.uint8), 1, layers, np.full(2, 0.5), ("a", "b")
   )
+  assert figure.axes[0].get_title() == "image: b"
   _, conv, dense, _ = (axes.images for axes in figure.axes)
   for (drawn,), output in ((conv, layers["conv"]), (dense, layers["dense"])):
     values = drawn.get_array().compressed()
@@ -145,8 +161,15 @@ def test_predictions_and_curves_are_drawn():
   heights = [bar.get_height() for bar in figure.axes[2].patches]
   np.testing.assert_allclose(heights, probabilities[0])
   assert pixels(figure).std() > 0.05
-  runs = {"a": [{"step": 2, "validation_accuracy": 0.5}], "b": []}
+  runs = {
+    "a": [
+      {"step": 1, "train_accuracy": 0.25},
+      {"step": 2, "train_accuracy": 0.5, "validation_accuracy": 0.75},
+    ],
+    "b": [],
+  }
   (axes,) = figures.compare_curves(runs).axes
-  (line,) = axes.lines
-  assert line.get_label() == "a"
-  np.testing.assert_array_equal(line.get_xydata(), [[2, 0.5]])
+  lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata())]
+  np.testing.assert_array_equal(lines[0], [[1, 0.75], [2, 0.5]])
+  np.testing.assert_array_equal(lines[1], [[2, 0.25]])
+  assert [text.get_text() for text in axes.get_legend().texts] == ["a"]

@@ -2,6 +2,7 @@ import contextlib
 import gzip
 import http.server
 import pathlib
+import re
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,7 @@ import hypothesis
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from sources import idx_dataset
 
@@ -62,6 +64,27 @@ def test_read_idx_names_a_bad_file(tmp_path, content, message):
   with pytest.raises(app.UsageError, match=message) as error:
     idx_dataset.read_idx(path, (2, 3))
   assert str(path) in str(error.value)
+
+
+def test_read_idx_of_any_size(tmp_path):
+  path = tmp_path / "file"
+  path.write_bytes(GOOD)
+  np.testing.assert_array_equal(
+    idx_dataset.read_idx(path, (None, 3)), [[0, 1, 2], [3, 4, 5]]
+  )
+  for content, shape, message in (
+    (GOOD, (None, 4), "announces 2x3 values; expected anyx4"),
+    (GOOD[:9], (None, None), "has 9 bytes; expected 12"),
+    (GOOD[:-1], (None, None), "has 17 bytes; expected 18"),
+    (
+      GOOD[:4] + b"\xff" * 8 + GOOD[12:],
+      (None, None),
+      "has 18 bytes; expected",
+    ),
+  ):
+    path.write_bytes(content)
+    with pytest.raises(app.UsageError, match=message):
+      idx_dataset.read_idx(path, shape)
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
@@ -166,6 +189,110 @@ def test_prepares_from_plain_files_in_the_order_of_the_files(family, tmp_path):
     assert example["label"] == labels[index]
 
 
+@pytest.mark.parametrize(
+  "train, test",
+  [
+    ("train-{}.idx{}-ubyte", "t10k-{}.idx{}-ubyte"),  # Kaggle's.
+    ("train-{0}-idx{1}-ubyte/train-{0}-idx{1}-ubyte", "t10k-{}.idx{}-ubyte"),
+    ("train-{}-idx{}-ubyte", "test-{}-idx{}-ubyte.gz"),
+  ],
+)
+def test_files_are_found_by_other_names(train, test, family, tmp_path):
+  folder, *_ = family
+  for name in FILES:
+    split, kind, dimensions, _ = name.split("-")
+    new = (train if split == "train" else test).format(kind, dimensions[-1])
+    (tmp_path / "kmnist" / new).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).rename(tmp_path / "kmnist" / new)
+  (tmp_path / "kmnist/.DS_Store").touch()
+  found = idx_dataset.find(tmp_path, "kmnist")
+  assert {*found} == {*FILES}
+  for name, path in found.items():
+    assert name.split("-")[1] in path.name
+  assert idx_dataset.find(tmp_path / "elsewhere", "kmnist") == {}
+
+
+def write_idx(folder, name, images, labels):
+  for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+    path = folder / f"{name.format(kind)}-ubyte.gz"
+    path.write_bytes(gzip.compress(idx_bytes(array), compresslevel=1))
+
+
+def read_own(folder, dataset="idx"):
+  return idx_dataset.read(idx_dataset.find(folder, dataset))
+
+
+def test_files_of_ones_own_have_any_number_size_and_classes(tmp_path):
+  images = np.arange(5 * 3 * 4).reshape(5, 3, 4)
+  write_idx(tmp_path, "train-{}", images, [7, 40, 7, 200, 7])
+  write_idx(tmp_path, "t10k-{}", images[:2] + 100, [40, 3])
+  source = read_own(tmp_path)
+  assert source.image_shape == (3, 4, 1)
+  assert source.class_names == ("3", "7", "40", "200")
+  (train, train_labels), (test, test_labels) = (
+    zip(*source.splits[split], strict=True) for split in ("train", "test")
+  )
+  np.testing.assert_array_equal(train, images[..., None])
+  np.testing.assert_array_equal(test, images[:2, ..., None] + 100)
+  assert train_labels == (1, 2, 1, 3, 1)
+  assert test_labels == (2, 0)
+
+
+def test_emnists_letters_are_turned_upright(tmp_path):
+  upright = np.arange(3 * 28 * 28).reshape(3, 28, 28) % 251
+  lying = upright.swapaxes(1, 2)
+  write_idx(tmp_path, "emnist-letters-train-{}", lying, [1, 26, 2])
+  source = read_own(tmp_path)  # It has no test set, which is fine.
+  assert source.class_names == ("A", "B", "Z")
+  images, labels = zip(*source.splits["train"], strict=True)
+  np.testing.assert_array_equal(images, upright[..., None])
+  assert labels == (0, 2, 1)
+  assert {*source.splits} == {"train"}
+
+  write_idx(tmp_path, "emnist-balanced-train-{}", lying, [0, 10, 46])
+  with pytest.raises(app.UsageError) as error:
+    read_own(tmp_path)
+  assert str(error.value) == (
+    f"config.dataset=idx: {tmp_path} has idx/emnist-balanced,"
+    " idx/emnist-letters; must be one of these"
+  )
+  source = read_own(tmp_path, "idx/emnist-balanced")
+  assert source.class_names == ("0", "A", "t")
+  write_idx(tmp_path, "emnist-byclass-train-{}", lying, [61, 36, 62])
+  with pytest.raises(app.UsageError, match="EMNIST's byclass has no label 62"):
+    read_own(tmp_path, "idx/emnist-byclass")
+
+
+def test_bad_files_of_ones_own_are_named(tmp_path):
+  images = np.zeros((2, 3, 4))
+  write_idx(tmp_path, "train-{}", images, [0, 1])
+  for test, labels, message in (
+    (images, [0], "t10k-labels.*announces 1 values; expected 2"),
+    (np.zeros((2, 4, 4)), [0, 1], "announces 2x4x4 values; expected anyx3x4"),
+    (images[:0], [], "t10k-images-idx3-ubyte.gz: has no images"),
+  ):
+    write_idx(tmp_path, "t10k-{}", test, labels)
+    with pytest.raises(app.UsageError, match=message):
+      read_own(tmp_path)
+  (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+  with pytest.raises(app.UsageError, match="lacks t10k-labels-idx1-ubyte$"):
+    read_own(tmp_path)
+
+
+def test_nothing_is_retried_where_there_is_no_network(tmp_path, monkeypatch):
+  config = idx_dataset.IdxDataset.builder_configs["fashion_mnist"]
+  monkeypatch.setattr(config, "url", "http://127.0.0.1:1/")  # Nobody listens.
+  monkeypatch.setattr(tfds.download.DownloadManager, "download", pytest.fail)
+  with pytest.raises(app.UsageError) as error:
+    prepare("fashion_mnist", tmp_path, tmp_path / "data")
+  assert re.fullmatch(
+    r"http://127.0.0.1:1/: cannot be downloaded \(.*refused.*\); put its four"
+    rf" files into {tmp_path}/fashion_mnist, or name their folder with"
+    rf" config.manual_dir: {', '.join(FILES)}",
+    str(error.value),
+  )
+
+
 def test_downloads_what_is_not_there(family, tmp_path, monkeypatch):
   folder, images, _ = family
   (tmp_path / "served").mkdir()
@@ -188,7 +315,8 @@ def test_downloads_what_is_not_there(family, tmp_path, monkeypatch):
   empty.mkdir()
   try:
     builder = prepare("fashion_mnist", empty, tmp_path / "data")
-    (tmp_path / f"served/{FILES[3]}.gz").unlink()
+    (tmp_path / f"served/{FILES[0]}.gz").unlink()
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", pytest.fail)
     with pytest.raises(
       app.UsageError, match="cannot be downloaded.*404.*put its four files into"
     ):

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import re
+from unittest import mock
 
 from absl import app
+from absl import logging
 from conftest import pixels
 import jax
 import jax.numpy as jnp
@@ -155,6 +157,36 @@ def test_other_data_sets_are_read_where_prepared(tiny_builder, tiny_set_config):
     np.testing.assert_array_equal(pixels(data.train)[:, 0, 0, 0], range(10, 40))
     assert pixels(data.test).shape == (12, 8, 6, 3)
     np.testing.assert_array_equal(data.test.labels, np.arange(12) % 4)
+
+
+def test_a_split_that_does_not_fit_is_answered_with_what_does(
+  tiny_builder, tiny_set_config
+):
+  del tiny_builder
+  tiny_set_config.train_split = "train[5000:]"
+  with pytest.raises(app.UsageError) as error:
+    input_pipeline.load(tiny_set_config)
+  assert str(error.value) == (
+    "config.train_split=train[5000:]: not a split of tiny_set, which has 40 in"
+    " train and 12 in test: Requested slice [5000:40] incompatible with 40"
+    " examples; percentages fit any size, such as train[10%:] and train[:10%]"
+  )
+
+
+def test_a_class_without_training_examples_is_told(
+  tiny_builder, tiny_set_config, monkeypatch
+):
+  del tiny_builder
+  warn = mock.Mock()
+  monkeypatch.setattr(logging, "warning", warn)
+  input_pipeline.load(tiny_set_config)
+  warn.assert_not_called()
+  tiny_set_config.train_split = "train[4:6]"
+  input_pipeline.load(tiny_set_config)
+  message, *args = warn.call_args.args
+  assert message % tuple(args) == (
+    "config.train_split=train[4:6] has no example of 2, 3"
+  )
 
 
 def test_a_data_set_in_another_format_is_named(tiny_builder, tiny_set_config):

@@ -3,6 +3,7 @@ import os
 import sys
 import threading
 import time
+import types
 
 from conftest import files_of_at_most
 from conftest import read_events
@@ -16,9 +17,10 @@ import tqdm
 from configs import default
 import input_pipeline
 from machine import console
+from report import network
+from rundir import experiment
 from rundir import files
 from rundir import logs
-import steps as steps_lib
 
 
 def scalars(workdir, tag):
@@ -80,8 +82,8 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
     "validation_loss": 1.5,
     "validation_accuracy": 0.5,
   }
-  assert scalars(tmp_path, "train_loss") == {10: 2.5}
-  assert scalars(tmp_path, "validation_accuracy") == {20: 0.5}
+  assert scalars(tmp_path, "loss/train") == {10: 2.5}
+  assert scalars(tmp_path, "accuracy/validation") == {20: 0.5}
   values = {
     value.tag: value
     for event in read_events(tmp_path)
@@ -91,16 +93,15 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
   np.testing.assert_allclose(values["probabilities"].histo.sum, 2.0)
   hparams = values["_hparams_/session_start_info"].metadata.plugin_data
   for key in config:
-    assert key.encode() in hparams.content
-
-
-def test_each_parameter_has_its_own_gradient_norm(tmp_path, config):
-  norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
-  with logs.Logger(tmp_path, config, 0) as logger:
-    logger.grad_norms(20, norms)
-  for layer, values in norms.items():
-    for name, norm in values.items():
-      assert scalars(tmp_path, f"grad_norm/{layer}/{name}") == {20: norm}
+    is_shown = key.encode() in hparams.content
+    assert is_shown == (key not in experiment.INCIDENTAL)
+  (chart,) = (
+    value.tensor.string_val[0]
+    for tag, value in values.items()
+    if "custom_scalars" in tag
+  )
+  for tag in ("loss/train", "loss/validation", "accuracy/validation"):
+    assert tag.encode() in chart
 
 
 def test_pictures_and_histograms_are_of_what_was_evaluated(
@@ -120,8 +121,9 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
     "dense": {"kernel": np.full((3, 2), -1.0)},
   }
   originals = rng.integers(0, 256, (2, 28, 28, 1)) / 255
-  inspection = steps_lib.Inspection(
+  inspection = network.Inspection(
     image=rng.integers(0, 256, (28, 28, 1), np.uint8),
+    label=2,
     layers=[rng.normal(size=7)],
     layer_names=("dense",),
     probabilities=np.array([0.2, 0.5, 0.3]),
@@ -130,13 +132,14 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
     deformed=originals[::-1],
   )
   with logs.Logger(tmp_path, config, 0) as logger:
-    logger.pictures(
+    logger.inside(
       20,
-      input_pipeline.Examples(images, labels),
-      np.eye(3)[predicted],
-      params,
-      inspection,
-      ("a", "b", "c"),
+      inspect=lambda _: inspection,
+      state=types.SimpleNamespace(eval_params=params),
+      data=input_pipeline.Data(
+        ("a", "b", "c"), {}, validation=input_pipeline.Examples(images, labels)
+      ),
+      probabilities=np.eye(3)[predicted],
     )
   assert {step for step, _ in figures.values()} == {20}
   axes = {tag: figure.axes for tag, (_, figure) in figures.items()}
@@ -148,8 +151,8 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
   )
   counts = {text.get_position()[::-1]: text.get_text() for text in matrix.texts}
   assert counts == {(0, 2): "2", (1, 1): "1", (2, 1): "1"}
-  assert axes["mistakes"][0].get_title().startswith("0: a, taken for c")
-  assert axes["mistakes"][2].get_title().startswith("3: c, taken for b")
+  assert axes["mistakes"][0].get_title() == "#0: a\nread as c\n100% sure"
+  assert axes["mistakes"][2].get_title() == "#3: c\nread as b\n100% sure"
 
   def shown(axes):
     return axes.images[0].get_array()
@@ -172,11 +175,11 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
     value.tag: value.histo
     for event in read_events(tmp_path)
     for value in event.summary.value
-    if value.tag.startswith("params/")
+    if value.tag.startswith("weights/")
   }
   for layer, values in params.items():
     for name, value in values.items():
-      histogram = histograms.pop(f"params/{layer}/{name}")
+      histogram = histograms.pop(f"weights/{layer}/{name}")
       assert (histogram.min, histogram.max) == (value.min(), value.max())
       np.testing.assert_allclose(histogram.sum, value.sum())
   assert not histograms
@@ -185,6 +188,7 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
 def test_pictures_are_skipped_while_earlier_ones_are_drawn(
   tmp_path, config, monkeypatch
 ):
+  """Gradient norms are only numbers, and always written."""
   begun, go_on, drawn = threading.Event(), threading.Event(), []
 
   def draw(self, step, *_):
@@ -193,14 +197,24 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
     drawn.append(step)
 
   monkeypatch.setattr(logs.Logger, "_draw", draw)
+  norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
+  inspection = types.SimpleNamespace(grad_norms=norms)
   with logs.Logger(tmp_path, config, 0) as logger:
-    assert logger.can_draw()
-    logger.pictures(10, *[None] * 5)
-    assert begun.wait(60)
-    assert not logger.can_draw()
-    logger.pictures(30, *[None] * 5)  # The last ones are drawn all the same.
+    for step in (10, 20, 30):  # The last ones are drawn all the same.
+      logger.inside(
+        step,
+        inspect=lambda _: inspection,
+        state=types.SimpleNamespace(eval_params={}),
+        data=input_pipeline.Data((), {}),
+        probabilities=np.zeros(0),
+      )
+      assert begun.wait(60)
     go_on.set()
   assert drawn == [10, 30]
+  for layer, values in norms.items():
+    for name, norm in values.items():
+      written = scalars(tmp_path, f"weights/grad_norm/{layer}/{name}")
+      assert written == {10: norm, 20: norm, 30: norm}
 
 
 def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
@@ -218,7 +232,7 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
     assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
     logger.train(25, {"loss": 1.0, "accuracy": 0.5}, 0.001)
   assert (tmp_path / "before").read_text() == before  # Replaced in one go.
-  assert scalars(tmp_path, "train_loss") == {10: 2, 20: 2, 25: 1}
+  assert scalars(tmp_path, "loss/train") == {10: 2, 20: 2, 25: 1}
 
 
 def test_metrics_that_cannot_be_written_do_not_stop_the_run(

@@ -202,9 +202,7 @@ def test_images_of_other_shapes_where_the_model_is_made_for_them():
   logits, variables = model.init_with_output(jax.random.key(1), images)
   assert logits.shape == (2, 7)
   assert variables["params"]["dense"]["kernel"].shape == (8 * 5 * 64, 1024)
-  with pytest.raises(
-    ValueError, match="accepted are .B, 33, 20, 3. or .B, 1980."
-  ):
+  with pytest.raises(ValueError, match="must be .B, 33, 20, 3. or .B, 1980."):
     model.apply(variables, images[..., :1])
 
 

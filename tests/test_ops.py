@@ -1,7 +1,12 @@
 import functools
+import os
+import pathlib
 import platform
+import pwd
 import subprocess
 import sys
+from unittest import mock
+import warnings
 
 from conftest import PROJECT
 from flax import linen as nn
@@ -174,3 +179,56 @@ def test_the_users_compilation_cache_is_kept(monkeypatch, tmp_path):
   finally:
     for name, value in zip(names, before, strict=True):
       jax.config.update(name, value)
+
+
+def test_without_a_home_nothing_is_cached_and_a_line_says_so(
+  monkeypatch, caplog
+):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+  jax.config.update("jax_compilation_cache_dir", None)
+  try:
+    compiling.cache_compilations()
+    assert jax.config.jax_compilation_cache_dir is None
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+  assert caplog.messages == [
+    "HOME is not set: each start compiles anew, unless"
+    " JAX_COMPILATION_CACHE_DIR names a directory"
+  ]
+
+
+def test_a_damaged_entry_of_the_cache_is_named_once_and_replaced(
+  monkeypatch, caplog
+):
+  monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+  compiling.cache_compilations()  # The tests' directory stays.
+
+  def compile_as_a_new_process():
+    def double_damaged(x):
+      return 2 * x
+
+    assert jax.jit(double_damaged)(3.0) == 6.0
+
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0.0)
+  try:
+    compile_as_a_new_process()
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    (entry,) = folder.glob("jit_double_damaged-*-cache")
+    whole = entry.stat().st_size
+    os.truncate(entry, 20)
+    compile_as_a_new_process()
+    (message,) = caplog.messages
+    assert message.startswith(
+      "Error reading persistent compilation cache entry for"
+      " 'jit_double_damaged': "
+    )
+    assert message.endswith("; it is compiled anew")
+    assert entry.stat().st_size > whole / 2
+    compile_as_a_new_process()
+    assert caplog.messages == [message]
+  finally:
+    jax.config.update(name, before)

@@ -107,7 +107,9 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   run, alone = tmp_path / "run", tmp_path / "alone"
 
   running = start(run, [config] * 2, devices=2)
-  wait_for(f"step 20/{NUM_STEPS}  loss", running[0])  # 8 is saved, 16 maybe.
+  wait_for(
+    f"step 20/{NUM_STEPS}  train loss", running[0]
+  )  # 8 is saved, 16 maybe.
   running[0].kill()
   statuses, _, errors = finish(running)
   assert statuses[0] == -signal.SIGKILL
@@ -235,6 +237,29 @@ def test_a_second_signal_is_not_caught():
   assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_lost_terminal_sends_several_signals():
+  before = signal.getsignal(signal.SIGHUP)
+  with signals.noted() as stop:
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.check() == signal.SIGHUP
+    signal.raise_signal(signal.SIGHUP)  # Would have ended this process.
+    signal.raise_signal(signal.SIGTERM)  # As where the system shuts down.
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.check() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_nohup_still_ignores_that_the_terminal_is_lost():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals.noted() as stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert stop.check() is None
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_one_of_several_processes_stops_when_all_do(monkeypatch):
   passed_on, asked, agreed = [], [], False
 
@@ -252,6 +277,9 @@ def test_one_of_several_processes_stops_when_all_do(monkeypatch):
   )
   try:
     with signals.noted() as stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert passed_on == [signal.SIGTERM]
+      passed_on.clear()
       signal.raise_signal(signal.SIGINT)
       assert passed_on == [signal.SIGTERM]
       assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL

@@ -15,6 +15,7 @@ import input_pipeline
 from machine import compiling
 from model import CNN
 import optimizer
+from report import network
 import steps
 
 
@@ -183,7 +184,7 @@ def test_inspection_is_what_numpy_finds(mnist):
   state = create_state()
   examples = jax.tree.map(lambda x: x[:30], mnist.train)
   rng = jax.random.key(2)
-  inspect = jit(functools.partial(steps.inspect, batch_size=20))
+  inspect = jit(functools.partial(network.inspect, batch_size=20))
   inspection = inspect(state, examples, rng)
   np.testing.assert_array_equal(inspection.image, pixels(examples)[0])
   assert inspection.deformed is None
@@ -329,7 +330,7 @@ def test_the_average_of_the_parameters_is_evaluated(mnist):
   )
   assert (logits != apply({"params": state.params}, images)).any()
   examples = jax.tree.map(lambda x: x[:8], mnist.train)
-  inspect = jit(functools.partial(steps.inspect, batch_size=8))
+  inspect = jit(functools.partial(network.inspect, batch_size=8))
   inspection = inspect(state, examples, jax.random.key(1))
   np.testing.assert_allclose(
     inspection.probabilities, jax.nn.softmax(logits[0]), rtol=1e-4
@@ -379,7 +380,9 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
     training.probabilities, probabilities, rtol=1e-4, atol=1e-6
   )
   # What is shown are the first images, with the key of the step.
-  inspect = jit(functools.partial(steps.inspect, batch_size=20, limits=limits))
+  inspect = jit(
+    functools.partial(network.inspect, batch_size=20, limits=limits)
+  )
   inspection = inspect(state, examples, dropout_rng)
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, 2), 1)
   images = input_pipeline.to_float(pixels(examples)[:20])
@@ -405,7 +408,9 @@ def test_the_last_steps_see_the_images_as_they_are(mnist):
   np.testing.assert_allclose(probabilities(limits), clean, rtol=1e-5)
   deformed = probabilities(limits._replace(num_steps=1))
   assert abs(deformed - clean).max() > 1e-3
-  inspect = jit(functools.partial(steps.inspect, batch_size=20, limits=limits))
+  inspect = jit(
+    functools.partial(network.inspect, batch_size=20, limits=limits)
+  )
   inspection = inspect(create_state(), examples, dropout_rng)
   np.testing.assert_array_equal(inspection.deformed, inspection.originals)
 

@@ -32,6 +32,7 @@ from machine import compiling
 from machine import signals
 from model import CNN
 import optimizer
+from report import network
 from rundir import checkpoints
 from rundir import directory
 from rundir import logs
@@ -96,8 +97,8 @@ def test_a_run_directory_is_complete(tiny_run, tiny_config):
   for tag in ("confusion_matrix", "mistakes", "filters", "activations"):
     drawn = {step for shown_tag, step in shown if shown_tag == tag}
     assert {4, 20} <= drawn <= {*validated}
-  assert ("params/conv2/kernel", 4) in shown
-  assert ("grad_norm/dense/bias", 20) in shown
+  assert ("weights/conv2/kernel", 4) in shown
+  assert ("weights/grad_norm/dense/bias", 20) in shown
   assert image.imread(tiny_run / "learning_curve.png").std() > 0.05
   # It learned: at 20 steps of 16 images, guessing is behind it.
   losses = [r["train_loss"] for r in records if "train_loss" in r]
@@ -156,7 +157,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run):
 
 def stop_after(monkeypatch, save_step):
   """Ends a run, as a crash would, right after it saved at a step."""
-  save = checkpoints.save
+  save = checkpoints.Manager.save
 
   class Crash(Exception):
     pass
@@ -164,10 +165,10 @@ def stop_after(monkeypatch, save_step):
   def crashing_save(manager, step, *args):
     save(manager, step, *args)
     if step == save_step:
-      manager.wait_until_finished()
+      manager.wait()
       raise Crash
 
-  monkeypatch.setattr(checkpoints, "save", crashing_save)
+  monkeypatch.setattr(checkpoints.Manager, "save", crashing_save)
   return Crash
 
 
@@ -200,7 +201,7 @@ def scored_by_numpy(logits, labels):
 def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
   """And is evaluated on the images as they are."""
   pictures = mock.Mock()
-  monkeypatch.setattr(logs.Logger, "pictures", pictures)
+  monkeypatch.setattr(logs.Logger, "_draw", pictures)
   tiny_config.update(
     optimizer="adamw",
     weight_decay=0.02,
@@ -255,7 +256,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
   np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
   jax.tree.map(np.testing.assert_array_equal, params, average)
   inspect = functools.partial(
-    steps.inspect,
+    network.inspect,
     batch_size=tiny_config.batch_size,
     label_smoothing=tiny_config.label_smoothing,
     limits=augmentation.from_config(tiny_config),
@@ -266,25 +267,6 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
     inspection,
     jax.device_get(jit(inspect)(states[0], data.train, dropout_rng)),
   )
-
-
-def test_while_pictures_are_drawn_only_the_last_are_added(
-  tiny_config, tmp_path, monkeypatch
-):
-  """The norms of the gradients are numbers, and always written."""
-  pictures = mock.Mock()
-  monkeypatch.setattr(logs.Logger, "pictures", pictures)
-  monkeypatch.setattr(logs.Logger, "can_draw", lambda self: False)
-  tiny_config.num_steps = 12
-  train.train_and_evaluate(tiny_config, tmp_path)
-  assert [call.args[0] for call in pictures.call_args_list] == [12]
-  written = [
-    event.step
-    for event in read_events(tmp_path)
-    for value in event.summary.value
-    if value.tag == "grad_norm/dense/bias"
-  ]
-  assert written == [4, 8, 12]
 
 
 def test_a_complete_run_evaluates_and_says_so(
@@ -405,10 +387,10 @@ def test_the_speed_is_that_of_training_alone(
 
     return run
 
-  jit_loop, save = compiling.jit_loop, checkpoints.save
+  jit_loop, save = compiling.jit_loop, checkpoints.Manager.save
   monkeypatch.setattr(compiling, "jit_loop", lambda step: timed(jit_loop(step)))
   monkeypatch.setattr(
-    checkpoints, "save", lambda *args: passes(1000, save(*args))
+    checkpoints.Manager, "save", lambda *args: passes(1000, save(*args))
   )
   monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
   # The first log comes before them.

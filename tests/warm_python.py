@@ -18,6 +18,7 @@ from ml_collections import config_flags  # noqa: E402, F401
 
 import compare  # noqa: E402, F401
 import evaluate  # noqa: E402, F401
+import export  # noqa: E402, F401
 import predict  # noqa: E402, F401
 import train  # noqa: E402, F401
 

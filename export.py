@@ -1,0 +1,187 @@
+"""Writes a trained network for use without this project.
+
+    python export.py --workdir=runs/default --format=onnx --output=mnist.onnx
+
+onnx: a model of images to logits. stablehlo: the same as a function that JAX
+reads with `jax.export.deserialize`. safetensors: the parameters under their
+names. html: a page that reads a digit while one draws it, offline. The last
+line on stdout is the result, as JSON: the accuracy is the exported weights' on
+the run's test split.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import app
+import jax
+import jax.export
+import numpy as np
+
+import evaluate
+from exporting import page
+from exporting import trace
+from machine import compiling
+from machine import console
+from rundir import files
+from rundir import runs
+from rundir import trees
+import steps
+
+
+def export(
+  workdir: str | os.PathLike,
+  format: str,
+  output: str | os.PathLike,
+  checkpoint: str = "last",
+  dtype: str | None = None,
+  weights: str | None = None,
+) -> dict[str, Any]:
+  """Writes what a run has trained: the parameters that evaluation takes.
+
+  Args:
+    workdir: the run directory.
+    format: "onnx", "stablehlo", "safetensors" or "html".
+    output: the file to write.
+    checkpoint: "last", "best" or a step.
+    dtype: of the images that onnx and stablehlo take: "uint8", 0 to 255, by
+      default, or "float32", 0 to 1.
+    weights: how html stores them: "float16" by default, "float32" or "int8".
+
+  Returns:
+    The accuracy on the run's test split, bytes and global_step.
+
+  Raises:
+    app.UsageError: names what is wrong with an argument or the directory.
+  """
+  workdir, output = files.local_path(workdir), files.local_path(output)
+  _check(format, output, dtype, weights)
+  run = runs.open_run(workdir, checkpoint)
+  evaluate.check_writable(output.parent)  # Now, not after all the work.
+  if format == "html":
+    params = page.round_weights(run.state.eval_params, weights or "float16")
+    state = run.state.replace(params=params, ema_params=None)
+    run = run._replace(state=state)
+  data = evaluate.load(run.config, [workdir], [run])
+  scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)
+  metadata = {
+    "run": workdir.resolve().name,
+    "dataset": run.config.dataset,
+    "class_names": json.dumps(run.class_names),
+    "test_split": run.config.test_split,
+    "accuracy": str(scores["accuracy"]),
+    "global_step": str(run.step),
+  }
+  match format:
+    case "onnx":
+      content = _to_onnx(run, dtype or "uint8", metadata)
+    case "stablehlo":
+      content = _to_stablehlo(run, dtype or "uint8")
+    case "safetensors":
+      content = _to_safetensors(run, metadata)
+    case "html":
+      content = page.build(run, weights or "float16", metadata).encode()
+  files.write_bytes(output, content)
+  return {
+    "accuracy": scores["accuracy"],
+    "bytes": len(content),
+    "global_step": run.step,
+  }
+
+
+def _check(
+  format: str, output: pathlib.Path, dtype: str | None, weights: str | None
+) -> None:
+  if dtype and format not in ("onnx", "stablehlo"):
+    raise app.UsageError(
+      f"--dtype={dtype} has no effect with --format={format}"
+    )
+  if weights and format != "html":
+    raise app.UsageError(
+      f"--weights={weights} has no effect with --format={format}"
+    )
+  if format in ("onnx", "safetensors") and not importlib.util.find_spec(format):
+    raise app.UsageError(
+      f"--format={format}: the package {format} is not installed; run"
+      " `pip install -r requirements-export.txt`"
+    )
+  if output.is_dir():
+    raise app.UsageError(f"--output={output}: is a directory; must be a file")
+
+
+def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
+  """Returns the images that a network takes, any number of them."""
+  (batch,) = jax.export.symbolic_shape("batch")
+  images = jax.ShapeDtypeStruct((batch, *run.image_shape), np.dtype(dtype))
+  try:
+    jax.eval_shape(trace.logits_fn(run.state), images)
+  except Exception as error:  # JAX's types of these are not public.
+    raise app.UsageError(
+      "model.py: must not depend on the batch size to be exported:"
+      f" {str(error).splitlines()[0]}"
+    ) from error
+  return images
+
+
+def _to_onnx(run: runs.Run, dtype: str, metadata: dict[str, str]) -> bytes:
+  from exporting import onnx_model
+
+  images = _images(run, dtype)
+  scale = {"uint8": "0 to 255", "float32": "0 to 1"}[dtype]
+  metadata["images"] = f"{dtype} {list(images.shape)}, {scale}"
+  network = trace.trace(run.state, images)
+  return onnx_model.build(network, images, metadata).SerializeToString()
+
+
+def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
+  state = jax.device_get(run.state)  # Else it is for as many devices as here.
+  exported = jax.export.export(
+    jax.jit(trace.logits_fn(state)), platforms=("cpu", "cuda", "tpu")
+  )
+  return bytes(exported(_images(run, dtype)).serialize())
+
+
+def _to_safetensors(run: runs.Run, metadata: dict[str, str]) -> bytes:
+  from safetensors import numpy
+
+  params = dict(trees.named(jax.device_get(run.state.eval_params)))
+  return numpy.save(params, metadata)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.error = console.exit_with
+  parser.add_argument("--workdir", required=True, help="a run directory")
+  parser.add_argument(
+    "--format",
+    required=True,
+    choices=("onnx", "stablehlo", "safetensors", "html"),
+  )
+  parser.add_argument("--output", required=True, help="the file to write")
+  parser.add_argument(
+    "--checkpoint", default="last", help="last, best or a step"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("uint8", "float32"),
+    help="of the images, 0 to 255 (the default) or 0 to 1; onnx and stablehlo",
+  )
+  parser.add_argument(
+    "--weights",
+    choices=("float16", "float32", "int8"),
+    help="how html stores them, by default float16",
+  )
+  args = parser.parse_args()
+  console.setup()
+  compiling.cache_compilations()
+  with console.one_line_errors():
+    print(json.dumps(export(**vars(args)), sort_keys=True))
+
+
+if __name__ == "__main__":
+  main()

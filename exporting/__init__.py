@@ -1,0 +1,1 @@
+"""What takes a network elsewhere: its trace, ONNX, and a page that draws."""

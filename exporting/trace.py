@@ -1,0 +1,141 @@
+"""A network as a list of JAX's primitives, for formats that have operators."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+from absl import app
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+
+import input_pipeline
+from rundir import trees
+import steps
+
+_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
+
+
+class Op(NamedTuple):
+  """One primitive applied to arrays.
+
+  Attributes:
+    primitive: its name in JAX.
+    layer: the module that it belongs to, such as CNN/conv1.
+    inputs: names of parameters and of earlier outputs, or constants.
+    input_shapes: of the inputs; the batch size may be symbolic.
+    output: the name of the result.
+    shape: of the result.
+    params: the primitive's own.
+  """
+
+  primitive: str
+  layer: str
+  inputs: list[str | np.ndarray]
+  input_shapes: list[tuple[Any, ...]]
+  output: str
+  shape: tuple[Any, ...]
+  params: dict[str, Any]
+
+  def unsupported(self) -> app.UsageError:
+    """Returns the error for a format that has nothing like this."""
+    return app.UsageError(
+      f"model.py: {self.layer} computes {self.primitive} in a way that this"
+      " format cannot express; --format=stablehlo takes every network"
+    )
+
+
+class Network(NamedTuple):
+  """A network from "images" to logits.
+
+  Attributes:
+    ops: in the order of computation.
+    params: the arrays of evaluation by name.
+    output: the name of the logits.
+  """
+
+  ops: list[Op]
+  params: dict[str, np.ndarray]
+  output: str
+
+
+def logits_fn(state: steps.TrainState) -> Callable[[jax.Array], jax.Array]:
+  """Returns a function of images, uint8 or float in [0, 1], to logits."""
+
+  def logits(images):
+    if images.dtype == jnp.uint8:
+      images = input_pipeline.to_float(images)
+    return steps.eval_step(state, images)
+
+  return logits
+
+
+def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
+  """Lists what evaluation computes, all of it in float32.
+
+  Args:
+    state: of a run.
+    images: [batch, height, width, channels], uint8 or float32; the batch size
+      may be symbolic.
+
+  Raises:
+    app.UsageError: a primitive has several results.
+  """
+  names, arrays = zip(*trees.named(state.eval_params), strict=True)
+  treedef = jax.tree.structure(state.eval_params)
+
+  def logits(arrays, images):
+    params = jax.tree.unflatten(treedef, arrays)
+    return logits_fn(state.replace(params=params, ema_params=None))(images)
+
+  closed = jax.make_jaxpr(logits)(arrays, images)
+  ops = []
+  (output,) = _inline(closed, [*names, "images"], "", ops)
+  params = dict(zip(names, map(np.asarray, arrays), strict=True))
+  return Network(ops, params, output)
+
+
+def _inline(
+  closed: core.ClosedJaxpr,
+  arguments: list[str | np.ndarray],
+  layer: str,
+  ops: list[Op],
+) -> list[str | np.ndarray]:
+  """Appends the primitives to ops, called functions' too; returns outputs."""
+  values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+  values |= zip(closed.jaxpr.invars, arguments, strict=True)
+
+  def read(atom):
+    value = atom.val if isinstance(atom, core.Literal) else values[atom]
+    if isinstance(value, str):
+      return value
+    return np.asarray(value, np.float32 if _is_float(atom) else None)
+
+  for eqn in closed.jaxpr.eqns:
+    primitive, inputs = eqn.primitive.name, [*map(read, eqn.invars)]
+    scope = "/".join(filter(None, (layer, str(eqn.source_info.name_stack))))
+    if primitive in _CALLS:
+      inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
+      outputs = _inline(inner, inputs, scope, ops)
+    elif primitive == "convert_element_type" and all(
+      map(_is_float, (*eqn.invars, *eqn.outvars))
+    ):
+      outputs = inputs
+    else:
+      outputs = [f"{primitive}_{len(ops)}" for _ in eqn.outvars]
+      shapes = [atom.aval.shape for atom in eqn.invars]
+      shape = eqn.outvars[0].aval.shape
+      if primitive == "integer_pow":
+        primitive, power = "pow", np.asarray(eqn.params["y"], np.float32)
+        inputs, shapes = [*inputs, power], [*shapes, ()]
+      op = Op(primitive, scope, inputs, shapes, outputs[0], shape, eqn.params)
+      if len(outputs) > 1:
+        raise op.unsupported()
+      ops.append(op)
+    values |= zip(eqn.outvars, outputs, strict=True)
+  return [*map(read, closed.jaxpr.outvars)]
+
+
+def _is_float(atom) -> bool:
+  return jnp.issubdtype(atom.aval.dtype, jnp.floating)

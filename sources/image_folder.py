@@ -1,0 +1,100 @@
+"""A folder of images with one subfolder per class: `train/cat/1.png`.
+
+TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
+"""
+
+import collections
+import pathlib
+import random
+
+from absl import app
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+from sources import own_images
+
+_SPLITS = ("train", "validation", "valid", "val", "test")
+# Formats that Pillow decodes itself; for others it may start another program.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the path of each image by its name, "train/cat/1.png".
+
+  Without subfolders named after splits, those of the folder itself are the
+  classes, and all images are of "train".
+  """
+  extensions = Image.registered_extensions()
+  has_splits = any((manual_dir / split).is_dir() for split in _SPLITS)
+  found = {}
+  for path in sorted(manual_dir.glob("*/*/*" if has_splits else "*/*")):
+    *split, label, name = path.relative_to(manual_dir).parts
+    split = split[0] if split else "train"
+    if (
+      split in _SPLITS
+      and extensions.get(path.suffix.lower()) in _FORMATS
+      and not name.startswith(".")  # macOS leaves such beside each file.
+    ):
+      found[f"{split}/{label}/{name}"] = path
+  return found
+
+
+def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
+  """Reads the images that `find` returned, each when its turn comes.
+
+  Raises:
+    app.UsageError: names an image that cannot be read; so do the splits.
+  """
+  class_names = sorted({name.split("/")[1] for name in paths})
+  for label in class_names:
+    if not label.isprintable():
+      raise app.UsageError(f"{label!r}: the name of a class must be printable")
+  first = next(iter(paths.values()))
+  image_shape = _read(first).shape
+  splits = collections.defaultdict(list)
+  for name, path in paths.items():
+    split, label, _ = name.split("/")
+    splits[split].append((path, class_names.index(label)))
+
+  def examples(files):
+    # A slice of a split, such as train[:10%], is to have all classes.
+    random.Random(0).shuffle(files)
+    for path, label in files:
+      image = _read(path)
+      if image.shape != image_shape:
+        raise app.UsageError(
+          f"{path}: is {_describe(image.shape)}, but {first} is"
+          f" {_describe(image_shape)}; all must be of one size, and all grey or"
+          " all RGB: convert a copy of the folder, as with ImageMagick"
+        )
+      yield image, label
+
+  return own_images.Source(
+    image_shape,
+    tuple(class_names),
+    {split: examples(files) for split, files in splits.items()},
+  )
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+  """Returns an image as uint8 [height, width, 1 or 3]."""
+  try:
+    with Image.open(path, formats=_FORMATS) as image:
+      image = ImageOps.exif_transpose(image)
+    if image.mode in ("LA", "RGBA") and image.getextrema()[-1][0] == 255:
+      image = image.convert(image.mode[:-1])  # It is opaque.
+    mode = {"1": "L", "P": "RGB"}.get(image.mode, image.mode)
+    if mode not in ("L", "RGB") or image.has_transparency_data:
+      raise ValueError(
+        f"its mode is {image.mode}; must be opaque, grey or RGB, of 8 bits"
+      )
+    pixels = np.asarray(image.convert(mode))
+  except Exception as error:  # Pillow's decoders raise anything.
+    raise app.UsageError(f"{path}: cannot be read: {error}") from error
+  return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _describe(image_shape: tuple[int, int, int]) -> str:
+  height, width, channels = image_shape
+  return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"

@@ -1,0 +1,344 @@
+"""Exported networks give this project's logits where they are read again."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+from absl import app
+from conftest import PROJECT
+from conftest import files_of_at_most
+from conftest import pixels
+from conftest import run_program
+from flax import linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import optax
+import pytest
+from safetensors import numpy as safetensors_numpy
+from safetensors import safe_open
+
+import export
+from exporting import onnx_model
+from exporting import page
+from exporting import trace
+import model
+from rundir import runs
+from rundir import trees
+import steps
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+  return runs.open_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def images(mnist):
+  return np.asarray(pixels(mnist.test)[:70])
+
+
+@pytest.fixture(scope="module")
+def logits(run, images):
+  """As XLA computes them by default."""
+  return np.asarray(jax.jit(trace.logits_fn(run.state))(images))
+
+
+@pytest.fixture(scope="module")
+def accuracy(tiny_run):
+  return json.loads((tiny_run / "result.json").read_text())["accuracy"]
+
+
+def onnx_logits(proto, images):
+  onnx.checker.check_model(proto, full_check=True)
+  session = onnxruntime.InferenceSession(
+    proto.SerializeToString(), providers=["CPUExecutionProvider"]
+  )
+  return session.run(None, {"images": images})[0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_onnx(dtype, tiny_run, images, logits, accuracy, tmp_path):
+  path = tmp_path / "new/network.onnx"
+  result = export.export(tiny_run, "onnx", path, dtype=dtype)
+  assert result == {
+    "accuracy": accuracy,
+    "bytes": path.stat().st_size,
+    "global_step": 20,
+  }
+  proto = onnx.load(path)
+  given = images if dtype == "uint8" else images / np.float32(255)
+  for some in (slice(None), slice(0, 1)):
+    np.testing.assert_allclose(
+      onnx_logits(proto, given[some]), logits[some], rtol=0, atol=1e-5
+    )
+  assert [(entry.domain, entry.version) for entry in proto.opset_import] == [
+    ("", 18)
+  ]
+  assert {entry.key: entry.value for entry in proto.metadata_props} == {
+    "run": "tiny",
+    "dataset": "mnist",
+    "class_names": json.dumps([*"0123456789"]),
+    "test_split": "test[:70]",
+    "accuracy": str(accuracy),
+    "global_step": "20",
+    "images": f"{dtype} [batch, 28, 28, 1], "
+    + {"uint8": "0 to 255", "float32": "0 to 1"}[dtype],
+  }
+  names = {tensor.name for tensor in proto.graph.initializer}
+  assert {"conv1/kernel", "dense/bias", "logits/kernel"} <= names
+
+
+class Other(nn.Module):
+  """Much that a network of one's own may have."""
+
+  image_shape = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    for _ in range(3):  # The third one pools 7x7.
+      x = model.ConvPool(8)(x)
+    x = nn.Conv(12, (2, 3), strides=2, feature_group_count=4)(nn.tanh(x))
+    x = nn.LayerNorm()(nn.gelu(x)) + x
+    x = nn.GroupNorm(4)(nn.leaky_relu(x))
+    x = nn.elu(nn.silu(x))
+    x = nn.avg_pool(x, (2, 2), (1, 1), "SAME")
+    x = jnp.concatenate([x, nn.sigmoid(x)], axis=-1).transpose(0, 3, 1, 2)
+    x = jnp.concatenate([x.mean((2, 3)), x.max((2, 3))], axis=-1)
+    token = self.param("token", nn.initializers.normal(), (6,))
+    token = jnp.broadcast_to(token, (x.shape[0], 6))
+    x = jnp.concatenate([x, token], axis=-1)
+    return nn.Dense(10)(nn.relu6(x))
+
+
+class Cumulative(nn.Module):
+  image_shape = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    return jnp.cumsum(
+      nn.Dense(10, name="first")(x.reshape(x.shape[0], -1)), axis=-1
+    )
+
+
+def new_state(network):
+  return steps.create_train_state(jax.random.key(0), network, optax.sgd(0.1))
+
+
+def any_number_of(images):
+  (batch,) = jax.export.symbolic_shape("batch")
+  return jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+
+
+def build_onnx(state, images):
+  symbolic = any_number_of(images)
+  return onnx_model.build(trace.trace(state, symbolic), symbolic, {})
+
+
+def test_onnx_of_another_network(images):
+  state = new_state(Other())
+  np.testing.assert_allclose(
+    onnx_logits(build_onnx(state, images), images),
+    jax.jit(trace.logits_fn(state))(images),
+    rtol=0,
+    atol=1e-5,
+  )
+
+
+def test_onnx_of_bfloat16_computes_in_float32(run, images, logits):
+  network = model.CNN(dtype=jnp.bfloat16)
+  proto = build_onnx(run.state.replace(apply_fn=network.apply), images)
+  np.testing.assert_allclose(
+    onnx_logits(proto, images), logits, rtol=0, atol=1e-5
+  )
+
+
+def test_onnx_names_the_layer_that_it_cannot_express(images):
+  with pytest.raises(app.UsageError) as error:
+    build_onnx(new_state(Cumulative()), images)
+  assert str(error.value) == (
+    "model.py: Cumulative computes cumsum in a way that this format cannot"
+    " express; --format=stablehlo takes every network"
+  )
+
+
+class OfOneSize(nn.Module):
+  image_shape = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(10)(x.reshape(int(x.shape[0]), -1))
+
+
+def test_a_network_for_one_batch_size_is_named(
+  run, tiny_run, tmp_path, monkeypatch
+):
+  of_one_size = run._replace(state=new_state(OfOneSize()))
+  monkeypatch.setattr(runs, "open_run", lambda *_: of_one_size)
+  with pytest.raises(app.UsageError) as error:
+    export.export(tiny_run, "stablehlo", tmp_path / "file")
+  assert str(error.value).startswith(
+    "model.py: must not depend on the batch size to be exported: "
+  )
+
+
+_READ_STABLEHLO = """
+import sys
+import jax
+from jax import export
+import numpy as np
+
+with open(sys.argv[1], "rb") as file:
+  exported = export.deserialize(bytearray(file.read()))
+assert exported.platforms == ("cpu", "cuda", "tpu")
+assert "flax" not in sys.modules
+images = np.load(sys.argv[2])
+for some in (slice(None), slice(0, 1)):
+  np.save(sys.stdout.buffer, exported.call(images[some]))
+"""
+
+
+def test_stablehlo(tiny_run, images, logits, tmp_path):
+  path = tmp_path / "network.stablehlo"
+  export.export(tiny_run, "stablehlo", path)
+  np.save(tmp_path / "images.npy", images)
+  done = subprocess.run(
+    [sys.executable, "-c", _READ_STABLEHLO, path, tmp_path / "images.npy"],
+    capture_output=True,
+    cwd=tmp_path,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+  assert done.returncode == 0, done.stderr.decode()
+  (tmp_path / "logits.npy").write_bytes(done.stdout)
+  with open(tmp_path / "logits.npy", "rb") as file:
+    np.testing.assert_array_equal(np.load(file), logits)
+    np.testing.assert_allclose(np.load(file), logits[:1], rtol=0, atol=1e-6)
+
+
+def test_stablehlo_of_floats(tiny_run, images, logits, tmp_path):
+  path = tmp_path / "network.stablehlo"
+  export.export(tiny_run, "stablehlo", path, dtype="float32")
+  exported = jax.export.deserialize(bytearray(path.read_bytes()))
+  found = exported.call(images / np.float32(255))
+  np.testing.assert_allclose(found, logits, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def safetensors_file(tiny_run, tmp_path_factory):
+  path = tmp_path_factory.mktemp("export") / "network.safetensors"
+  export.export(tiny_run, "safetensors", path)
+  return path
+
+
+def test_safetensors(safetensors_file, run, accuracy):
+  found = safetensors_numpy.load_file(safetensors_file)
+  expected = dict(trees.named(run.state.eval_params))
+  assert found.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(found[name], array)
+  with safe_open(safetensors_file, "numpy") as file:
+    metadata = file.metadata()
+  assert metadata["accuracy"] == str(accuracy)
+  assert json.loads(metadata["class_names"]) == [*"0123456789"]
+
+
+def test_safetensors_in_torch(safetensors_file, images, logits):
+  torch = pytest.importorskip("torch", reason="PyTorch is a benchmark's alone")
+  from safetensors import torch as safetensors_torch
+
+  F = torch.nn.functional
+  p = safetensors_torch.load_file(safetensors_file)
+  x = torch.tensor(images).permute(0, 3, 1, 2) / 255
+  for name in ("conv1", "conv2"):
+    kernel = p[f"{name}/kernel"].permute(3, 2, 0, 1)
+    x = F.relu(F.conv2d(x, kernel, p[f"{name}/bias"], padding="same"))
+    x = F.max_pool2d(x, 2)
+  x = x.permute(0, 2, 3, 1).flatten(1)  # In NHWC, as here.
+  x = F.relu(x @ p["dense/kernel"] + p["dense/bias"])
+  found = x @ p["logits/kernel"] + p["logits/bias"]
+  np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
+
+
+def test_the_moving_average_is_what_is_exported(run):
+  average = jax.tree.map(lambda x: x + 1, run.state.params)
+  network = trace.trace(
+    run.state.replace(ema_params=average),
+    jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8),
+  )
+  used = {x for op in network.ops for x in op.inputs if isinstance(x, str)}
+  assert used >= network.params.keys()
+  for name, array in trees.named(average):
+    np.testing.assert_array_equal(network.params[name], array)
+
+
+def test_the_accuracy_is_that_of_the_rounded_weights(
+  tiny_run, mnist, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    page, "round_weights", lambda params, _: jax.tree.map(np.zeros_like, params)
+  )
+  result = export.export(tiny_run, "html", tmp_path / "page.html")
+  zeros = np.asarray(mnist.test.labels[:70]) == 0  # What it then takes all for.
+  assert result["accuracy"] == pytest.approx(zeros.mean())
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (
+      {"format": "html", "dtype": "uint8"},
+      "--dtype=uint8 has no effect with --format=html",
+    ),
+    (
+      {"format": "onnx", "weights": "int8"},
+      "--weights=int8 has no effect with --format=onnx",
+    ),
+    (
+      {"format": "onnx", "output": PROJECT},
+      f"--output={PROJECT}: is a directory; must be a file",
+    ),
+  ],
+)
+def test_bad_arguments(arguments, message, tiny_run):
+  with pytest.raises(app.UsageError) as error:
+    export.export(tiny_run, **{"output": "unwritten", **arguments})
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize("package", ["onnx", "safetensors"])
+def test_a_missing_package_is_named(package, tiny_run, tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(app.UsageError) as error:
+    export.export(tiny_run, package, tmp_path / "file")
+  assert str(error.value) == (
+    f"--format={package}: the package {package} is not installed; run"
+    " `pip install -r requirements-export.txt`"
+  )
+
+
+def test_a_full_disk_leaves_the_old_file(tiny_run, tmp_path):
+  path = tmp_path / "network.safetensors"
+  path.write_text("old")
+  with files_of_at_most(10_000), pytest.raises(OSError, match="too large"):
+    export.export(tiny_run, "safetensors", path)
+  assert path.read_text() == "old"
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_the_program(tiny_run, accuracy, tmp_path):
+  done = run_program(
+    *("export.py", f"--workdir={tiny_run}", "--checkpoint=20"),
+    *("--format=safetensors", "--output=network"),
+    cwd=tmp_path,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  assert json.loads(done.stdout) == {
+    "accuracy": accuracy,
+    "bytes": (tmp_path / "network").stat().st_size,
+    "global_step": 20,
+  }

@@ -1,0 +1,308 @@
+"""The exported page computes in a browser what this project computes."""
+
+import base64
+import io
+import json
+import re
+import shutil
+
+from absl import app
+from conftest import pixels
+from conftest import run_program
+import jax
+import numpy as np
+from PIL import Image
+from playwright import sync_api
+import pytest
+from test_export import Cumulative
+from test_export import Other
+from test_export import new_state
+
+import export
+from exporting import page
+from exporting import trace
+from rundir import runs
+from sources import image_files
+from sources import photographs
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+  return runs.open_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def images(mnist):
+  return np.asarray(pixels(mnist.test)[:20])
+
+
+@pytest.fixture(scope="module")
+def file(tiny_run, tmp_path_factory):
+  file = tmp_path_factory.mktemp("page") / "digit.html"
+  export.export(tiny_run, "html", file)
+  return file
+
+
+# Orbax is not to be used from here on: Playwright occupies the event loop.
+@pytest.fixture(scope="module")
+def browser(run, file, images):
+  with sync_api.sync_playwright() as playwright:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+      browser = playwright.chromium.launch(executable_path=path)
+    except sync_api.Error:
+      pytest.skip("no Chromium: run `playwright install chromium`")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+  """Opens pages, of which none may complain or ask for anything else."""
+  seen, tabs = [], []
+
+  def open_page(file, **kwargs):
+    tab = browser.new_page(**kwargs)
+    tab.on("console", lambda message: seen.append(message.text))
+    tab.on("pageerror", lambda error: seen.append(str(error)))
+    tab.on("request", lambda request: seen.append(request.url))
+    tab.goto(file.as_uri())
+    tabs.append(tab)
+    return tab
+
+  yield open_page
+  assert seen == [tab.url for tab in tabs]
+  for tab in tabs:
+    tab.close()
+
+
+def softmax(state, images):
+  return jax.nn.softmax(jax.jit(trace.logits_fn(state))(images))
+
+
+def compute(tab, images):
+  return tab.evaluate(
+    "(images) => images.map((pixels) => [...probabilities(pixels)])",
+    images.reshape(len(images), -1).tolist(),
+  )
+
+
+def bars(tab):
+  """Returns the probabilities that the bars show, once they are drawn."""
+  tab.evaluate("new Promise(requestAnimationFrame)")
+  return tab.evaluate(
+    "[...document.querySelectorAll('i')]"
+    ".map((bar) => parseFloat(bar.style.width) / 100)"
+  )
+
+
+def write(file, run, dtype="float32"):
+  params = page.round_weights(run.state.eval_params, dtype)
+  state = run.state.replace(params=params, ema_params=None)
+  metadata = {"run": "</script>", "accuracy": "0.5"}
+  run = run._replace(state=state)
+  file.write_text(page.build(run, dtype, metadata))
+  return state
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_the_network_in_javascript(dtype, run, images, opened, tmp_path):
+  state = write(tmp_path / "page.html", run, dtype)
+  tab = opened(tmp_path / "page.html")
+  np.testing.assert_allclose(
+    compute(tab, images), softmax(state, images), rtol=0, atol=1e-6
+  )
+  assert tab.inner_text("p") == (
+    f"</script> · test accuracy 50.00% · 20 steps · {dtype} weights"
+  )
+
+
+def test_another_network(run, images, opened, tmp_path):
+  state = new_state(Other())
+  write(tmp_path / "page.html", run._replace(state=state))
+  np.testing.assert_allclose(
+    compute(opened(tmp_path / "page.html"), images),
+    softmax(state, images),
+    rtol=0,
+    atol=1e-5,
+  )
+
+
+def test_every_function_of_one_pixel_is_in_the_page():
+  source = (page.PATH.read_text()).partition("const ELEMENTWISE = {")[2]
+  names = re.findall(r"^  (\w+):", source.partition("};")[0], re.MULTILINE)
+  assert {*names} == page.ELEMENTWISE
+
+
+def test_a_layer_that_the_page_cannot_compute_is_named(run, tmp_path):
+  with pytest.raises(app.UsageError) as error:
+    write(tmp_path / "page.html", run._replace(state=new_state(Cumulative())))
+  assert str(error.value).startswith("model.py: Cumulative computes cumsum in")
+
+
+def test_rounded_weights(run):
+  params = run.state.params
+  largest = {}
+  for dtype in ("float32", "float16", "int8"):
+    rounded = page.round_weights(params, dtype)
+    error = jax.tree.map(lambda a, b: abs(a - b).max(), rounded, params)
+    largest[dtype] = error["dense"]["kernel"]
+    assert error["conv1"]["bias"] <= 1e-3 * (dtype == "float16")
+    np.testing.assert_array_equal(
+      *(
+        jax.tree.leaves(x)[-1]
+        for x in (rounded, page.round_weights(rounded, dtype))
+      )
+    )
+  kernel = params["dense"]["kernel"]
+  assert largest["float32"] == 0
+  assert 0 < largest["float16"] <= abs(kernel).max() * 2**-11
+  assert 2**-11 < largest["int8"] / abs(kernel).max() <= 1 / 254
+
+
+def draw_with_the_mouse(tab, *points):
+  box = tab.locator("#pad").bounding_box()
+  for k, (x, y) in enumerate(points):
+    at = box["x"] + x * box["width"], box["y"] + y * box["height"]
+    tab.mouse.move(*at, steps=4)
+    if k == 0:
+      tab.mouse.down()
+  tab.mouse.up()
+
+
+def drawing(tab):
+  """Returns what is on the canvas as a PNG file, transparent as it is there."""
+  url = tab.evaluate("pad.toDataURL()")
+  return base64.b64decode(url.partition(",")[2])
+
+
+def test_what_is_drawn_is_read_as_predict_reads_it(
+  file, opened, tiny_run, tmp_path
+):
+  tab = opened(file)
+  assert bars(tab) == [0] * 10
+  draw_with_the_mouse(tab, (0.3, 0.2), (0.7, 0.25), (0.45, 0.8))
+  seven = bars(tab)
+  assert sum(seven) == pytest.approx(1)
+  drawn = drawing(tab)
+  tab.hover("#pad")
+  assert drawing(tab) == drawn  # Nothing, with no button pressed.
+  draw_with_the_mouse(tab, (0.4, 0.5), (0.7, 0.5))  # Another stroke of it.
+  crossed = bars(tab)
+  assert sum(crossed) == pytest.approx(1) and crossed != seven
+  (tmp_path / "drawn.png").write_bytes(drawing(tab))
+  done = run_program(
+    *("predict.py", f"--workdir={tiny_run}", "--json", "drawn.png"),
+    cwd=tmp_path,
+  )
+  expected = json.loads(done.stdout)["probabilities"]
+  np.testing.assert_allclose(crossed, [*expected.values()], rtol=0, atol=1e-3)
+  best = tab.inner_text("li.best")
+  assert best.split()[0] == max(expected, key=expected.get)
+  accuracy = json.loads((tiny_run / "result.json").read_text())["accuracy"]
+  assert f"tiny · test accuracy {accuracy:.2%} · 20 steps" in tab.inner_text(
+    "p"
+  )
+
+  tab.click("button")
+  assert bars(tab) == [0] * 10
+  assert not tab.evaluate("toMnistForm(inkOf(), pad.width)")
+
+
+def test_a_finger_draws_too(file, opened):
+  tab = opened(file, has_touch=True, viewport={"width": 390, "height": 844})
+  box = tab.locator("#pad").bounding_box()
+  assert 300 < box["width"] < 320  # Bars fit below it.
+  touch = tab.context.new_cdp_session(tab)
+  for event, y in (("Start", 80), ("Move", 130), ("Move", 180), ("End", None)):
+    points = [{"x": box["x"] + 150, "y": box["y"] + y}] if y else []
+    touch.send(
+      "Input.dispatchTouchEvent",
+      {"type": f"touch{event}", "touchPoints": points},
+    )
+  tab.wait_for_selector(".best")
+  rows = np.reshape(tab.evaluate("[...inkOf()]"), (280, 280)).any(axis=1)
+  assert rows.sum() == pytest.approx(100 * 280 / box["width"] + 24, abs=3)
+  assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+_DRAW = """(strokes) => {
+  pen.clearRect(0, 0, pad.width, pad.height);
+  for (const stroke of strokes) {
+    stroke.forEach((point, k) => {
+      pen.beginPath();
+      pen.moveTo(...stroke[Math.max(k - 1, 0)]);
+      pen.lineTo(...point);
+      pen.stroke();
+    });
+  }
+  return [...toMnistForm(inkOf(), pad.width)];
+}"""
+
+
+def random_strokes(rng):
+  for _ in range(rng.integers(1, 4)):
+    turns = rng.normal(rng.normal(0, 0.15), 0.1, rng.integers(6, 30))
+    angles = rng.uniform(0, 2 * np.pi) + turns.cumsum()
+    steps = 9 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    points = rng.uniform(40, 240, 2) + steps.cumsum(axis=0)
+    yield points.clip(15, 265).tolist()
+
+
+def test_drawings_get_the_form_that_predict_gives_them(file, opened):
+  tab, rng = opened(file), np.random.default_rng(0)
+  for _ in range(50):
+    form = tab.evaluate(_DRAW, [*random_strokes(rng)])
+    (given,) = image_files.read(drawing(tab))
+    expected = photographs.to_mnist_form(given).astype(int)
+    np.testing.assert_allclose(
+      np.reshape(form, (28, 28)), expected, rtol=0, atol=2
+    )
+
+
+_PASTE = """(content) => {
+  const clipboardData = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), (x) => x.charCodeAt(0));
+  clipboardData.items.add(new File([bytes], "a.png", {type: "image/png"}));
+  document.dispatchEvent(new ClipboardEvent("paste", {clipboardData}));
+}"""
+
+
+def png(image):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "PNG")
+  return file.getvalue()
+
+
+def test_a_pasted_digit_is_read(file, opened, images):
+  tab = opened(file)
+  forms = []
+  for given in (images[0], 255 - images[0]):
+    tab.evaluate(_PASTE, base64.b64encode(png(given[..., 0])).decode())
+    tab.wait_for_selector(".best")
+    forms.append(tab.evaluate("[...toMnistForm(inkOf(), pad.width)]"))
+    tab.click("button")
+  for form in forms:
+    assert abs(np.int32(form) - images[0].ravel()).mean() < 10
+
+
+def test_a_page_of_another_data_set_takes_image_files(
+  run, images, opened, tmp_path
+):
+  config = run.config.copy_and_resolve_references()
+  config.dataset = "fashion_mnist"
+  state = write(tmp_path / "page.html", run._replace(config=config))
+  tab = opened(tmp_path / "page.html")
+  assert not tab.is_visible("#pad") and tab.is_visible("#seen")
+  image = {"name": "image.png", "mimeType": "image/png"}
+  for given in (images[0], 255 - images[0]):
+    content = {**image, "buffer": png(given[..., 0])}
+    tab.set_input_files("input[type=file]", content)
+    tab.wait_for_selector(".best")
+    np.testing.assert_allclose(
+      bars(tab), softmax(state, images[:1])[0], rtol=0, atol=1e-6
+    )
+    tab.click("button")
+    tab.check("input[type=checkbox]")  # For the second one.
+  tab.set_input_files("input[type=file]", {**image, "buffer": b"text"})
+  tab.wait_for_selector("text=This browser cannot read that file")
