@@ -135,7 +135,7 @@ def main() -> None:
     }
     print(f"{name}: {correct.mean():.4f} of {len(labels)}")
     wrong = np.flatnonzero(~correct)
-    for index in np.random.default_rng(0).permutation(wrong)[:4]:
+    for index in np.random.default_rng(0).permutation(wrong)[:1]:
       title = f"{name.split(',')[0]}: {labels[index]}"
       shown.append((images[index], seen[index], probabilities[index], title))
   if args.json:

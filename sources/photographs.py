@@ -162,7 +162,8 @@ def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
   contrast = _on_sheet(x, is_dark) if sheet else _without_surroundings(x)
   ink = np.zeros(within.shape, np.float32)
   ink[box] = _clean(contrast)
-  inner = ndimage.binary_erosion(within, iterations=2)
+  width = 1 + (max(within.shape) > _COARSE_SIDE)
+  inner = ndimage.binary_erosion(within, iterations=width)
   return ink, within & ~inner
 
 

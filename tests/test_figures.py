@@ -173,3 +173,19 @@ def test_predictions_and_curves_are_drawn():
   np.testing.assert_array_equal(lines[0], [[1, 0.75], [2, 0.5]])
   np.testing.assert_array_equal(lines[1], [[2, 0.25]])
   assert [text.get_text() for text in axes.get_legend().texts] == ["a"]
+
+
+def test_a_sheet_of_many_is_a_page_with_boxes_and_doubts():
+  image = np.zeros((40, 30), np.uint8)
+  figure = figures.predictions(
+    *([image] * 50, np.zeros((50, 28, 28, 1), np.uint8)),
+    *(np.full((50, 2), 0.5), ["a"] * 50, ("a", "b")),
+    boxes=[(5, 10, 15, 30)] + [None] * 49,
+    doubts=["ink touches the edge"] + [""] * 49,
+  )
+  width, height = figure.get_size_inches()
+  assert 0.5 < width / height < 2
+  (box,) = figure.axes[0].patches
+  assert box.get_bbox().bounds == (4.5, 9.5, 10, 20)
+  assert not figure.axes[3].patches
+  assert figure.axes[2].get_title().endswith("\nunsure: ink touches the edge")

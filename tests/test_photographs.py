@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import hypothesis
 from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
+from PIL import features
 import pytest
 from scipy import ndimage
 
+from benchmarks import digit_pictures
 from sources import image_files
 from sources import photographs
 
@@ -397,3 +400,166 @@ def test_mnists_own_digits_keep_their_form(mnist):
   results = np.stack([photographs.to_mnist_form(image) for image in originals])
   difference = np.abs(results.astype(int) - originals)
   assert difference.mean() < 3
+
+
+def differs(form, expected):
+  """The mean difference of two forms beside the mean of ink, 0 to 2."""
+  form, expected = np.float32(form), np.float32(expected)
+  return abs(form - expected).sum() / expected.sum()
+
+
+@pytest.mark.parametrize("kind", digit_pictures.KINDS)
+def test_what_lies_around_a_digit_does_not_change_it(mnist, kind):
+  rng = np.random.default_rng(0)
+  for image in np.asarray(pixels(mnist.test)[:5, ..., 0]):
+    ink = digit_pictures.enlarge(image)
+    picture = digit_pictures.KINDS[kind](ink, rng)
+    (digit,) = photographs.find_digits(picture)
+    expected = photographs.to_mnist_form(digit_pictures.plain(ink, rng))
+    # A shift by one pixel is 0.3; thin strokes are drawn thinner.
+    assert differs(digit.seen, expected) < (0.9 if kind == "thin" else 0.5)
+
+
+@pytest.mark.parametrize("width", [1, 6])
+@pytest.mark.parametrize("brightness", [0, 100])
+def test_the_photograph_is_read_in_a_frame_too(width, brightness):
+  photograph = np.asarray(Image.open(PROJECT / "docs/photograph.png"))
+  framed = np.full(photograph.shape, brightness, np.uint8)
+  inner = (slice(width, -width),) * 2
+  framed[inner] = photograph[inner]
+  expected = photographs.to_mnist_form(photograph)
+  assert differs(photographs.to_mnist_form(framed), expected) < 0.25
+
+
+def row_of_digits(mnist, count, gap=40):
+  """Digits beside each other, and each one alone."""
+  inks = [
+    digit_pictures.enlarge(np.asarray(image))
+    for image in pixels(mnist.test)[:count, ..., 0]
+  ]
+  cut = [ink[:, (ink > 0.1).any(axis=0)] for ink in inks]
+  padded = [np.pad(ink, ((20, 20), (gap // 2, gap // 2))) for ink in cut]
+  pictures = (np.concatenate(padded, axis=1), *inks)
+  return [digit_pictures.on_paper(picture) for picture in pictures]
+
+
+def test_digits_in_a_row_are_found_from_the_left(mnist):
+  row, *alone = row_of_digits(mnist, 4)
+  digits = photographs.find_digits(row)
+  assert len(digits) == 4
+  for digit, image in zip(digits, alone, strict=True):
+    (expected,) = photographs.find_digits(image)
+    assert differs(digit.seen, expected.seen) < 0.3
+    assert not digit.doubt
+  ends = [x for digit in digits for x in (digit.box[0], digit.box[2])]
+  assert ends == sorted(ends)
+  for left, top, right, bottom in (digit.box for digit in digits):
+    inked = row[:, left:right] < 150
+    rows = np.flatnonzero(inked.any(axis=1))
+    np.testing.assert_allclose((top, bottom), (rows[0], rows[-1]), atol=6)
+  (single,) = photographs.find_digits(row, is_single=True)
+  np.testing.assert_array_equal(single.seen, photographs.to_mnist_form(row))
+
+
+def test_a_digit_in_pieces_is_one(mnist):
+  """As a five whose bar stands apart, or strokes with gaps."""
+  five = np.full((280, 280), 235, np.uint8)
+  five[60:72, 120:190] = five[84:150, 112:124] = 30
+  five[138:150, 112:180] = five[150:210, 168:180] = five[200:212, 110:180] = 30
+  assert len(photographs.find_digits(five)) == 1
+  broken = five.copy()
+  broken[170:176] = 235
+  assert len(photographs.find_digits(broken)) == 1
+
+
+def test_what_may_be_no_digit_is_doubtful():
+  clear = drawing()
+  assert photographs.find_digits(clear)[0].doubt == ""
+  (cut,) = photographs.find_digits(clear[:45])
+  assert cut.doubt == "ink touches the edge"
+  rng = np.random.default_rng(0)
+  (noise,) = photographs.find_digits(
+    np.uint8(rng.normal(128, 60, (280, 280)).clip(0, 255))
+  )
+  assert noise.doubt == "ink touches the edge"
+  dots = np.full((300, 360), 255, np.uint8)
+  for row in range(20, 300, 60):
+    for column in range(20, 360, 60):
+      dots[row : row + 20, column : column + 20] = 0
+  (dots,) = photographs.find_digits(dots)
+  assert dots.doubt == "ink in 30 places"
+
+
+def test_arrays_of_every_layout_are_read():
+  rng = np.random.default_rng(0)
+  colors = rng.integers(0, 256, (2, 30, 40, 3), np.uint8)
+  for layout, array, expected in (
+    ("nhwc", colors, colors),
+    ("nchw", colors.transpose(0, 3, 1, 2), colors),
+    ("hwc", colors[0], colors[:1]),
+    ("chw", colors[0].transpose(2, 0, 1), colors[:1]),
+    ("hw", colors[0, ..., 0], colors[:1, ..., 0]),
+    ("nhw", colors[..., 0], colors[..., 0]),
+  ):
+    images = list(image_files.read(npy(array), layout))
+    np.testing.assert_array_equal(images, expected)
+  flat = rng.integers(0, 256, (600, 784), np.uint8)
+  assert len(list(image_files.read(npy(flat), "flat"))) == 600
+  (one,) = image_files.read(npy(flat), "hw")
+  np.testing.assert_array_equal(one, flat)
+
+
+@pytest.mark.parametrize(
+  ("shape", "message"),
+  [
+    ((600, 784), "--layout=flat if that is 600 images, --layout=hw if it is"),
+    ((3, 30, 40), "--layout=nhw if that is 3 images, --layout=chw if it is o"),
+  ],
+)
+def test_an_ambiguous_array_is_named(shape, message):
+  with pytest.raises(
+    ValueError, match=f"{re.escape(str([*shape]))}: {message}"
+  ):
+    list(image_files.read(npy(np.zeros(shape, np.uint8))))
+
+
+def test_an_array_may_be_transparent():
+  rgba = np.zeros((*drawing().shape, 4), np.uint8)
+  rgba[..., 3] = 255 - drawing()
+  np.testing.assert_array_equal(
+    photographs.to_grey(read_one(npy(rgba))), drawing()
+  )
+
+
+def test_few_values_and_faint_ink_are_stretched():
+  twelve = npy(drawing().astype(np.uint16) * 16)
+  np.testing.assert_allclose(read_one(twelve), drawing(), atol=1)
+  mask = encode(Image.fromarray(drawing() // 255), "PNG")
+  np.testing.assert_array_equal(read_one(mask), drawing())
+  ink = Image.new("RGBA", (90, 60))
+  ink.putalpha(Image.fromarray((255 - drawing()) // 12))
+  faint = photographs.to_grey(read_one(encode(ink, "PNG")))
+  np.testing.assert_allclose(faint, drawing(), atol=1)
+
+
+@pytest.mark.skipif(
+  not features.check("avif"), reason="this Pillow reads no AVIF"
+)
+def test_avif_is_read():
+  image = photographs.to_grey(read_one(encode(GREY.convert("RGB"), "AVIF")))
+  assert abs(image - drawing()).mean() < 5
+
+
+@pytest.mark.parametrize(
+  ("brand", "message"),
+  [
+    (b"heic", "is HEIC; pip install pillow-heif to read it"),
+    (b"avif", "is AVIF, which needs Pillow 11.3 or newer"),
+  ],
+)
+def test_a_format_that_is_not_read_says_what_would_read_it(
+  brand, message, monkeypatch
+):
+  monkeypatch.setattr(image_files, "_supported_formats", lambda: ["PNG"])
+  with pytest.raises(ValueError, match=f"^{message}$"):
+    read_one(b"\0\0\0\x18ftyp" + brand + bytes(99))

@@ -1,7 +1,10 @@
 """predict.py as a command, on real digits saved as files."""
 
+import io
 import json
 import shutil
+import sys
+from unittest import mock
 
 from conftest import assert_not_blank
 from conftest import jit
@@ -12,8 +15,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
+import input_pipeline
 from model import CNN
 import predict
+from report import figures
 from rundir import runs
 from sources import photographs
 
@@ -57,7 +62,11 @@ def test_folders_are_searched_to_the_bottom(tmp_path):
     tmp_path / "folder" / name
     for name in (".hidden.png", "a/.b/c/1.jpg", "a/2.npy", "b.PNG", "c.TIFF")
   ]
-  skipped = [tmp_path / "folder" / name for name in ("a/notes.txt", "b", "png")]
+  skipped = [
+    tmp_path / "folder" / name
+    # macOS leaves the last two beside images, on sticks and in zip files.
+    for name in ("a/notes.txt", "b", "png", "a/._2.png", "__MACOSX/a/2.png")
+  ]
   alone = tmp_path / "notes.txt"  # Given by its name, it is to be read.
   for path in (*found, *skipped, alone):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +80,8 @@ def test_folders_are_searched_to_the_bottom(tmp_path):
 
 
 def test_every_kind_of_image_is_found_in_a_folder(tmp_path):
-  kinds = "bmp gif jpeg jpg npy pgm png ppm tif tiff webp".split()
+  kinds = "avif bmp gif heic heif jpeg jpg npy pgm png ppm tif tiff".split()
+  kinds.append("webp")
   files = [tmp_path / f"1.{kind}" for kind in kinds]
   for file in files:
     file.touch()
@@ -238,7 +248,7 @@ def test_raw_images_are_made_grey_coloured_or_inverted():
     (colour, (4, 5, 3), "auto", colour),
     (colour, (4, 5, 1), "auto", np.round(luma)[..., None]),
   ):
-    actual = predict.to_network(image, shape, raw=True, invert=invert)
+    actual = predict.to_network(image, shape, invert)
     np.testing.assert_allclose(actual, expected, atol=1e-3)
     assert actual.dtype == np.uint8
 
@@ -257,7 +267,7 @@ def test_the_table_shows_the_class_and_the_runner_up(
   assert last.split() == [r"\x1b[2J\n.png", *lines[0].split()[1:]]
   for index, (line, row) in enumerate(zip(lines, expected[:10], strict=True)):
     best, second = np.argsort(-row)[:2]
-    assert line.split() == [
+    assert line.split()[:5] == [
       str(digits / f"good/{index}.png"),
       str(best),
       f"{row[best]:.4f}",
@@ -311,3 +321,110 @@ def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
   actual = [record["probabilities"][str(digit)] for digit in range(10)]
   np.testing.assert_allclose(actual, rows[invert], rtol=1e-5, atol=1e-7)
   assert abs(rows["yes"] - rows["no"]).max() > 1e-4
+
+
+def predict_in_process(monkeypatch, *args):
+  """Runs the command in this process; returns its exit status."""
+  monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, args)])
+  with pytest.raises(SystemExit) as ended:
+    predict.main()
+  return ended.value.code
+
+
+@pytest.fixture
+def sure_run(tiny_run, tmp_path):
+  """A copy of the run that knows what is usual: anything, or nothing."""
+
+  def copy(usual):
+    run = shutil.copytree(tiny_run, tmp_path / f"run {usual}")
+    with (run / "metrics.jsonl").open("a") as file:
+      file.write(json.dumps({"step": 20, "usual_probability": usual}) + "\n")
+    return run
+
+  return copy
+
+
+def test_a_run_keeps_what_probability_is_usual(tiny_run, tiny_config):
+  run = runs.open_run(tiny_run)
+  validation = input_pipeline.load(tiny_config, ["validation"]).validation
+  images = np.asarray(pixels(validation))
+  top = predict.predictor(run)(images).max(axis=1)
+  np.testing.assert_allclose(
+    run.usual_probability, np.quantile(top, 0.02), rtol=1e-4
+  )
+  earlier = runs.open_run(tiny_run, "12").usual_probability
+  assert earlier != run.usual_probability
+
+
+def test_several_digits_are_read_one_by_one(
+  sure_run, digits, tmp_path, monkeypatch, capsys
+):
+  row = np.hstack(
+    [np.asarray(Image.open(digits / f"good/{i}.png")) for i in range(2)]
+  )
+  Image.fromarray(row).resize((560, 280)).save(tmp_path / "row.png")
+  args = (f"--workdir={sure_run(0.0)}", tmp_path / "row.png")
+  assert predict_in_process(monkeypatch, *args, "--json") == 0
+  left, right = map(json.loads, capsys.readouterr().out.splitlines())
+  assert [(x["part"], x["parts"]) for x in (left, right)] == [(1, 2), (2, 2)]
+  assert left["box"][2] < 280 < right["box"][0]
+  assert left["unsure"] is None and right["unsure"] is None
+  draw = mock.Mock(wraps=figures.predictions)
+  monkeypatch.setattr(figures, "predictions", draw)
+  sheet = tmp_path / "sheet.png"
+  assert predict_in_process(monkeypatch, *args, f"--sheet={sheet}") == 0
+  _, *lines = capsys.readouterr().out.splitlines()
+  for part, (line, record) in enumerate(
+    zip(lines, (left, right), strict=True), 1
+  ):
+    assert line.startswith(f"{tmp_path}/row.png ({part} of 2)  ")
+    assert line.split()[4:6] == [
+      record["class"],
+      f"{record['probability']:.4f}",
+    ]
+  *_, boxes, doubts = draw.call_args.args
+  assert boxes == [tuple(left["box"]), tuple(right["box"])]
+  assert doubts == ["", ""]
+  assert_not_blank(sheet)
+  assert predict_in_process(monkeypatch, *args, "--single", "--json") == 0
+  (single,) = capsys.readouterr().out.splitlines()
+  assert json.loads(single)["parts"] == 1
+
+
+def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
+  args = (f"--workdir={sure_run(0.999)}", digits / "good/0.png")
+  assert predict_in_process(monkeypatch, *args) == 0
+  doubt = "unsure: below 1.00, the usual probability"
+  assert capsys.readouterr().out.rstrip().endswith(f"  {doubt}")
+  args += ("--json",)
+  assert predict_in_process(monkeypatch, *args) == 0
+  record = json.loads(capsys.readouterr().out)
+  assert f"unsure: {record['unsure']}" == doubt
+
+
+def test_several_runs_are_an_ensemble(
+  tiny_run, digits, mnist, monkeypatch, capsys
+):
+  args = [f"--workdir={tiny_run}"] * 2
+  args += ["--checkpoint=12", "--raw", "--json", digits / "good/0.png"]
+  run = runs.open_run(tiny_run)
+  other = runs.open_run(tiny_run, "12")
+  monkeypatch.setattr(runs, "open_run", mock.Mock(side_effect=[run, other]))
+  assert predict_in_process(monkeypatch, *args) == 0
+  image = np.asarray(pixels(mnist.test)[:1])
+  rows = [predict.predictor(each)(image)[0] for each in (run, other)]
+  record = json.loads(capsys.readouterr().out)
+  actual = [record["probabilities"][str(digit)] for digit in range(10)]
+  np.testing.assert_allclose(actual, np.mean(rows, axis=0), rtol=1e-5)
+
+
+def test_names_that_the_terminal_lacks_are_printed(
+  tiny_run, digits, tmp_path, monkeypatch
+):
+  shutil.copy(digits / "good/0.png", tmp_path / "sept-\xe9\u6570.png")
+  terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+  monkeypatch.setattr(sys, "stdout", terminal)
+  args = (f"--workdir={tiny_run}", "--raw", tmp_path)
+  assert predict_in_process(monkeypatch, *args) == 0
+  _, line = terminal.buffer.getvalue().decode().splitlines()
+  assert line.startswith(rf"{tmp_path}/sept-\xe9\u6570.png ")
