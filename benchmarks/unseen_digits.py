@@ -111,7 +111,7 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--checkpoint", default="last")
   parser.add_argument("--json", help="where to write the result")
-  parser.add_argument("--picture", help="where to draw what fails")
+  parser.add_argument("--picture", help="where to draw one picture of each set")
   args = parser.parse_args()
   run = runs.open_run(args.workdir, args.checkpoint)
   predictor = predict.predictor(run)
@@ -134,17 +134,23 @@ def main() -> None:
       },
     }
     print(f"{name}: {correct.mean():.4f} of {len(labels)}")
-    wrong = np.flatnonzero(~correct)
-    for index in np.random.default_rng(0).permutation(wrong)[:1]:
-      title = f"{name.split(',')[0]}: {labels[index]}"
-      shown.append((images[index], seen[index], probabilities[index], title))
+    index = np.random.default_rng(len(shown)).integers(len(labels))
+    title = f"{name.split(',')[0]}: {labels[index]}"
+    box = digits[index][0].box
+    row = images[index], seen[index], probabilities[index], title, box
+    shown.append((*row, correct[index]))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
   if args.picture and shown:
-    given, seen, probabilities, titles = zip(*shown, strict=True)
-    figures.predictions(
-      given, np.stack(seen), np.stack(probabilities), titles, run.class_names
-    ).savefig(args.picture, dpi=100)
+    given, seen, probabilities, titles, boxes, right = zip(*shown, strict=True)
+    picture = figures.predictions(
+      *(given, np.stack(seen), np.stack(probabilities), titles),
+      *(run.class_names, boxes),
+    )
+    for axes, is_right in zip(picture.axes[2::3], right, strict=True):
+      if not is_right:
+        axes.title.set_color("#d55e00")
+    picture.savefig(args.picture, dpi=100)
 
 
 if __name__ == "__main__":

@@ -356,6 +356,8 @@ def predictions(
   ).reshape(rows * columns, 3)
   for axes in grid[count:].ravel():
     axes.remove()
+  for axes in grid[:columns, 1]:
+    axes.set_title("what the network sees", fontsize=8)
   boxes, doubts = boxes or [None] * count, doubts or [""] * count
   for axes, image, network, row, name, box, doubt in zip(
     grid[:count],
@@ -376,7 +378,7 @@ def predictions(
       axes[0].add_patch(
         patches.Rectangle(
           *((left - 0.5, top - 0.5), right - left, bottom - top),
-          **dict(fill=False, color="tab:orange"),
+          **dict(fill=False, color=_ORANGE, linewidth=1.5),
         )
       )
     short = name if len(name) <= 26 else f"…{name[-25:]}"

@@ -48,6 +48,7 @@ def copy(tmp_path):
   return copy
 
 
+@pytest.mark.slow
 def test_the_changes_that_are_shown_are_all_that_is_needed(copy, tmp_path):
   rng = np.random.default_rng(0)
   for prefix, size in SIZES.items():

@@ -45,6 +45,7 @@ def result(tmp_path_factory):
   return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
   """After 50 steps too: dropout and the order are the same."""
@@ -132,6 +133,6 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(
   data = input_pipeline.load(tiny_config)
   monkeypatch.setattr(input_pipeline, "load", lambda config: data)
   monkeypatch.setattr(devices, "mesh", EightDevices)
-  with pytest.raises(app.UsageError, match=f"nearest that work are {nearest}"):
+  with pytest.raises(app.UsageError, match=f"such values are {nearest}"):
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

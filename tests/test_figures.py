@@ -151,7 +151,8 @@ def test_predictions_and_curves_are_drawn():
     given, seen, probabilities, ("x.png", "y.png"), ("a", "b")
   )
   assert [axes.get_title() for axes in figure.axes] == [
-    *("x.png", "", "b: 75.0%", "y.png", "", "a: 90.0%")
+    *("x.png", "what the network sees", "b: 75.0%"),
+    *("y.png", "", "a: 90.0%"),
   ]
   shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
   for actual, expected in zip(

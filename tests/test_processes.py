@@ -102,6 +102,7 @@ def config(tiny_config):
   return tiny_config
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   """After one was killed, and after Ctrl-C to one."""
   run, alone = tmp_path / "run", tmp_path / "alone"

@@ -198,6 +198,7 @@ def scored_by_numpy(logits, labels):
   return losses.mean(), (logits.argmax(axis=1) == labels).mean()
 
 
+@pytest.mark.slow
 def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
   """And is evaluated on the images as they are."""
   pictures = mock.Mock()
@@ -456,6 +457,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
   assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
   tiny_config, tmp_path
 ):
