@@ -3,7 +3,7 @@
 python train.py --config=configs/fast.py
 
 99.09 ± 0.05 % of the test set (mean and standard deviation of seeds 0 to
-19; the lowest 98.99 %), in 8 seconds on two CPU cores.
+19; the lowest 98.99 %). The steps take 8 seconds on two CPU cores.
 """
 
 import ml_collections
@@ -23,4 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.warmup_steps = 40
   config.label_smoothing = 0.2
   config.dropout_rate = 0.0
+  config.log_every_steps = 25
+  config.eval_every_steps = 50
   return config

@@ -385,7 +385,7 @@ def predictions(
     axes[0].set_title(short, fontsize=8, parse_math=False)
     _bars(axes[2], row, class_names)
     best = row.argmax()
-    unsure = f"\nunsure: {doubt}" if doubt else ""
+    unsure = "\nunsure: " + doubt.replace("; ", "\n") if doubt else ""
     axes[2].set_title(
       f"{class_names[best]}: {row[best]:.1%}{unsure}", fontsize=9
     )

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL import ImageOps
 
 from sources import photographs
+from sources import sheets
 
 # Formats whose decoders Pillow has itself: others may start other programs.
 _FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF HEIF".split()
@@ -183,7 +184,7 @@ def _flatten(rgba: np.ndarray) -> np.ndarray:
   alpha = alpha / max(alpha.max(), 1)  # Faint ink is ink.
   visible = photographs.to_grey(rgb)[alpha[..., 0] > 0.5]
   background = 255.0
-  if visible.size and np.ptp(visible) > 2 * photographs.MIN_CONTRAST:
+  if visible.size and np.ptp(visible) > 2 * sheets.MIN_CONTRAST:
     background = np.median(visible)  # It brings paper of its own.
   elif visible.size and visible.mean() > 127:
     background = 0.0

@@ -1,22 +1,18 @@
 """Finds the digits in drawings and photographs, and makes them MNIST's form."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from PIL import ImageDraw
 from scipy import ndimage
-from scipy import spatial
 
-MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
+from sources import sheets
+
 _SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
 _MAX_SIDE = 400  # More detail than this in finding the ink only takes time.
 _COARSE_SIDE = 100  # Of a square: enough to tell a sheet from its surroundings.
-_MIN_SIDE = 20  # In fewer pixels a stroke looks like a line or a sheet.
 _MAX_DIGITS = 20  # In one picture; more separate parts are no row of digits.
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601.
-_EIGHT = np.ones((3, 3))  # Neighbours of a pixel, the diagonal ones included.
 
 
 class Digit(NamedTuple):
@@ -31,16 +27,6 @@ class Digit(NamedTuple):
   seen: np.ndarray
   box: tuple[int, int, int, int]
   doubt: str = ""
-
-
-class _Sheet(NamedTuple):
-  """A region that may be paper with ink on it; masks are [height, width]."""
-
-  has_dark_ink: bool
-  paper: np.ndarray
-  hull: np.ndarray
-  ink: np.ndarray  # The largest part of it, its holes filled.
-  prominence: float
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -86,7 +72,7 @@ def find_digits(
   scale = np.array(image.shape[:2]) / ink.shape
   digits = []
   for part in parts:
-    box = _bounding_box(part)
+    box = sheets.bounding_box(part)
     digit = _resize(_crop(np.where(part, ink, 0)[box]), _BOX)
     seen = _center(np.clip(digit / digit.max(), 0, 1))
     top, bottom = np.round(scale[0] * np.array([box[0].start, box[0].stop]))
@@ -105,12 +91,12 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   """
   height = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
   near = ndimage.binary_dilation(ink, iterations=1 + height // 40)
-  labels, count = ndimage.label(near, _EIGHT)
+  labels, count = ndimage.label(near, sheets.EIGHT)
   parts = [ink & (labels == label) for label in range(1, count + 1)]
   parts = [part for part in parts if part.any()]
   if len(parts) > 10 * _MAX_DIGITS:
     return parts
-  boxes = [_bounding_box(part) for part in parts]
+  boxes = [sheets.bounding_box(part) for part in parts]
   order = sorted(range(len(parts)), key=lambda i: -_height(boxes[i]))
   tallest = _height(boxes[order[0]])
   digits, digit_boxes = [], []
@@ -120,7 +106,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
     nearest = int(np.argmin(gaps)) if gaps else None
     if gaps and gaps[nearest] < 0.4 * tallest:
       digits[nearest] = digits[nearest] | parts[i]
-      digit_boxes[nearest] = _bounding_box(digits[nearest])
+      digit_boxes[nearest] = sheets.bounding_box(digits[nearest])
     elif not is_small:
       digits.append(parts[i])
       digit_boxes.append(boxes[i])
@@ -149,15 +135,16 @@ def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
   """
   x = _best_channel(image)
   sheet = None
-  if min(x.shape) >= _MIN_SIDE:
-    sheet = _find_sheet(_coarse(x))
+  if min(x.shape) >= sheets.MIN_SIDE:
+    sheet = sheets.find(_coarse(x))
   is_dark = sheet.has_dark_ink if sheet else _has_dark_ink(x)
   if invert != "auto":
     is_dark = invert == "yes"
+    sheet = sheet if sheet and sheet.has_dark_ink == is_dark else None
   within = np.ones(x.shape, bool)
   if sheet and sheet.hull.mean() < 0.97:
-    x, within = _with_paper_around(x, sheet)
-  box = _bounding_box(within)
+    x, within = sheets.with_paper_around(x, sheet)
+  box = sheets.bounding_box(within)
   x = 255 - x[box] if is_dark else x[box]
   contrast = _on_sheet(x, is_dark) if sheet else _without_surroundings(x)
   ink = np.zeros(within.shape, np.float32)
@@ -169,10 +156,10 @@ def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _clean(contrast: np.ndarray) -> np.ndarray:
   """Returns how much of each pixel is ink, 0 to 1, without lines and specks."""
-  smooth = _smooth(contrast)
-  if smooth.max() < MIN_CONTRAST:
+  smooth = sheets.smoothed(contrast)
+  if smooth.max() < sheets.MIN_CONTRAST:
     raise ValueError("has no ink")
-  threshold = _otsu(smooth)
+  threshold = sheets.otsu(smooth)
   strokes = _without_specks(_without_lines(smooth > threshold))
   width = 1 + max(contrast.shape) // 100
   near = ndimage.binary_dilation(strokes, iterations=width)
@@ -192,47 +179,19 @@ def _clean(contrast: np.ndarray) -> np.ndarray:
 def _best_channel(image: np.ndarray) -> np.ndarray:
   """Returns the luma, or the colour in which the ink stands out much more."""
   grey = _shrink(to_grey(image), _MAX_SIDE)
-  if image.ndim == 2 or np.ptp(image, axis=-1).max() < MIN_CONTRAST:
+  if image.ndim == 2 or np.ptp(image, axis=-1).max() < sheets.MIN_CONTRAST:
     return grey
   colors = np.moveaxis(np.float32(image), -1, 0)
   channels = [grey, *(_shrink(color, _MAX_SIDE) for color in colors)]
   coarse = [_coarse(channel) for channel in channels]
-  peaks = [max(_relief(x).max(), _relief(255 - x).max()) for x in coarse]
-  if max(peaks) < MIN_CONTRAST:  # Ink from edge to edge.
-    peaks = [np.ptp(_smooth(x)) for x in coarse]
+  peaks = [
+    max(sheets.relief_of(x).max(), sheets.relief_of(255 - x).max())
+    for x in coarse
+  ]
+  if max(peaks) < sheets.MIN_CONTRAST:  # Ink from edge to edge.
+    peaks = [np.ptp(sheets.smoothed(x)) for x in coarse]
   peaks[0] *= 1.5
   return channels[int(np.argmax(peaks))]
-
-
-def _relief(light: np.ndarray) -> np.ndarray:
-  """Returns how much lighter than its surroundings what lies inside is."""
-  return _smooth(light) - _paper(light)
-
-
-def _paper(light: np.ndarray, reaches_out: bool = True) -> np.ndarray:
-  """Returns the brightness under ink that is light and narrow.
-
-  A morphological opening by half of the picture: it follows uneven light, and
-  shadows too, whose edges it keeps.
-
-  Args:
-    light: [height, width].
-    reaches_out: whether what lies at an edge goes on beyond it; if so, it is
-      not narrow, whatever its width in the picture.
-  """
-  if min(light.shape) < _MIN_SIDE:
-    return np.full_like(light, np.median(_border(light)))
-  half = max(light.shape) // 4
-  window = [min(n, 2 * half + 1) for n in light.shape]
-  light = _smooth(light)
-  if reaches_out:
-    outer = np.pad(light, half + 1, mode="edge")
-    inside = (slice(half + 1, -half - 1),) * 2
-    return ndimage.grey_opening(outer, window)[inside]
-  options = dict(size=window, mode="constant", cval=-np.inf)
-  return ndimage.grey_dilation(
-    ndimage.grey_erosion(light, **options), **options
-  )
 
 
 def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
@@ -242,7 +201,7 @@ def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
     x: [height, width], with light ink.
     is_dark: whether x is the negative of a picture.
   """
-  paper = _paper(x)
+  paper = sheets.paper_of(x)
   contrast = np.maximum(x - paper, 0)
   if not is_dark:
     return contrast
@@ -255,154 +214,28 @@ def _without_surroundings(x: np.ndarray) -> np.ndarray:
 
   What comes in from an edge and is nothing but that, a frame, is left out.
   """
-  inner = np.maximum(x - _paper(x), 0)
-  whole = np.maximum(x - _paper(x, reaches_out=False), 0)
-  smooth = _smooth(whole)
-  if smooth.max() < MIN_CONTRAST or _smooth(inner).max() < MIN_CONTRAST:
+  inner = np.maximum(x - sheets.paper_of(x), 0)
+  whole = np.maximum(x - sheets.paper_of(x, reaches_out=False), 0)
+  smooth = sheets.smoothed(whole)
+  if (
+    smooth.max() < sheets.MIN_CONTRAST
+    or sheets.smoothed(inner).max() < sheets.MIN_CONTRAST
+  ):
     return whole
-  labels, count = ndimage.label(smooth > _otsu(smooth), _EIGHT)
+  labels, count = ndimage.label(smooth > sheets.otsu(smooth), sheets.EIGHT)
   index = np.arange(1, count + 1)
   share = ndimage.sum(inner, labels, index) / np.maximum(
     ndimage.sum(whole, labels, index), 1
   )
-  digit = index[np.isin(index, _border(labels)) & (share >= 0.3)]
+  digit = index[np.isin(index, sheets.border(labels)) & (share >= 0.3)]
   width = 1 + max(x.shape) // 100
   digit = ndimage.binary_dilation(np.isin(labels, digit), iterations=width)
   return np.where(digit, whole, inner)
 
 
-def _find_sheet(x: np.ndarray) -> _Sheet | None:
-  """Returns the sheet with the most prominent ink, the smallest of several.
-
-  Ink that covers another sheet is that sheet on a table, or a box around it.
-  """
-  sheets = [*_sheets(x, True), *_sheets(255 - x, False)]
-  sheets = [
-    sheet
-    for sheet in sheets
-    if not any(
-      other.hull.sum() < sheet.hull.sum()
-      and (sheet.ink & other.hull).sum() > 0.4 * other.hull.sum()
-      for other in sheets
-    )
-  ]
-  most = max((sheet.prominence for sheet in sheets), default=0)
-  return min(
-    (sheet for sheet in sheets if sheet.prominence > 0.92 * most),
-    key=lambda sheet: sheet.hull.sum(),
-    default=None,
-  )
-
-
-def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[_Sheet]:
-  """Yields the light regions that may be paper with ink that is dark."""
-  relief = _relief(255 - light)
-  shades = [_relief(light), _smooth(light)]
-  without_ink = 255 - _paper(255 - light)
-  if _relief(without_ink).max() < 0.3 * relief.max():
-    shades.append(-relief)  # Paper in the light and in the shadow.
-  for shade in shades:
-    if np.ptp(shade) < MIN_CONTRAST:
-      continue
-    labels, _ = ndimage.label(shade > _otsu(shade))
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    for label in np.argsort(-sizes)[:2]:
-      if sizes[label] < 0.1 * light.size:
-        continue
-      paper = labels == label
-      hull = _hull_of_sheet(paper)
-      if hull is None or not _ends_there(hull, light, MIN_CONTRAST / 2):
-        continue
-      ink = _largest_ink(relief, hull, 255 - light)
-      if ink is not None:
-        prominence = max(*np.shape(_crop(ink))) * relief[ink].max()
-        yield _Sheet(has_dark_ink, paper, hull, ink, prominence)
-
-
-def _hull_of_sheet(paper: np.ndarray) -> np.ndarray | None:
-  """Returns the convex hull of a region if that is a rectangle, and closed."""
-  points = np.argwhere(paper)[:, ::-1]
-  try:
-    corners = points[spatial.ConvexHull(points).vertices]
-  except spatial.QhullError:  # A line.
-    return None
-  canvas = Image.new("1", paper.shape[::-1])
-  ImageDraw.Draw(canvas).polygon(corners.ravel().tolist(), 1, 1)
-  hull = np.asarray(canvas)
-  edge = hull & ~ndimage.binary_erosion(hull, iterations=2)
-  turns = np.deg2rad(np.arange(-20, 21))
-  axes = np.stack([np.cos(turns), np.sin(turns)])
-  across = np.stack([-axes[1], axes[0]])
-  areas = (np.ptp(corners @ axes, axis=0) + 1) * (
-    np.ptp(corners @ across, axis=0) + 1
-  )
-  is_sheet = (
-    hull.sum() > 0.87 * areas.min()
-    and paper.sum() > 0.55 * hull.sum()
-    and paper[edge].mean() > 0.8
-  )
-  return hull if is_sheet else None
-
-
-def _largest_ink(
-  relief: np.ndarray, hull: np.ndarray, x: np.ndarray
-) -> np.ndarray | None:
-  """Returns the largest part of the ink on a sheet, its holes filled.
-
-  None if there is no ink, if the part goes on beyond the sheet, or if it ends
-  where nothing in the picture x, with light ink, does.
-  """
-  inner = ndimage.binary_erosion(hull, iterations=2, border_value=1)
-  peak = relief[inner].max(initial=0)
-  if peak < MIN_CONTRAST:
-    return None
-  labels, _ = ndimage.label(relief > peak / 3, _EIGHT)
-  sizes = np.bincount(labels[inner])
-  sizes[0] = 0
-  part = labels == sizes.argmax()
-  goes_on = (part & hull).sum() < 0.9 * part.sum()
-  if goes_on or not _ends_there(part, x, 0.2 * peak):
-    return None
-  return ndimage.binary_fill_holes(part)
-
-
-def _ends_there(region: np.ndarray, x: np.ndarray, step: float) -> bool:
-  """Returns whether a light region of x has a darker one all around it."""
-  edge = region & ~ndimage.binary_erosion(region, border_value=1)
-  light = ndimage.maximum_filter(np.where(region, x, -np.inf), 5)[edge]
-  dark = ndimage.minimum_filter(np.where(region, np.inf, x), 7)[edge]
-  return not edge.any() or (light - dark > step).mean() > 0.8
-
-
-def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the indices of the pixel of a mask that is nearest to each."""
-  return tuple(
-    ndimage.distance_transform_edt(
-      ~mask, return_distances=False, return_indices=True
-    )
-  )
-
-
-def _with_paper_around(
-  x: np.ndarray, sheet: _Sheet
-) -> tuple[np.ndarray, np.ndarray]:
-  """Puts paper around a sheet; returns this, and what of it is the sheet."""
-  hull, paper = (
-    np.asarray(Image.fromarray(mask).resize(x.shape[::-1]))
-    for mask in (sheet.hull, sheet.paper)
-  )
-  options = dict(iterations=1 + max(x.shape) // 60, border_value=1)
-  within = ndimage.binary_erosion(hull, **options)
-  paper = ndimage.binary_erosion(paper & within, **options)
-  if not paper.any():
-    return x, np.ones(x.shape, bool)
-  return np.where(within, x, x[_nearest(paper)]), within
-
-
 def _without_lines(strokes: np.ndarray) -> np.ndarray:
   """Takes out thin straight lines from edge to edge, but for what crosses."""
-  if min(strokes.shape) < _MIN_SIDE:
+  if min(strokes.shape) < sheets.MIN_SIDE:
     return strokes
   rest = _without_rows(_without_rows(strokes).T).T
   return rest if rest.any() else strokes
@@ -439,15 +272,6 @@ def _without_rows(strokes: np.ndarray) -> np.ndarray:
   return rest
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
-  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-  return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
-def _smooth(x: np.ndarray) -> np.ndarray:
-  return ndimage.gaussian_filter(x, max(x.shape) / 200)
-
-
 def _coarse(x: np.ndarray) -> np.ndarray:
   return _shrink(x, round(_COARSE_SIDE * (max(x.shape) / min(x.shape)) ** 0.5))
 
@@ -458,7 +282,7 @@ def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
 
 def _crop(ink: np.ndarray) -> np.ndarray:
   """Cuts off the rows and columns around the ink."""
-  return ink[_bounding_box(ink)]
+  return ink[sheets.bounding_box(ink)]
 
 
 def _center(digit: np.ndarray) -> np.ndarray:
@@ -484,35 +308,18 @@ def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _border(x: np.ndarray) -> np.ndarray:
-  return np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])
-
-
 def _has_dark_ink(x: np.ndarray) -> bool:
   """Whether what differs most from the border is darker than it."""
-  paper = np.median(_border(x))
+  paper = np.median(sheets.border(x))
   # A thin stroke is few pixels: not to be missed, as a percentile would.
   smooth = ndimage.gaussian_filter(x, max(x.shape) / 200)
   low, high = smooth.min(), smooth.max()
   return paper - low > high - paper
 
 
-def _otsu(x: np.ndarray) -> float:
-  """The threshold between two classes of pixels (Otsu, 1979)."""
-  counts, edges = np.histogram(x, 256)
-  centers = (edges[:-1] + edges[1:]) / 2
-  below = np.cumsum(counts)[:-1]
-  above = counts.sum() - below
-  sums = np.cumsum(counts * centers)
-  gap = sums[:-1] / np.maximum(below, 1) - (sums[-1] - sums[:-1]) / np.maximum(
-    above, 1
-  )
-  return float(edges[1 + np.argmax(below * above * gap**2)])
-
-
 def _without_specks(mask: np.ndarray) -> np.ndarray:
   """Keeps the connected parts that are not tiny beside the largest."""
-  parts, _ = ndimage.label(mask, _EIGHT)
+  parts, _ = ndimage.label(mask, sheets.EIGHT)
   sizes = np.bincount(parts.ravel())
   sizes[0] = 0
   return (sizes > 0.05 * sizes.max())[parts]
