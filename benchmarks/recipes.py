@@ -1,4 +1,4 @@
-"""Trains presets with several seeds, and prints their row of README's table.
+"""Trains presets with several seeds, and prints their row of docs/recipes.md.
 
     python benchmarks/recipes.py fast --seeds=20 --json=docs/recipes.json
 

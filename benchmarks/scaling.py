@@ -15,7 +15,7 @@ from matplotlib import figure
 from matplotlib import ticker
 
 # Two for each multiplication, forward and for both gradients; conv1 needs none
-# for its input. README.md has the same, of a batch of 100.
+# for its input. docs/performance.md has the same, for a batch of 100.
 _FLOP_PER_IMAGE = 2 * (2 * 627_200 + 3 * (10_035_200 + 3_211_264 + 10_240))
 _GRADIENT_BYTES = 4 * 3_274_634
 _BATCHES = (100, 1_000, 10_000)

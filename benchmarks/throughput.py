@@ -228,7 +228,7 @@ def _processor() -> tuple[str, str]:
 
 
 def print_tables(result: dict[str, Any]) -> None:
-  """Prints the result as the README's tables."""
+  """Prints the result as the tables of docs/performance.md."""
 
   def row(*cells):
     print("|", " | ".join(map(str, cells)), "|")
