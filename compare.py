@@ -45,7 +45,8 @@ def is_readable(run: pathlib.Path) -> bool:
   try:
     directory.check_contained(run)
     files.read_json(run / "config.json")
-  except app.UsageError as error:
+    files.read_metrics(run)
+  except (app.UsageError, OSError) as error:
     console.complain(str(error))
     return False
   return True
@@ -60,11 +61,12 @@ def summarise(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
   """
   newest, rates = {}, []
   for record in files.read_metrics(run):
-    newest.update(record)
-    if "steps_per_second" in record:
-      rates.append(record["steps_per_second"])
+    numbers = {k: x for k, x in record.items() if isinstance(x, int | float)}
+    newest.update(numbers)
+    if "steps_per_second" in numbers:
+      rates.append(numbers["steps_per_second"])
   summary = {"steps_done": newest.get("step", 0)}
-  if num_steps:
+  if isinstance(num_steps, int):
     summary["steps_left"] = num_steps - summary["steps_done"]
   for split in ("validation_", "test_"):
     summary |= {key: newest[key] for key in newest if key.startswith(split)}

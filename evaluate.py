@@ -68,7 +68,9 @@ def evaluate(
   folder = output and files.local_path(output)
   opened = runs.open_ensemble(workdirs, checkpoint)
   own = opened[0].config
-  config = _changed(
+  if dataset not in (None, own.dataset):
+    manual_dir = manual_dir or ""  # The run's own has other files.
+  config = changed(
     own,
     test_split=split,
     dataset=dataset,
@@ -118,8 +120,7 @@ def check_writable(folder: pathlib.Path) -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise app.UsageError(
-      f"{folder}: cannot be written ({error.strerror}); name another folder"
-      " with --output"
+      f"{folder}: cannot be written ({error.strerror}); name another --output"
     ) from error
 
 
@@ -140,7 +141,7 @@ def _one_or_all(values: list[Any]) -> Any:
   return values if len(values) > 1 else values[0]
 
 
-def _changed(
+def changed(
   config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
 ) -> ml_collections.ConfigDict:
   """Returns a copy with those changes that are not None."""

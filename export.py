@@ -39,6 +39,8 @@ def export(
   checkpoint: str = "last",
   dtype: str | None = None,
   weights: str | None = None,
+  data_dir: str | os.PathLike | None = None,
+  manual_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Writes what a run has trained: the parameters that evaluation takes.
 
@@ -50,6 +52,8 @@ def export(
     dtype: of the images that onnx and stablehlo take: "uint8", 0 to 255, by
       default, or "float32", 0 to 1.
     weights: how html stores them: "float16" by default, "float32" or "int8".
+    data_dir: where data sets are prepared; by default as in the config.
+    manual_dir: where the images are; by default as in the config.
 
   Returns:
     The accuracy on the run's test split, bytes and global_step.
@@ -65,7 +69,12 @@ def export(
     params = page.round_weights(run.state.eval_params, weights or "float16")
     state = run.state.replace(params=params, ema_params=None)
     run = run._replace(state=state)
-  data = evaluate.load(run.config, [workdir], [run])
+  config = evaluate.changed(
+    run.config,
+    data_dir=data_dir and files.local_path(data_dir).absolute(),
+    manual_dir=manual_dir and files.local_path(manual_dir).absolute(),
+  )
+  data = evaluate.load(config, [workdir], [run])
   scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)
   metadata = {
     "run": workdir.resolve().name,
@@ -108,8 +117,9 @@ def _check(
       f"--format={format}: the package {format} is not installed; run"
       " `pip install -r requirements-export.txt`"
     )
-  if output.is_dir():
-    raise app.UsageError(f"--output={output}: is a directory; must be a file")
+  if output.exists() and not output.is_file():
+    what = "a directory" if output.is_dir() else "a device"
+    raise app.UsageError(f"--output={output}: is {what}; must be a file")
 
 
 def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
@@ -176,6 +186,8 @@ def main() -> None:
     choices=("float16", "float32", "int8"),
     help="how html stores them, by default float16",
   )
+  parser.add_argument("--data_dir", help="where data sets are prepared")
+  parser.add_argument("--manual_dir", help="where the images are")
   args = parser.parse_args()
   console.setup()
   compiling.cache_compilations()

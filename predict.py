@@ -115,8 +115,7 @@ def to_network(
   """
   if image.shape[:2] != image_shape[:2]:
     raise ValueError(
-      f"is {list(image.shape[:2])}; with --raw, {list(image_shape[:2])} is"
-      " accepted"
+      f"is {list(image.shape[:2])}; with --raw, must be {list(image_shape[:2])}"
     )
   if image_shape[2] == 1:
     image = np.round(photographs.to_grey(image)).astype(np.uint8)
@@ -201,7 +200,7 @@ def _doubts(
   return [
     "; ".join(
       [image.digit.doubt] * bool(image.digit.doubt)
-      + [f"below {usual:.2f}, the usual probability"] * bool(top < usual)
+      + [f"below {usual:.4f}, the usual probability"] * bool(top < usual)
     )
     for image, top in zip(images, probabilities.max(axis=1), strict=True)
   ]

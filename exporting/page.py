@@ -110,6 +110,10 @@ def _function(op: trace.Op) -> dict[str, Any]:
   """Returns the name of the page's function, and the sizes that it needs."""
   params, shape = op.params, op.input_shapes[0] if op.inputs else ()
   match op.primitive:
+    case "convert_element_type" if np.issubdtype(
+      params["new_dtype"], np.integer
+    ):
+      raise op.unsupported()  # The page has no integers.
     case name if name in ELEMENTWISE:
       strides = [
         None if shape == op.shape else _strides(shape, op.shape)

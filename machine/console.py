@@ -45,7 +45,8 @@ class _AboveProgressBar(python_logging.Handler):
   """Prints to stderr, where a progress bar may be on the last line."""
 
   def emit(self, record: python_logging.LogRecord) -> None:
-    tqdm.tqdm.write(self.format(record), file=sys.stderr)
+    with contextlib.suppress(OSError):  # The terminal is gone: go on.
+      tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _is_configured(root: python_logging.Logger) -> bool:
@@ -101,7 +102,8 @@ def stdout_to_stderr() -> Iterator[None]:
 def complain(message: str) -> None:
   """Prints one line on stderr, with the program's name."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
-  print(printable(line), file=sys.stderr)
+  with contextlib.suppress(OSError):  # The terminal may be gone.
+    print(printable(line), file=sys.stderr)
 
 
 def exit_with(message: str, status: int = 1) -> NoReturn:

@@ -67,7 +67,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   ):
     try:
       record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       break
     if isinstance(record, dict):
       records.append(record)

@@ -203,7 +203,7 @@ def _read_dataset(
       return (height, width, channels), tuple(names)
     case found:
       raise app.UsageError(
-        f"{path}: holds {found}; accepted are image_shape, three numbers, and"
+        f"{path}: holds {found}; must be image_shape, three numbers, and"
         " class_names"
       )
 
@@ -228,7 +228,7 @@ def _restore(
     step = int(checkpoint)
   else:
     raise app.UsageError(
-      f"--checkpoint={checkpoint}: accepted are last, best and the steps"
+      f"--checkpoint={checkpoint}: must be last, best or one of the steps"
       f" {', '.join(map(str, saved))}"
     )
   try:

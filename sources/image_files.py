@@ -22,6 +22,7 @@ SUFFIXES = tuple(
 )
 # The axes of arrays: n images of height h, width w and c colours.
 LAYOUTS = ("auto", "hw", "hwc", "chw", "nhw", "nhwc", "nchw", "flat")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _NPY_MAGIC = b"\x93NUMPY"
 _SIDE = 28  # Of MNIST's images, in pixels.
 _MAX_GIVEN = 1200  # Larger images, by the longer side, only take memory.
@@ -75,7 +76,7 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
     layout = _layout(array.shape, found)
   if layout == "flat" and array.ndim == 2 and array.shape[1] == _SIDE**2:
     array, layout = array.reshape(-1, _SIDE, _SIDE), "nhw"
-  if array.ndim == len(layout):
+  if layout != "flat" and array.ndim == len(layout):
     array = array.transpose([layout.index(a) for a in "nhwc" if a in layout])
     if "n" not in layout:
       array = array[None]
@@ -131,7 +132,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _read_image(file, head: bytes) -> np.ndarray:
-  formats = _supported_formats()
+  formats = supported_formats()
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -151,9 +152,10 @@ def _read_image(file, head: bytes) -> np.ndarray:
           return _flatten(np.asarray(image, np.float32))
         return _to_uint8(np.asarray(image))
   except Image.UnidentifiedImageError as error:
-    if head[4:8] == b"ftyp" and head[8:12] == b"avif":
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand == b"avif" and "AVIF" not in formats:
       raise ValueError("is AVIF, which needs Pillow 11.3 or newer") from error
-    if head[4:8] == b"ftyp" and "HEIF" not in formats:
+    if brand in _HEIC_BRANDS and "HEIF" not in formats:
       raise ValueError("is HEIC; pip install pillow-heif to read it") from error
     raise ValueError(f"is none of {', '.join(formats)}") from error
   except (
@@ -168,8 +170,8 @@ def _read_image(file, head: bytes) -> np.ndarray:
 
 
 @functools.cache
-def _supported_formats() -> list[str]:
-  """Returns which of _FORMATS this Pillow reads, with its plugin for HEIC."""
+def supported_formats() -> list[str]:
+  """Returns the formats that this Pillow reads, with its plugin for HEIC."""
   with contextlib.suppress(ImportError):
     import pillow_heif
 

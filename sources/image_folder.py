@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
+from sources import image_files
 from sources import own_images
 
 _SPLITS = ("train", "validation", "valid", "val", "test")
-# Formats that Pillow decodes itself; for others it may start another program.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -25,16 +24,19 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   Without subfolders named after splits, those of the folder itself are the
   classes, and all images are of "train".
   """
+  formats = image_files.supported_formats()
   extensions = Image.registered_extensions()
   has_splits = any((manual_dir / split).is_dir() for split in _SPLITS)
   found = {}
   for path in sorted(manual_dir.glob("*/*/*" if has_splits else "*/*")):
-    *split, label, name = path.relative_to(manual_dir).parts
+    parts = path.relative_to(manual_dir).parts
+    *split, label, name = parts
     split = split[0] if split else "train"
     if (
       split in _SPLITS
-      and extensions.get(path.suffix.lower()) in _FORMATS
-      and not name.startswith(".")  # macOS leaves such beside each file.
+      and extensions.get(path.suffix.lower()) in formats
+      # macOS and Jupyter leave files and folders of their own.
+      and not any(part.startswith((".", "__MACOSX")) for part in parts)
     ):
       found[f"{split}/{label}/{name}"] = path
   return found
@@ -80,7 +82,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
 def _read(path: pathlib.Path) -> np.ndarray:
   """Returns an image as uint8 [height, width, 1 or 3]."""
   try:
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=image_files.supported_formats()) as image:
       image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "RGBA") and image.getextrema()[-1][0] == 255:
       image = image.convert(image.mode[:-1])  # It is opaque.

@@ -373,9 +373,9 @@ IMAGES = {
 # Other arguments of the programs; `run` is a good run directory.
 COMMANDS = {
   "evaluate.py": "the following arguments are required: --workdir",
-  "evaluate.py --workdir=run --checkpoint=7": "--checkpoint=7: accepted are la",
-  "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: accepted are",
-  "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: accepted are las",
+  "evaluate.py --workdir=run --checkpoint=7": "--checkpoint=7: must be last, b",
+  "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: must be last",
+  "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: must be last, be",
   "evaluate.py --workdir=run --dataset=x": "dataset=x: is neither one of mni",
   "evaluate.py --workdir=run --manual_dir=none": "none: not a directory",
   "evaluate.py --workdir=run --data_dir=None": "/None: must be a path on",
@@ -384,7 +384,7 @@ COMMANDS = {
   "evaluate.py --workdir=run --dataset=a:b": "config.dataset=a:b: must be the",
   "evaluate.py --workdir=run --data_dir=/dev/null/x": "data_dir=/dev/null/x: ",
   "evaluate.py --workdir=run --output=run/config.json": (
-    "run/config.json: cannot be written (File exists); name another folder with"
+    "run/config.json: cannot be written (File exists); name another --output"
   ),
   "evaluate.py --workdir=gs://a": f"gs://a: {NOT_LOCAL}",
   "evaluate.py --workdir=run --output=gs://a": f"gs://a: {NOT_LOCAL}",
@@ -402,7 +402,7 @@ COMMANDS = {
   "export.py --workdir=run --output=x": "arguments are required: --format",
   "export.py --workdir=run --output=x --format=pkl": "invalid choice: 'pkl'",
   "export.py --workdir=none --output=x --format=html": "none/config.json: no ",
-  "export.py --workdir=run --output=x --format=html --checkpoint=7": "accepted",
+  "export.py --workdir=run --output=x --format=html --checkpoint=7": "must be ",
   "export.py --workdir=run --output=/dev/null/x --format=html": "/dev/null: ca",
   "predict.py x.png": "the following arguments are required: --workdir",
   "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",

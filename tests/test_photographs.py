@@ -560,6 +560,6 @@ def test_avif_is_read():
 def test_a_format_that_is_not_read_says_what_would_read_it(
   brand, message, monkeypatch
 ):
-  monkeypatch.setattr(image_files, "_supported_formats", lambda: ["PNG"])
+  monkeypatch.setattr(image_files, "supported_formats", lambda: ["PNG"])
   with pytest.raises(ValueError, match=f"^{message}$"):
     read_one(b"\0\0\0\x18ftyp" + brand + bytes(99))

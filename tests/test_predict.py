@@ -202,7 +202,9 @@ def test_another_size_needs_raw(tiny_run, digits, tmp_path):
   assert run_program(*args, cwd=tmp_path).returncode == 0
   completed = run_program(*args, "--raw", cwd=tmp_path)
   assert completed.returncode == 1
-  assert "large.png: is [56, 56]; with --raw, [28, 28]" in completed.stderr
+  assert (
+    "large.png: is [56, 56]; with --raw, must be [28, 28]" in completed.stderr
+  )
 
 
 def test_another_data_set_needs_raw(tiny_run, digits, tmp_path):
@@ -394,7 +396,7 @@ def test_several_digits_are_read_one_by_one(
 def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
   args = (f"--workdir={sure_run(0.999)}", digits / "good/0.png")
   assert predict_in_process(monkeypatch, *args) == 0
-  doubt = "unsure: below 1.00, the usual probability"
+  doubt = "unsure: below 0.9990, the usual probability"
   assert capsys.readouterr().out.rstrip().endswith(f"  {doubt}")
   args += ("--json",)
   assert predict_in_process(monkeypatch, *args) == 0
