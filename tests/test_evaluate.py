@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_all_the_work(
     evaluate.evaluate([run])
   assert str(refused.value) == (
     f"{run}/evaluation/test_70: cannot be written (Read-only file system); name"
-    " another folder with --output"
+    " another --output"
   )
 
 
