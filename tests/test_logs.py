@@ -1,9 +1,12 @@
+import errno
 import io
+import logging
 import os
 import sys
 import threading
 import time
 import types
+from unittest import mock
 
 from conftest import files_of_at_most
 from conftest import read_events
@@ -60,6 +63,19 @@ def test_the_last_words_are_one_line_without_escape_sequences(
     console.exit_with(message, 3)
   assert ended.value.code == 3
   assert capsys.readouterr() == ("", f"train.py: {shown}\n")
+
+
+def test_a_lost_terminal_costs_nothing_but_the_words(monkeypatch):
+  """As where an ssh connection drops: writing there is an error then."""
+  handler = console._AboveProgressBar()
+  record = logging.makeLogRecord({"msg": "a"})
+  terminal = mock.Mock(write=mock.Mock(side_effect=OSError(errno.EIO, "lost")))
+  monkeypatch.setattr(sys, "stderr", terminal)
+  handler.emit(record)
+  with pytest.raises(SystemExit) as ended:
+    console.exit_with("a", 129)
+  assert ended.value.code == 129
+  assert terminal.write.called
 
 
 def test_writes_jsonl_and_tensorboard(tmp_path, config):
