@@ -74,8 +74,8 @@ def evaluate(
     own,
     test_split=split,
     dataset=dataset,
-    data_dir=data_dir and files.local_path(data_dir).absolute(),
-    manual_dir=manual_dir and files.local_path(manual_dir).absolute(),
+    data_dir=data_dir,
+    manual_dir=manual_dir,
   )
   try:
     data = load(config, workdirs, opened)
@@ -144,7 +144,10 @@ def _one_or_all(values: list[Any]) -> Any:
 def changed(
   config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
 ) -> ml_collections.ConfigDict:
-  """Returns a copy with those changes that are not None."""
+  """Returns a copy with those changes that are not None; paths are absolute."""
+  for key in ("data_dir", "manual_dir"):
+    if changes.get(key):
+      changes[key] = files.local_path(changes[key]).absolute()
   config = config.copy_and_resolve_references()
   config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
   experiment.validate(config)

@@ -71,8 +71,8 @@ def export(
     run = run._replace(state=state)
   config = evaluate.changed(
     run.config,
-    data_dir=data_dir and files.local_path(data_dir).absolute(),
-    manual_dir=manual_dir and files.local_path(manual_dir).absolute(),
+    data_dir=data_dir,
+    manual_dir=manual_dir,
   )
   data = evaluate.load(config, [workdir], [run])
   scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)

@@ -73,7 +73,7 @@ def find_digits(
   digits = []
   for part in parts:
     box = sheets.bounding_box(part)
-    digit = _resize(_crop(np.where(part, ink, 0)[box]), _BOX)
+    digit = _resize(np.where(part, ink, 0)[box], _BOX)
     seen = _center(np.clip(digit / digit.max(), 0, 1))
     top, bottom = np.round(scale[0] * np.array([box[0].start, box[0].stop]))
     left, right = np.round(scale[1] * np.array([box[1].start, box[1].stop]))
@@ -280,11 +280,6 @@ def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
   return _resize(x, longer_side) if max(x.shape) > longer_side else x
 
 
-def _crop(ink: np.ndarray) -> np.ndarray:
-  """Cuts off the rows and columns around the ink."""
-  return ink[sheets.bounding_box(ink)]
-
-
 def _center(digit: np.ndarray) -> np.ndarray:
   """Puts its centre of mass at the centre of an image of MNIST's, uint8."""
   center = _SIDE / 2  # The mean over MNIST is 14.0, not 13.5.
@@ -312,7 +307,7 @@ def _has_dark_ink(x: np.ndarray) -> bool:
   """Whether what differs most from the border is darker than it."""
   paper = np.median(sheets.border(x))
   # A thin stroke is few pixels: not to be missed, as a percentile would.
-  smooth = ndimage.gaussian_filter(x, max(x.shape) / 200)
+  smooth = sheets.smoothed(x)
   low, high = smooth.min(), smooth.max()
   return paper - low > high - paper
 
