@@ -52,7 +52,7 @@ def is_readable(run: pathlib.Path) -> bool:
   return True
 
 
-def summarise(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
+def summarize(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
   """Returns the newest metrics of a run, as far as it has any.
 
   Args:
@@ -79,7 +79,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
   """Returns one row for each run, the best by validation accuracy first.
 
   A row has the run's directory, the config keys that are not the same in all
-  runs, and what `summarise` returns. What a run lacks is None.
+  runs, and what `summarize` returns. What a run lacks is None.
   """
   configs = [files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
@@ -89,7 +89,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
     if any(config.get(key) != configs[0].get(key) for config in configs)
   ]
   summaries = [
-    summarise(run, config.get("num_steps"))
+    summarize(run, config.get("num_steps"))
     for run, config in zip(runs, configs, strict=True)
   ]
   metrics = dict.fromkeys(key for summary in summaries for key in summary)

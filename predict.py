@@ -4,7 +4,7 @@
 
 Images are files, folders, .npy arrays, or - for standard input. Drawings and
 photographs of digits are brought to MNIST's form first: light ink on black,
-scaled and centred as in the database. Several digits in a row are read one by
+scaled and centerd as in the database. Several digits in a row are read one by
 one, from left to right. A prediction is marked unsure if ink touches the edge
 of the picture or sheet, or if its probability is below the run's usual one:
 what 98 % of its validation images exceeded (0.5 for runs that did not keep
@@ -118,7 +118,7 @@ def to_network(
       f"is {list(image.shape[:2])}; with --raw, must be {list(image_shape[:2])}"
     )
   if image_shape[2] == 1:
-    image = np.round(photographs.to_grey(image)).astype(np.uint8)
+    image = np.round(photographs.to_gray(image)).astype(np.uint8)
   elif image.ndim == 2:
     image = np.repeat(image[..., None], 3, axis=-1)
   return (255 - image if invert == "yes" else image).reshape(image_shape)
@@ -298,7 +298,7 @@ def main() -> None:
     "--layout",
     choices=image_files.LAYOUTS,
     default="auto",
-    help="the axes of .npy arrays: n images of height h, width w and c colours;"
+    help="the axes of .npy arrays: n images of height h, width w and c colors;"
     f" flat: [n, {28**2}]",
   )
   parser.add_argument("--json", action="store_true", help="one object a line")

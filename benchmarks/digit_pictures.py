@@ -82,7 +82,7 @@ def frame(ink, rng):
 
 
 def cell(ink, rng):
-  """One cell of a table, cut out with a little of its neighbours."""
+  """One cell of a table, cut out with a little of its neighbors."""
   image = on_paper(np.pad(ink, 30))
   width, color = rng.integers(1, 7), rng.integers(0, 110)
   for lines in (image, image.T, image[::-1], image.T[::-1]):

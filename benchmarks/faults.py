@@ -3,7 +3,7 @@
     python benchmarks/faults.py --rounds=50 --json=docs/faults.json
 
 Each round starts `train.py` on the same run directory and ends it at a random
-moment by SIGKILL or SIGTERM. In the end its parameters, optimiser state,
+moment by SIGKILL or SIGTERM. In the end its parameters, optimizer state,
 metrics.jsonl and result.json must be, to the bit, those of an uninterrupted run
 of the same config. Exits with 1 if they are not. Prints, and writes as JSON,
 what the process was doing when the signals came and how long SIGTERM took.

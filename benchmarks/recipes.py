@@ -52,7 +52,7 @@ def run(
   }
 
 
-def summarise(
+def summarize(
   config: dict[str, Any], runs: list[dict[str, Any]]
 ) -> dict[str, Any]:
   accuracies = [run["accuracy"] for run in runs]
@@ -103,7 +103,7 @@ def main() -> None:
       run(preset, seed, workdir, flags) for seed, workdir in enumerate(workdirs)
     ]
     config = json.loads((workdirs[0] / "config.json").read_text())
-    summary = summarise(config, runs)
+    summary = summarize(config, runs)
     print(row(preset, summary))
     if args.json:
       results = json.loads(args.json.read_text()) if args.json.exists() else {}

@@ -153,7 +153,7 @@ def measure(
   return times
 
 
-def summarise(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def summarize(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
   """Medians, and the medians of the ratios to this project's round by round."""
   result = {}
   for name, kinds in times.items():
@@ -336,7 +336,7 @@ def main() -> None:
   result = {"machine": describe_machine(), "batch_size": {}}
   for size in (100, *args.other_batch_sizes):
     times = measure(names, size, args.rounds, evaluate=size == 100)
-    result["batch_size"][str(size)] = summarise(times)
+    result["batch_size"][str(size)] = summarize(times)
   if args.other_batch_sizes:
     result["scaling"] = scaling(args.rounds)
   if args.json:

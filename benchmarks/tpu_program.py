@@ -124,7 +124,7 @@ def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
 def compile_plain_flax(
   config: ml_collections.ConfigDict,
 ) -> jax.stages.Compiled:
-  """Compiles a plain Flax loop with the same optimiser and batch size."""
+  """Compiles a plain Flax loop with the same optimizer and batch size."""
   network, train_step = peers.plain_flax()
 
   def start():

@@ -110,7 +110,7 @@ class _Graph:
     self._layer = ""
 
   def used_nodes(self) -> list[onnx.NodeProto]:
-    """Leaves out transposes that were cancelled."""
+    """Leaves out transposes that were canceled."""
     used = {"logits"}.union(*(node.input for node in self.nodes))
     return [node for node in self.nodes if node.output[0] in used]
 

@@ -51,7 +51,7 @@ _PATH = (
   ),
   f'{files.LOCAL}; "" is the default',
 )
-# Not every optimiser and schedule reads these.
+# Not every optimizer and schedule reads these.
 _OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
 _RULES = {
   # Without TFDS's namespaces, which would run code from elsewhere.

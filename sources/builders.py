@@ -156,7 +156,7 @@ def _tfds_builder(
     )
   try:
     builder = tfds.builder(config.dataset, data_dir=_root(config))
-  except Exception as error:  # TFDS raises anything, even its catalogue.
+  except Exception as error:  # TFDS raises anything, even its catalog.
     raise app.UsageError(
       f"config.dataset={config.dataset}: TFDS cannot build it:"
       f" {textwrap.shorten(str(error), 300)}"

@@ -20,7 +20,7 @@ SUFFIXES = tuple(
   ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .avif .heic .heif"
   " .npy".split()
 )
-# The axes of arrays: n images of height h, width w and c colours.
+# The axes of arrays: n images of height h, width w and c colors.
 LAYOUTS = ("auto", "hw", "hwc", "chw", "nhw", "nhwc", "nchw", "flat")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _NPY_MAGIC = b"\x93NUMPY"
@@ -113,7 +113,7 @@ def _layout(shape: tuple[int, ...], found: str) -> str:
     case (3 | 4 as n, height, width) if (height, width) != (_SIDE, _SIDE):
       raise ValueError(
         f"{found}: --layout=nhw if that is {n} images, --layout=chw if it is"
-        f" one of {n} colours"
+        f" one of {n} colors"
       )
     case (_, _, _):
       return "nhw"
@@ -184,7 +184,7 @@ def _flatten(rgba: np.ndarray) -> np.ndarray:
   """Puts a transparent image on a background that shows its ink."""
   rgb, alpha = rgba[..., :3], rgba[..., 3:]
   alpha = alpha / max(alpha.max(), 1)  # Faint ink is ink.
-  visible = photographs.to_grey(rgb)[alpha[..., 0] > 0.5]
+  visible = photographs.to_gray(rgb)[alpha[..., 0] > 0.5]
   background = 255.0
   if visible.size and np.ptp(visible) > 2 * sheets.MIN_CONTRAST:
     background = np.median(visible)  # It brings paper of its own.

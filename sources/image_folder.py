@@ -67,7 +67,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
       if image.shape != image_shape:
         raise app.UsageError(
           f"{path}: is {_describe(image.shape)}, but {first} is"
-          f" {_describe(image_shape)}; all must be of one size, and all grey or"
+          f" {_describe(image_shape)}; all must be of one size, and all gray or"
           " all RGB: convert a copy of the folder, as with ImageMagick"
         )
       yield image, label
@@ -89,7 +89,7 @@ def _read(path: pathlib.Path) -> np.ndarray:
     mode = {"1": "L", "P": "RGB"}.get(image.mode, image.mode)
     if mode not in ("L", "RGB") or image.has_transparency_data:
       raise ValueError(
-        f"its mode is {image.mode}; must be opaque, grey or RGB, of 8 bits"
+        f"its mode is {image.mode}; must be opaque, gray or RGB, of 8 bits"
       )
     pixels = np.asarray(image.convert(mode))
   except Exception as error:  # Pillow's decoders raise anything.
@@ -99,4 +99,4 @@ def _read(path: pathlib.Path) -> np.ndarray:
 
 def _describe(image_shape: tuple[int, int, int]) -> str:
   height, width, channels = image_shape
-  return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+  return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"

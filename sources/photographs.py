@@ -29,7 +29,7 @@ class Digit(NamedTuple):
   doubt: str = ""
 
 
-def to_grey(image: np.ndarray) -> np.ndarray:
+def to_gray(image: np.ndarray) -> np.ndarray:
   """Returns the luma of an image, float32 [height, width]."""
   image = image.astype(np.float32)
   return image if image.ndim == 2 else image @ _LUMA
@@ -50,7 +50,7 @@ def find_digits(
   """Finds the digits of a row, from left to right, and makes them MNIST's form.
 
   MNIST's authors scaled each digit into 20x20 pixels with its aspect ratio
-  kept, and put its centre of mass at the centre of 28x28 pixels, light ink on
+  kept, and put its center of mass at the center of 28x28 pixels, light ink on
   black: http://yann.lecun.com/exdb/mnist/. Before that, uneven light, specks,
   ruled lines and what lies around the sheet are taken out here.
 
@@ -177,12 +177,12 @@ def _clean(contrast: np.ndarray) -> np.ndarray:
 
 
 def _best_channel(image: np.ndarray) -> np.ndarray:
-  """Returns the luma, or the colour in which the ink stands out much more."""
-  grey = _shrink(to_grey(image), _MAX_SIDE)
+  """Returns the luma, or the color in which the ink stands out much more."""
+  gray = _shrink(to_gray(image), _MAX_SIDE)
   if image.ndim == 2 or np.ptp(image, axis=-1).max() < sheets.MIN_CONTRAST:
-    return grey
+    return gray
   colors = np.moveaxis(np.float32(image), -1, 0)
-  channels = [grey, *(_shrink(color, _MAX_SIDE) for color in colors)]
+  channels = [gray, *(_shrink(color, _MAX_SIDE) for color in colors)]
   coarse = [_coarse(channel) for channel in channels]
   peaks = [
     max(sheets.relief_of(x).max(), sheets.relief_of(255 - x).max())
@@ -281,7 +281,7 @@ def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
 
 
 def _center(digit: np.ndarray) -> np.ndarray:
-  """Puts its centre of mass at the centre of an image of MNIST's, uint8."""
+  """Puts its center of mass at the center of an image of MNIST's, uint8."""
   center = _SIDE / 2  # The mean over MNIST is 14.0, not 13.5.
   height, width = digit.shape
   top, left = (

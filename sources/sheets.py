@@ -11,7 +11,7 @@ from scipy import spatial
 
 MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
 MIN_SIDE = 20  # In fewer pixels a stroke looks like a line or a sheet.
-EIGHT = np.ones((3, 3))  # Neighbours of a pixel, the diagonal ones included.
+EIGHT = np.ones((3, 3))  # Neighbors of a pixel, the diagonal ones included.
 
 
 class Sheet(NamedTuple):

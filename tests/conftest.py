@@ -225,7 +225,7 @@ def damaged(draw, contents):
 
 
 def assert_not_blank(path):
-  """A picture file has more than one colour."""
+  """A picture file has more than one color."""
   pixels = image.imread(path)
   assert pixels.std() > 0.03, path
 

@@ -10,7 +10,7 @@ from sources import image_folder
 
 
 def write(path, value, mode="RGB", size=(6, 5)):
-  """Writes an image of one colour, and returns its pixels."""
+  """Writes an image of one color, and returns its pixels."""
   path.parent.mkdir(parents=True, exist_ok=True)
   image = Image.new(mode, size, value)
   image.save(path)
@@ -115,10 +115,10 @@ def test_modes_that_lose_nothing_are_read(mode, value, expected, tmp_path):
     (
       "L",
       (6, 5),
-      "is 6x5 grey, but {first} is 6x5 RGB; all must be of one size, and",
+      "is 6x5 gray, but {first} is 6x5 RGB; all must be of one size, and",
     ),
-    ("RGBA", (6, 5), "cannot be read: its mode is RGBA; must be opaque, grey"),
-    ("I;16", (6, 5), "cannot be read: its mode is I;16; must be opaque, grey"),
+    ("RGBA", (6, 5), "cannot be read: its mode is RGBA; must be opaque, gray"),
+    ("I;16", (6, 5), "cannot be read: its mode is I;16; must be opaque, gray"),
     (None, None, "cannot be read: cannot identify image file"),
   ],
 )

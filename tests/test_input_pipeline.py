@@ -324,7 +324,7 @@ def bars(count):
 
 
 def moments(images):
-  """The centres (row, column) and the angles of the long axes, in degrees."""
+  """The centers (row, column) and the angles of the long axes, in degrees."""
   rows, columns = np.indices(images.shape[1:3])
   weights = images[..., 0] / images.sum(axis=(1, 2, 3))[:, None, None]
 
@@ -386,7 +386,7 @@ def test_an_elastic_deformation_bends_a_bar():
   result = augmented(images, elastic=8)
   assert result.shape == images.shape
   assert (abs(result - images).max(axis=(1, 2, 3)) > 0.1).all()
-  # Neighbours move together: what is inside stays one piece.
+  # Neighbors move together: what is inside stays one piece.
   np.testing.assert_array_equal(result[:, 10:18, 13:15] > 0.9, True)
   centers, _, _ = moments(result)
   assert abs(centers - 13.5).max() < 2

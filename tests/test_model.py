@@ -164,7 +164,7 @@ def test_number_of_parameters_is_the_tutorials():
   )
 
 
-def test_initialisers_are_those_of_tf_layers():
+def test_initializers_are_those_of_tf_layers():
   params = initial_params()
   for name, shape in LAYERS.items():
     kernel, bias = params[name]["kernel"], params[name]["bias"]

@@ -44,31 +44,31 @@ def read_one(content):
   return image
 
 
-GREY = Image.fromarray(drawing())
+GRAY = Image.fromarray(drawing())
 
 
 @pytest.mark.parametrize(
   "content",
   [
-    encode(GREY, "PNG"),
-    encode(GREY.convert("RGB"), "PNG"),
-    encode(GREY.convert("RGBA"), "PNG"),
-    encode(GREY.convert("LA"), "PNG"),
-    encode(GREY.convert("P"), "PNG"),
-    encode(GREY.convert("1"), "PNG"),
+    encode(GRAY, "PNG"),
+    encode(GRAY.convert("RGB"), "PNG"),
+    encode(GRAY.convert("RGBA"), "PNG"),
+    encode(GRAY.convert("LA"), "PNG"),
+    encode(GRAY.convert("P"), "PNG"),
+    encode(GRAY.convert("1"), "PNG"),
     encode(Image.fromarray(drawing().astype(np.uint16) * 257), "PNG"),
-    encode(GREY, "JPEG", quality=95),
-    encode(GREY.convert("CMYK"), "JPEG", quality=95),
-    encode(GREY.convert("RGB"), "WEBP", lossless=True),
-    encode(GREY, "BMP"),
-    encode(GREY, "GIF"),
-    encode(GREY, "TIFF"),
+    encode(GRAY, "JPEG", quality=95),
+    encode(GRAY.convert("CMYK"), "JPEG", quality=95),
+    encode(GRAY.convert("RGB"), "WEBP", lossless=True),
+    encode(GRAY, "BMP"),
+    encode(GRAY, "GIF"),
+    encode(GRAY, "TIFF"),
     encode(Image.fromarray(drawing().astype(np.uint16) * 257), "TIFF"),
     encode(Image.fromarray(drawing().astype(np.float32) / 255), "TIFF"),
-    encode(GREY, "PPM"),
+    encode(GRAY, "PPM"),
   ],
   ids=(
-    "png-grey png-rgb png-rgba png-la png-palette png-bits png-16 jpeg"
+    "png-gray png-rgb png-rgba png-la png-palette png-bits png-16 jpeg"
     " jpeg-cmyk webp bmp gif tiff tiff-16 tiff-float pgm"
   ).split(),
 )
@@ -76,14 +76,14 @@ def test_reads_every_format(content, tmp_path):
   (tmp_path / "image").write_bytes(content)
   for image in (read_one(content), read_one(tmp_path / "image")):
     assert image.dtype == np.uint8
-    grey = photographs.to_grey(image)
-    np.testing.assert_allclose(grey, drawing(), atol=12)  # JPEG rings.
+    gray = photographs.to_gray(image)
+    np.testing.assert_allclose(gray, drawing(), atol=12)  # JPEG rings.
 
 
 def test_exif_orientation_is_applied():
   exif = Image.Exif()
   exif[0x0112] = 6  # Turn it a quarter clockwise to see it upright.
-  content = encode(GREY, "PNG", exif=exif)
+  content = encode(GRAY, "PNG", exif=exif)
   np.testing.assert_array_equal(read_one(content), np.rot90(drawing(), -1))
 
 
@@ -119,11 +119,11 @@ OPACITY = Image.fromarray(255 - drawing())
       exact=True,  # Else the encoder may change what is hidden.
     ),
   ],
-  ids="png-grey png-rgb png-palette gif png-la webp".split(),
+  ids="png-gray png-rgb png-palette gif png-la webp".split(),
 )
 def test_what_is_transparent_in_any_format_is_white_under_black_ink(content):
   np.testing.assert_array_equal(
-    photographs.to_grey(read_one(content)), drawing()
+    photographs.to_gray(read_one(content)), drawing()
   )
 
 
@@ -169,7 +169,7 @@ def npy(array, **options):
 def test_reads_arrays(array, tmp_path):
   (tmp_path / "a.npy").write_bytes(npy(array))
   for image in (read_one(npy(array)), read_one(tmp_path / "a.npy")):
-    np.testing.assert_allclose(photographs.to_grey(image), drawing(), atol=0.5)
+    np.testing.assert_allclose(photographs.to_gray(image), drawing(), atol=0.5)
   three = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
   for shape in ((3, 28, 28), (3, 784), (3, 28, 28, 1)):
     actual = list(image_files.read(npy(three.reshape(shape))))
@@ -189,10 +189,10 @@ def huge_header(shape):
 BAD = {
   "nothing": (b"", "is empty"),
   "text": (b"a digit", "is none of PNG, JPEG"),
-  "truncated png": (encode(GREY, "PNG")[:100], "cannot be decoded"),
-  "truncated jpeg": (encode(GREY, "JPEG")[:-200], "cannot be decoded"),
+  "truncated png": (encode(GRAY, "PNG")[:100], "cannot be decoded"),
+  "truncated jpeg": (encode(GRAY, "JPEG")[:-200], "cannot be decoded"),
   "bad png": (
-    encode(GREY, "PNG").replace(b"IHDR", b"JHDR"),
+    encode(GRAY, "PNG").replace(b"IHDR", b"JHDR"),
     "is none of",
   ),
   "pickle": (pickle.dumps(Trap()), "is none of"),
@@ -229,9 +229,9 @@ def test_a_bad_file_is_refused_with_the_reason(name, tmp_path):
 
 WHOLE = [
   *(
-    encode(GREY, name) for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM")
+    encode(GRAY, name) for name in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM")
   ),
-  encode(GREY.convert("RGBA"), "WEBP"),
+  encode(GRAY.convert("RGBA"), "WEBP"),
   npy(drawing()),
 ]
 
@@ -296,10 +296,10 @@ def test_memory_is_bounded(tmp_path):
 def test_a_decompression_bomb_is_refused(monkeypatch):
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 90 - 1)
   with pytest.raises(ValueError, match="is larger than 5,399 pixels"):
-    read_one(encode(GREY, "PNG"))
+    read_one(encode(GRAY, "PNG"))
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
   with pytest.raises(ValueError, match="is larger than 1,000 pixels"):
-    read_one(encode(GREY, "PNG"))
+    read_one(encode(GRAY, "PNG"))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -331,7 +331,7 @@ def test_the_ink_fills_a_box_of_20_and_keeps_its_aspect(
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_centre_of_mass_is_at_the_centre(flip):
+def test_the_center_of_mass_is_at_the_center(flip):
   image = drawing()[::-1] if flip else drawing()
   result = photographs.to_mnist_form(image)
   np.testing.assert_allclose(
@@ -527,7 +527,7 @@ def test_an_array_may_be_transparent():
   rgba = np.zeros((*drawing().shape, 4), np.uint8)
   rgba[..., 3] = 255 - drawing()
   np.testing.assert_array_equal(
-    photographs.to_grey(read_one(npy(rgba))), drawing()
+    photographs.to_gray(read_one(npy(rgba))), drawing()
   )
 
 
@@ -538,7 +538,7 @@ def test_few_values_and_faint_ink_are_stretched():
   np.testing.assert_array_equal(read_one(mask), drawing())
   ink = Image.new("RGBA", (90, 60))
   ink.putalpha(Image.fromarray((255 - drawing()) // 12))
-  faint = photographs.to_grey(read_one(encode(ink, "PNG")))
+  faint = photographs.to_gray(read_one(encode(ink, "PNG")))
   np.testing.assert_allclose(faint, drawing(), atol=1)
 
 
@@ -546,7 +546,7 @@ def test_few_values_and_faint_ink_are_stretched():
   not features.check("avif"), reason="this Pillow reads no AVIF"
 )
 def test_avif_is_read():
-  image = photographs.to_grey(read_one(encode(GREY.convert("RGB"), "AVIF")))
+  image = photographs.to_gray(read_one(encode(GRAY.convert("RGB"), "AVIF")))
   assert abs(image - drawing()).mean() < 5
 
 

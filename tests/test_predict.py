@@ -238,17 +238,17 @@ def test_a_bad_image_in_an_array_is_named_and_the_rest_predicted(
   assert names == [f"five.npy[{index}]" for index in (0, 1, 3, 4)]
 
 
-def test_raw_images_are_made_grey_coloured_or_inverted():
+def test_raw_images_are_made_gray_colored_or_inverted():
   rng = np.random.default_rng(0)
-  grey = rng.integers(0, 256, (4, 5), np.uint8)
-  colour = rng.integers(0, 256, (4, 5, 3), np.uint8)
-  luma = colour @ [0.299, 0.587, 0.114]
+  gray = rng.integers(0, 256, (4, 5), np.uint8)
+  color = rng.integers(0, 256, (4, 5, 3), np.uint8)
+  luma = color @ [0.299, 0.587, 0.114]
   for image, shape, invert, expected in (
-    (grey, (4, 5, 1), "auto", grey[..., None]),
-    (grey, (4, 5, 1), "yes", 255 - grey[..., None]),
-    (grey, (4, 5, 3), "no", np.stack([grey] * 3, axis=-1)),
-    (colour, (4, 5, 3), "auto", colour),
-    (colour, (4, 5, 1), "auto", np.round(luma)[..., None]),
+    (gray, (4, 5, 1), "auto", gray[..., None]),
+    (gray, (4, 5, 1), "yes", 255 - gray[..., None]),
+    (gray, (4, 5, 3), "no", np.stack([gray] * 3, axis=-1)),
+    (color, (4, 5, 3), "auto", color),
+    (color, (4, 5, 1), "auto", np.round(luma)[..., None]),
   ):
     actual = predict.to_network(image, shape, invert)
     np.testing.assert_allclose(actual, expected, atol=1e-3)
@@ -300,7 +300,7 @@ def test_the_checkpoint_that_is_asked_for_predicts(
 
 @pytest.mark.parametrize("invert", ["yes", "no"])
 def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
-  # On grey paper, a black and a white half of a disc: either may be the ink.
+  # On gray paper, a black and a white half of a disc: either may be the ink.
   rows, columns = np.indices((40, 40)) - 19.5
   image = np.where(columns < 0, 255, 0)
   image[np.hypot(rows, columns) > 12] = 128
