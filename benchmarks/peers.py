@@ -104,7 +104,7 @@ class This:
     self._block(self._training)
 
   def evaluate(self):
-    self._evaluate(self._training.state)
+    self._block(self._evaluate(self._training.state))
 
 
 def plain_flax():
@@ -194,13 +194,22 @@ class PlainFlax:
 
 
 class Torch:
-  """PyTorch, eager or compiled, in one of its two memory layouts."""
+  """PyTorch, eager or compiled, in one of its two memory layouts.
 
-  def __init__(self, batch_size: int, channels_last: bool, compiled: bool):
+  On a GPU the data set is on the device, as this project's is.
+  """
+
+  def __init__(
+    self, batch_size: int, channels_last: bool, compile_mode: str | None
+  ):
     import torch
     from torch import nn
 
     self._torch = torch
+    self._device = "cuda" if torch.cuda.is_available() else "cpu"
+    if self._device == "cuda":
+      # Multiply in TF32, as XLA does by default.
+      torch.set_float32_matmul_precision("high")
     params = make_params()
     network = nn.Sequential(
       nn.Conv2d(1, 32, 5, padding=2),
@@ -232,13 +241,16 @@ class Torch:
     self._format = (
       torch.channels_last if channels_last else torch.contiguous_format
     )
-    network = network.to(memory_format=self._format)
+    network = network.to(self._device, memory_format=self._format)
     self._network = network
-    self._forward = torch.compile(network) if compiled else network
+    self._forward = network
+    if compile_mode:
+      self._forward = torch.compile(network, mode=compile_mode)
     self._optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
     images, labels = make_data()
-    self._images = torch.tensor(images).permute(0, 3, 1, 2)
-    self._labels = torch.tensor(labels).long()
+    images = torch.tensor(images, device=self._device)
+    self._images = images.permute(0, 3, 1, 2)
+    self._labels = torch.tensor(labels, device=self._device).long()
     self._batch_size = batch_size
 
   def _batch(self, index):
@@ -249,19 +261,22 @@ class Torch:
     torch = self._torch
     self._network.eval()
     with torch.no_grad():
-      images = torch.tensor(first_images()).permute(0, 3, 1, 2)
-      return self._network(images).numpy()
+      images = torch.tensor(first_images(), device=self._device)
+      return self._network(images.permute(0, 3, 1, 2)).cpu().numpy()
 
   def train(self, num_steps):
     torch = self._torch
     self._network.train()
     for _ in range(num_steps):
-      index = torch.randint(0, NUM_IMAGES, (self._batch_size,))
+      index = torch.randint(
+        0, NUM_IMAGES, (self._batch_size,), device=self._device
+      )
       images, labels = self._batch(index)
       loss = torch.nn.functional.cross_entropy(self._forward(images), labels)
       self._optimizer.zero_grad()
       loss.backward()
       self._optimizer.step()
+    loss.item()  # Waits for a GPU.
 
   def evaluate(self):
     torch = self._torch

@@ -33,6 +33,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -53,6 +54,7 @@ FLOP_PER_IMAGE = 2 * (
 
 THIS = "this project"
 LIMIT = "limit: 2048x2048 jnp.dot"
+CUDA_GRAPHS = "PyTorch, CUDA graphs"
 TENSORFLOW = "the tutorial, TensorFlow 2.15"
 KERAS_TENSORFLOW = "Keras 3 on TensorFlow"
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,12 +62,16 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
   "plain Flax linen": ("PlainFlax", {}),
   "PyTorch, channels_last": (
     "Torch",
-    {"channels_last": True, "compiled": False},
+    {"channels_last": True, "compile_mode": None},
   ),
-  "PyTorch, NCHW": ("Torch", {"channels_last": False, "compiled": False}),
+  "PyTorch, NCHW": ("Torch", {"channels_last": False, "compile_mode": None}),
   "PyTorch, torch.compile": (
     "Torch",
-    {"channels_last": True, "compiled": True},
+    {"channels_last": True, "compile_mode": "default"},
+  ),
+  CUDA_GRAPHS: (
+    "Torch",
+    {"channels_last": True, "compile_mode": "reduce-overhead"},
   ),
   "Keras 3 on JAX": ("Keras", {"backend": "jax"}),
   "Keras 3 on PyTorch": ("Keras", {"backend": "torch"}),
@@ -102,14 +108,25 @@ class Worker:
     self._process.wait()
 
 
+def on_gpu() -> bool:
+  return jax.default_backend() == "gpu"
+
+
+def steps_per_turn(batch_size: int) -> int:
+  """Returns how many steps take about half a second, at least two."""
+  images = 100_000 if on_gpu() else 500
+  return max(2, round(images / batch_size))
+
+
 def check_same_function(workers: dict[str, Worker]) -> None:
+  tolerance = 1e-2 if on_gpu() else 1e-4  # A GPU multiplies in TF32.
   expected = np.array(workers[THIS]("logits")[0])
   for name, worker in workers.items():
     if name == LIMIT:
       continue
     logits = np.array(worker("logits")[0])
     np.testing.assert_allclose(
-      logits, expected, rtol=0, atol=1e-4, err_msg=name
+      logits, expected, rtol=0, atol=tolerance, err_msg=name
     )
     difference = np.abs(logits - expected).max()
     print(f"{name}: logits differ by at most {difference:.1e}", file=sys.stderr)
@@ -128,14 +145,13 @@ def measure(
   try:
     if THIS in workers:
       check_same_function(workers)
-    # Every turn takes about half a second, and at least two steps.
-    num_steps = max(2, round(500 / batch_size))
+    num_steps = steps_per_turn(batch_size)
     times = {name: {"train": [], "evaluate": []} for name in names}
     for number in range(rounds + 1):
       for name, worker in workers.items():
         if name == LIMIT:
-          _, seconds = worker("train", 4)
-          flop = 4 * 2 * peers.MatrixProduct.SIZE**3
+          _, seconds = worker("train", steps_per_turn(125))
+          flop = steps_per_turn(125) * 2 * peers.MatrixProduct.SIZE**3
           train = seconds / flop * FLOP_PER_IMAGE * batch_size
         else:
           train = worker("train", num_steps)[1] / num_steps
@@ -190,10 +206,10 @@ def scaling(rounds: int) -> dict[str, Any]:
   by_batch_size = {}
   for group in (batch_sizes[:5], batch_sizes[5:]):
     workers = {size: Worker(THIS, size) for size in group}
-    by_batch_size |= interleave(workers, lambda size: max(2, 500 // size))
+    by_batch_size |= interleave(workers, steps_per_turn)
   sizes = [1000, 10_000, 55_000, 200_000]
   workers = {size: Worker(THIS, 100, num_images=size) for size in sizes}
-  by_num_images = interleave(workers, lambda size: 10)
+  by_num_images = interleave(workers, lambda _: 2 * steps_per_turn(100))
   return {
     "batch_size": by_batch_size,
     "num_images": by_num_images,
@@ -205,6 +221,7 @@ def describe_machine() -> dict[str, Any]:
   processor, extensions = _processor()
   return {
     "date": datetime.date.today().isoformat(),
+    "device": jax.devices()[0].device_kind,
     "processor": processor,
     "vector_extensions": extensions,
     "cores": os.cpu_count(),
@@ -227,6 +244,15 @@ def _processor() -> tuple[str, str]:
   return info.get("model name", platform.machine()), widest
 
 
+def _hardware(machine: dict[str, Any]) -> str:
+  cores = (
+    f"{machine['cores']} cores, {machine['processor']},"
+    f" {machine['vector_extensions']}"
+  )
+  device = machine.get("device", "cpu")
+  return cores if device == "cpu" else f"{device}, {cores}"
+
+
 def print_tables(result: dict[str, Any]) -> None:
   """Prints the result as the tables of docs/performance.md."""
 
@@ -234,10 +260,7 @@ def print_tables(result: dict[str, Any]) -> None:
     print("|", " | ".join(map(str, cells)), "|")
 
   machine = result["machine"]
-  print(
-    f"{machine['cores']} cores, {machine['processor']},"
-    f" {machine['vector_extensions']}, {machine['date']}\n"
-  )
+  print(f"{_hardware(machine)}, {machine['date']}\n")
   row("batch 100", "training steps/s", "x", "evaluation images/s", "x")
   row(*["---"] * 5)
   for name, kinds in result["batch_size"]["100"].items():
@@ -300,15 +323,13 @@ def draw(result: dict[str, Any], path: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
   axes.invert_yaxis()
   machine = result["machine"]
-  picture.suptitle(
-    f"{machine['cores']} cores, {machine['processor']},"
-    f" {machine['vector_extensions']}",
-    fontsize=9,
-  )
+  picture.suptitle(_hardware(machine), fontsize=9)
   picture.savefig(path, dpi=120)
 
 
 def main() -> None:
+  # Several programs share a GPU's memory.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -330,6 +351,7 @@ def main() -> None:
   parser.add_argument("--picture", help="where to draw it")
   args = parser.parse_args()
 
+  pythons[CUDA_GRAPHS] = sys.executable if on_gpu() else None
   pythons[TENSORFLOW] = args.tensorflow_python
   pythons[KERAS_TENSORFLOW] = args.keras_tensorflow_python
   names = [name for name in PROGRAMS if pythons[name]]
