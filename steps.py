@@ -300,7 +300,7 @@ def reset_metrics(training: Training) -> Training:
 @jax.jit
 def _zeros_like(metrics):
   # Creating zeros on the device is faster than sending them there.
-  return devices.replicate(jax.tree.map(jnp.zeros_like, metrics))
+  return devices.gather(jax.tree.map(jnp.zeros_like, metrics))
 
 
 def augment(
@@ -352,7 +352,7 @@ def train_on_next_batch(
     labels=_first(labels.astype(jnp.float32)).astype(jnp.int32),
     probabilities=probabilities,
   )
-  return devices.replicate(training)
+  return devices.gather(training)
 
 
 def eval_on_next_batch(
@@ -382,7 +382,7 @@ def eval_on_next_batch(
   logits = lax.dynamic_update_slice_in_dim(
     logits, eval_step(state, images), begin, axis=0
   )
-  return devices.replicate((start + batch_size, logits))
+  return devices.gather((start + batch_size, logits))
 
 
 def evaluator(

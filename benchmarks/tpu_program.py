@@ -144,7 +144,7 @@ def compile_plain_flax(
     batch = devices.split(jax.random.randint(rng, shape, 0, _NUM_EXAMPLES))
     scaled = images[batch].astype(jnp.float32) / 255
     carry = train_step(state, devices.split(scaled), labels[batch], rng)
-    return devices.replicate(carry)
+    return devices.gather(carry)
 
   return compile_loop(step, start)
 

@@ -29,8 +29,14 @@ def replicated() -> NamedSharding:
 
 
 def replicate(tree: Tree) -> Tree:
-  """Puts a tree of arrays on every device, inside jit too."""
+  """Puts a tree of arrays on every device; not inside jit."""
   return jax.device_put(tree, replicated())
+
+
+def gather(tree: Tree) -> Tree:
+  """Inside jit, gives every device the whole of each array."""
+  # XLA would ignore jax.device_put here, and might leave an array split.
+  return lax.with_sharding_constraint(tree, replicated())
 
 
 def split(batch: jax.Array) -> jax.Array:

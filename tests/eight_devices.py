@@ -122,6 +122,13 @@ def main() -> None:
         steps.evaluator(test, batch_size)(training.state)[0]
         for batch_size in (32, 30)
       ]
+      # Even if a single batch that the devices divide is the whole split.
+      _, probabilities = steps.evaluator(
+        devices.replicate(examples(64, 1)), 64
+      )(training.state)
+      result[str(num_devices)]["whole"] = (
+        probabilities.sharding.is_fully_replicated
+      )
   result["all_reduces"] = all_reduces(8, training)
   for before, after in ((8, 1), (1, 8)):
     use(after)

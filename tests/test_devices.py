@@ -69,6 +69,10 @@ def test_eight_devices_evaluate_every_image_once(result):
     np.testing.assert_allclose(means["loss"], expected["loss"], rtol=1e-6)
 
 
+def test_every_device_has_all_probabilities(result):
+  assert result["8"]["whole"]
+
+
 @pytest.mark.parametrize("change", ["8 to 1", "1 to 8"])
 def test_a_checkpoint_resumes_on_another_number_of_devices(result, change):
   metrics = result["1"]["metrics"][25:]
