@@ -20,26 +20,30 @@ import numpy as np
 # Parameters of glibc's mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 # The first that the installed JAX knows is taken.
-_CPU_OPTIONS = (
-  # YNNPACK for dot products alone: its convolutions, which newer JAX takes by
-  # default, are 2 to 4 times slower here than the ones that this falls back to.
-  {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"},
-  # Where JAX (0.7.2) has XNNPACK instead, that keeps a packed copy of weights
-  # by their address: evaluation then sees older weights that once lay there.
-  {"xla_cpu_use_xnnpack": False},
-)
+_OPTIONS: dict[str, tuple[dict[str, str | bool], ...]] = {
+  "cpu": (
+    # YNNPACK for dot products only; for convolutions, newer JAX's default, it
+    # is 2 to 4 times slower here.
+    {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"},
+    # JAX 0.7.2 has XNNPACK instead. It caches packed weights by the address of
+    # their buffer, so evaluation may read stale weights from a reused buffer.
+    {"xla_cpu_use_xnnpack": False},
+  ),
+  # Otherwise a GPU adds up gradients in a different order in each run, so no
+  # run can be repeated or resumed to the bit.
+  "gpu": ({"xla_gpu_deterministic_ops": True},),
+}
 
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
   """XLA's options for the backend and the JAX of this process."""
-  if jax.default_backend() == "cpu":
-    for options in _CPU_OPTIONS:
-      try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-        return options
-      except jax.errors.JaxRuntimeError:
-        pass
+  for options in _OPTIONS.get(jax.default_backend(), ()):
+    try:
+      jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+      return options
+    except jax.errors.JaxRuntimeError:
+      pass
   return {}
 
 

@@ -58,7 +58,7 @@ def test_unknown_compiler_options_are_left_out(monkeypatch):
       ((known, unknown), known),
       ((unknown,), {}),
     ):
-      monkeypatch.setattr(compiling, "_CPU_OPTIONS", candidates)
+      monkeypatch.setitem(compiling._OPTIONS, "cpu", candidates)
       compiling.compiler_options.cache_clear()
       assert compiling.compiler_options() == expected
   finally:
@@ -79,6 +79,17 @@ def test_the_options_of_each_jax_release_are_those_that_were_measured():
     ynnpack = "LIBRARY_FUSION_TYPE_DOT"
     expected = {"xla_cpu_experimental_ynn_fusion_type": ynnpack}
   assert compiling.compiler_options() == expected
+
+
+def test_a_gpu_is_told_to_be_deterministic_with_an_option_that_xla_knows(
+  monkeypatch,
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  compiling.compiler_options.cache_clear()
+  try:
+    assert compiling.compiler_options() == {"xla_gpu_deterministic_ops": True}
+  finally:
+    compiling.compiler_options.cache_clear()
 
 
 @pytest.mark.parametrize("path", ["train", "evaluate", "predict"])
