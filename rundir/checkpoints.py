@@ -59,8 +59,8 @@ def restore(
     workdir: the run directory.
     step: one of `all_steps`.
     state: arrays, or just their shapes and dtypes.
-    since_log: returned if the saved sums are of other metrics; if None, no sums
-      are returned.
+    since_log: the sums to return if the saved ones are for other metrics; with
+      None, no sums are returned.
 
   Raises:
     DamagedError: the checkpoint is not what was saved.
@@ -121,7 +121,7 @@ def _check_size(path: pathlib.Path, target: Any) -> None:
 def _resumed(
   found: dict[str, Any], since_log: Metrics | None
 ) -> Metrics | None:
-  """Returns the saved sums if they are of the metrics that are logged now."""
+  """Returns the saved sums if they are for the metrics that are logged now."""
   if since_log is None:
     return None
   if trees.shapes(found) != trees.shapes(since_log):

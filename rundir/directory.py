@@ -30,12 +30,13 @@ def create(
   config: ml_collections.ConfigDict,
   dataset: dict[str, Any],
 ) -> None:
-  """Creates a run directory, or checks that an existing one has this run.
+  """Creates a run directory, or checks that an existing one holds this run.
 
   Args:
     workdir: the run directory.
     config: the config of the run, for config.json.
-    dataset: describes the data, for dataset.json; a run opens without the data.
+    dataset: a description of the data, for dataset.json; with it, the run can
+      be opened without the data.
 
   Raises:
     app.UsageError: it cannot be created, or it holds another run.
@@ -129,7 +130,7 @@ def check_contained(workdir: pathlib.Path) -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in this run directory.
 
-  The operating system releases the lock however its holder ends. If several
+  The operating system releases the lock whenever its holder ends. If several
   processes train together, the first one holds it. If the file system has no
   locks, a warning says so.
 

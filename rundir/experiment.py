@@ -1,4 +1,4 @@
-"""The config of a run: checks it, names the run and compares it with others.
+"""Checks configs, names runs after them and compares them.
 
 `_RULES` has the rules for values; a key does not need one.
 """

@@ -25,7 +25,7 @@ def record(workdir: pathlib.Path, step: int, **more: Any) -> None:
   Args:
     workdir: the run directory.
     step: the step at which the run starts or resumes.
-    **more: other values to record, as JSON allows.
+    **more: other JSON values to record.
   """
   starts = read(workdir)
   start = {
@@ -69,7 +69,7 @@ def check_init_from(
     has_checkpoints: whether this run has any checkpoints.
 
   Raises:
-    app.UsageError: this run began with the parameters of another run.
+    app.UsageError: this run did not begin with those parameters.
   """
   given = given and str(files.local_path(given).absolute())
   starts = read(workdir)
@@ -78,7 +78,7 @@ def check_init_from(
   began = starts[0].get("init_from") if starts else None
   name, known = (pathlib.Path(str(x)).name if x else "" for x in (given, began))
   # Compare only the names, because the directory may have moved. Once there are
-  # checkpoints, it is not needed.
+  # checkpoints, the option is not needed.
   if name != known and (given or not has_checkpoints):
     raise app.UsageError(
       f"--init_from={given or ''}: {workdir} began with"

@@ -28,7 +28,7 @@ class Run(NamedTuple):
   """What a run directory holds.
 
   Attributes:
-    config: the config.
+    config: its config.
     image_shape: (height, width, channels) of the images it was trained on.
     class_names: the names of the labels.
     state: the state after `step` steps.

@@ -463,7 +463,7 @@ def data_flag(mnist, data_dir):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_flags(flag, data_flag, tmp_path):
+def test_a_bad_flag_is_refused(flag, data_flag, tmp_path):
   flags = [data_flag, *TINY.split(), flag]
   if flag.startswith("--config="):
     flags = flags[::-1]
@@ -472,7 +472,7 @@ def test_flags(flag, data_flag, tmp_path):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_splits(split, data_flag, tmp_path):
+def test_a_bad_split_is_refused(split, data_flag, tmp_path):
   flags = [data_flag, f"--config.validation_split={split}"]
   culprit = f"config.validation_split={split}: "
   check(tmp_path, "train.py", *flags, culprit=culprit)
@@ -491,7 +491,7 @@ def kmnist(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", IDX_FILES)
-def test_idx_files(case, kmnist, tmp_path):
+def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
   damaged, content, culprit = IDX_FILES[case]
   for name in NAMES:
     if name == damaged:
@@ -507,7 +507,7 @@ def test_idx_files(case, kmnist, tmp_path):
 
 
 @pytest.mark.parametrize("info", ["", "{", "[1]", "{}"])
-def test_prepared_data(info, tmp_path):
+def test_damaged_prepared_data_are_refused(info, tmp_path):
   write("data/idx_dataset/mnist/1.0.0/dataset_info.json", info)(tmp_path)
   check(
     *(tmp_path, "train.py", "--config.data_dir=data"),
@@ -517,14 +517,14 @@ def test_prepared_data(info, tmp_path):
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("case", RUNS)
-def test_run_directories(case, tmp_path):
+def test_a_damaged_run_directory_is_refused(case, tmp_path):
   damage, culprit = RUNS[case]
   damage(tmp_path)
   check(tmp_path, "evaluate.py", "--workdir=run", culprit=culprit)
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_images(name, tiny_run, tmp_path):
+def test_a_bad_image_is_refused(name, tiny_run, tmp_path):
   content, culprit = IMAGES[name]
   (tmp_path / name).write_bytes(content)
   check(
@@ -535,7 +535,7 @@ def test_images(name, tiny_run, tmp_path):
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command, tmp_path):
+def test_bad_arguments_are_refused(command, tmp_path):
   check(tmp_path, *command.split(), culprit=COMMANDS[command])
 
 

@@ -241,7 +241,7 @@ def test_a_resumed_run_drops_records_that_it_will_write_again(tmp_path, config):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 3')  # The process was killed here.
   (events,) = tmp_path.glob("events.*")
-  # The next file may get the same name, which has the time to the second.
+  # The next file may get the same name, which has the time in seconds.
   events.rename(tmp_path / "events.out.tfevents.0")
   os.link(tmp_path / "metrics.jsonl", tmp_path / "before")
   before = (tmp_path / "before").read_text()
