@@ -19,14 +19,14 @@ import numpy as np
 
 # Parameters of glibc's mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-# The first that the installed JAX knows is taken.
+# The first of these that the installed JAX accepts is used.
 _OPTIONS: dict[str, tuple[dict[str, str | bool], ...]] = {
   "cpu": (
-    # YNNPACK for dot products only; for convolutions, newer JAX's default, it
-    # is 2 to 4 times slower here.
+    # Use YNNPACK for dot products only: its convolutions, newer JAX's default,
+    # are 2 to 4 times slower here than the ones that XLA falls back to.
     {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"},
-    # JAX 0.7.2 has XNNPACK instead. It caches packed weights by the address of
-    # their buffer, so evaluation may read stale weights from a reused buffer.
+    # JAX 0.7.2 has XNNPACK instead. It caches packed weights by address, so
+    # evaluation may read stale weights that were once at the same address.
     {"xla_cpu_use_xnnpack": False},
   ),
   # Otherwise a GPU adds up gradients in a different order in each run, so no
@@ -37,7 +37,7 @@ _OPTIONS: dict[str, tuple[dict[str, str | bool], ...]] = {
 
 @functools.cache
 def compiler_options() -> dict[str, str | bool]:
-  """XLA's options for the backend and the JAX of this process."""
+  """Returns XLA's options for the backend and JAX release in use."""
   for options in _OPTIONS.get(jax.default_backend(), ()):
     try:
       jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
@@ -53,9 +53,9 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_single_steps() -> bool:
-  """Returns whether `jit_loop` dispatches each step by itself."""
-  # In a loop, XLA's CPU backend loses its fast convolutions and is 18 times
-  # slower, while a dispatch costs a thousandth of a step.
+  """Returns whether `jit_loop` dispatches steps one at a time."""
+  # Inside a loop, XLA's CPU backend loses its fast convolutions and is 18 times
+  # slower, while a dispatch costs only a thousandth of a step.
   return jax.default_backend() == "cpu"
 
 
@@ -63,19 +63,19 @@ def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
   """Jits `step(carry, *args) -> carry` to run many times in one dispatch.
 
   Args:
-    step: a pure function. On accelerators its carry is donated.
+    step: a pure function; on accelerators, its carry is donated.
 
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.
   """
   if takes_single_steps():
-    # No donation: to update parameters in place, a CPU copies them first.
+    # No donation: a CPU would copy parameters before updating them in place.
     jitted = jit(step)
 
     def run(carry, num_steps, *args):
       for _ in range(num_steps):
         before, carry = carry, jitted(carry, *args)
-        # Otherwise JAX queues dozens, and the progress bar runs ahead.
+        # Otherwise JAX queues dozens of steps and the progress bar runs ahead.
         jax.block_until_ready(before)
       return carry
 
@@ -88,10 +88,10 @@ def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def loop_on_device(step: Callable[..., Any]) -> Callable[..., Any]:
-  """Jits `step(carry, *args) -> carry` as a loop that an accelerator runs.
+  """Jits `step(carry, *args) -> carry` as a loop that runs on the device.
 
   Returns:
-    `loop(carry, num_steps, *args) -> carry`, which donates its carry; its
+    `loop(carry, num_steps, *args) -> carry`, which donates its carry;
     `num_steps` is an int32 scalar on the device.
   """
 
@@ -107,27 +107,27 @@ def loop_on_device(step: Callable[..., Any]) -> Callable[..., Any]:
 def keep_freed_memory() -> None:
   """Makes glibc keep freed memory instead of returning it to the system.
 
-  Otherwise the system maps and clears the pages of a step's buffers again in
-  every step, which takes a tenth of the time on a CPU.
+  Otherwise the system maps and clears the pages of the buffers again in every
+  step, which takes a tenth of the time on a CPU.
   """
   if platform.libc_ver()[0] == "glibc":
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_MMAP_MAX, 0)  # Allocate large arrays on the heap too.
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # Do not shrink the heap.
-    mallopt(_M_TOP_PAD, 2**26)  # Grow it by at least so many bytes.
+    mallopt(_M_TOP_PAD, 2**26)  # Grow it by at least 64 MiB.
 
 
 def cache_compilations() -> None:
-  """Keeps compiled programs on disk, so that only the first start compiles.
+  """Caches compiled programs on disk, so that only the first start compiles.
 
-  A directory that the user configured is kept. Ours is per host, as code that
-  was compiled for one CPU may not run on another with the same home.
+  Uses the directory that the user configured, if any. The default one is per
+  host, because hosts with different CPUs may share a home directory.
   """
   if not jax.config.jax_compilation_cache_dir:
     folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
     if folder.startswith("~"):
       logging.warning(
-        "HOME is not set: each start compiles anew, unless"
+        "HOME is not set: every start compiles again unless"
         " JAX_COMPILATION_CACHE_DIR names a directory"
       )
       return
@@ -139,10 +139,10 @@ def cache_compilations() -> None:
 
 
 def _remove_damaged(show, message, *args, **kwargs) -> None:
-  """Removes the entry that a warning of JAX's is about; shows other warnings.
+  """Removes the cache entry that JAX warns about; shows other warnings.
 
-  JAX compiles the function then, but writes no entry where there is one. It
-  names the function alone, whose other entries go too.
+  JAX then compiles the function but does not replace the damaged entry. The
+  warning names only the function, so all of its entries are removed.
   """
   match = re.match(
     "Error reading persistent compilation cache entry for '(.+?)'", str(message)
@@ -150,7 +150,7 @@ def _remove_damaged(show, message, *args, **kwargs) -> None:
   if not match:
     show(message, *args, **kwargs)
     return
-  logging.warning("%s; it is compiled anew", message)
+  logging.warning("%s; compiling it again", message)
   folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
   for path in folder.glob(f"{match[1]}-*-cache"):
     with contextlib.suppress(OSError):

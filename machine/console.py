@@ -1,4 +1,4 @@
-"""What a program says on a terminal, and how it ends over a mistake."""
+"""What a program prints, and how it ends after an error."""
 
 from collections.abc import Iterator
 import contextlib
@@ -18,14 +18,14 @@ import jax
 import tqdm
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
-_PATIENCE = 5  # Seconds that a failed process waits for others to fail too.
+_PATIENCE = 5  # Seconds that a failed process waits for the others to end.
 
 
-@functools.cache  # Once in a process, however often it trains.
+@functools.cache  # Once per process, however often it trains.
 def setup() -> None:
-  """Shows our own messages and everybody's warnings, with the time alone.
+  """Shows our own messages and all warnings, with only a time stamp.
 
-  If the user has configured logging, our messages go where theirs go instead.
+  If the user has configured logging, our messages go where theirs go.
   """
   sys.unraisablehook = _log_unraisable
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
@@ -42,17 +42,17 @@ def setup() -> None:
 
 
 class _AboveProgressBar(python_logging.Handler):
-  """Prints to stderr, where a progress bar may be on the last line."""
+  """Prints to stderr, above the progress bar if there is one."""
 
   def emit(self, record: python_logging.LogRecord) -> None:
-    with contextlib.suppress(OSError):  # The terminal is gone: go on.
+    with contextlib.suppress(OSError):  # The terminal may be gone.
       tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _is_configured(root: python_logging.Logger) -> bool:
-  """Returns whether the root logger is the user's, not as imports leave it."""
+  """Returns whether the user, not just an import, set up the root logger."""
   return root.level != python_logging.WARNING or any(
-    # While Orbax is imported, absl adds such a handler if there is none.
+    # When Orbax is imported, absl adds such a handler if there is none.
     type(handler) is not python_logging.StreamHandler
     or handler.stream is not sys.stderr
     for handler in root.handlers
@@ -63,31 +63,31 @@ def _is_shown(record: python_logging.LogRecord) -> bool:
   path = pathlib.Path(record.pathname).resolve()
   if _is_ours(path):
     return True
-  # TFDS warns that a package is missing that would make it faster.
+  # TFDS warns about a missing package that would make it faster.
   is_advice = "tensorflow_datasets" in path.parts
   hidden = python_logging.WARNING if is_advice else python_logging.INFO
-  # What libraries log with a traceback they raise too.
+  # If libraries log a traceback, they raise the exception too.
   return record.levelno > hidden and not record.exc_info
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-  """Returns whether a file is this project's, not of packages in its folder."""
+  """Returns whether a file is this project's, not a package's in its folder."""
   return _PROJECT in path.parents and "site-packages" not in path.parts
 
 
 def _log_unraisable(unraisable) -> None:
-  """Of threads and coroutines that Orbax leaves behind where a read fails."""
+  """Logs errors of threads that Orbax leaves behind after a failed read."""
   logging.debug("Ignored: %s", unraisable.exc_value)
 
 
 def printable(text: str) -> str:
-  """Keeps the escape sequences of a stranger's file from the terminal."""
+  """Escapes control characters: text may come from an untrusted file."""
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-  """Keeps stdout for the result: what libraries print goes to stderr."""
+  """Sends what libraries print to stderr, so stdout has only the result."""
   sys.stdout.flush()
   stdout = os.dup(1)
   os.dup2(2, 1)
@@ -100,18 +100,18 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 def complain(message: str) -> None:
-  """Prints one line on stderr, with the program's name."""
+  """Prints one line to stderr, starting with the program's name."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"
   with contextlib.suppress(OSError):  # The terminal may be gone.
     print(printable(line), file=sys.stderr)
 
 
 def exit_with(message: str, status: int = 1) -> NoReturn:
-  """Ends the program with one line on stderr."""
+  """Prints one line to stderr and exits."""
   complain(message)
-  warnings.simplefilter("ignore")  # What libraries say while they are ended.
+  warnings.simplefilter("ignore")  # Libraries may warn at exit.
   if jax.distributed.is_initialized():
-    # At its exit JAX waits minutes for the others, who may wait for this one.
+    # At exit, JAX waits minutes for the others, which may wait for this one.
     end = threading.Timer(_PATIENCE, os._exit, [status])
     end.daemon = True
     end.start()
@@ -120,11 +120,11 @@ def exit_with(message: str, status: int = 1) -> NoReturn:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-  """Ends the program with one line over a mistake of the user or a fault."""
+  """Reports user errors and known failures in one line and exits."""
   try:
     yield
     sys.stdout.flush()
-  except BrokenPipeError:  # `| head` has seen enough.
+  except BrokenPipeError:  # The reader, such as `head`, is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
   except (app.UsageError, OSError) as error:
@@ -136,5 +136,5 @@ def one_line_errors() -> Iterator[None]:
       raise
     exit_with(
       "a device or another process has failed; the checkpoints are kept, and"
-      f" the same command resumes: {error}"
+      f" the same command resumes the run: {error}"
     )

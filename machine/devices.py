@@ -1,4 +1,4 @@
-"""The devices: arrays are copied to all of them, a batch is split over them."""
+"""Selects devices, copies arrays to all of them and splits batches."""
 
 import contextlib
 import functools
@@ -17,32 +17,32 @@ Tree = TypeVar("Tree")
 
 @functools.cache
 def mesh() -> Mesh:
-  """All devices of all processes, on one axis, `data`."""
+  """Returns all devices of all processes on one axis, `data`."""
   return jax.make_mesh(
     (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
   )
 
 
 def replicated() -> NamedSharding:
-  """The sharding of an array that every device has whole."""
+  """Returns the sharding of an array that every device has in full."""
   return NamedSharding(mesh(), PartitionSpec())
 
 
 def replicate(tree: Tree) -> Tree:
-  """Puts a tree of arrays on every device; not inside jit."""
+  """Copies a tree of arrays to every device; not inside jit."""
   return jax.device_put(tree, replicated())
 
 
 def gather(tree: Tree) -> Tree:
-  """Inside jit, gives every device the whole of each array."""
-  # XLA would ignore jax.device_put here, and might leave an array split.
+  """Gives every device the whole of each array, inside jit."""
+  # Inside jit, XLA ignores jax.device_put and may leave an array split.
   return lax.with_sharding_constraint(tree, replicated())
 
 
 def split(batch: jax.Array) -> jax.Array:
-  """Inside jit, gives every device its part of the first axis.
+  """Gives every device its part of the first axis, inside jit.
 
-  Where the devices do not divide it, every device has the whole batch.
+  If the number of devices does not divide it, each device gets the whole batch.
   """
   if len(batch) % mesh().size:
     return batch
@@ -51,32 +51,32 @@ def split(batch: jax.Array) -> jax.Array:
 
 
 def check() -> None:
-  """Raises app.UsageError if JAX_PLATFORMS names none that JAX finds."""
+  """Raises app.UsageError if JAX finds no device of JAX_PLATFORMS."""
   try:
     jax.devices()
-  except (RuntimeError, AssertionError) as error:  # The latter says nothing.
+  except (RuntimeError, AssertionError) as error:  # The latter is empty.
     raise app.UsageError(
       f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device;"
-      f" {str(error) or 'JAX_PLATFORMS= takes the best that there is'}"
+      f" {str(error) or 'JAX_PLATFORMS= selects the best one found'}"
     ) from error
 
 
 def use_platform(platform: str | None) -> None:
-  """Trains there, or says what there is: never silently somewhere else."""
+  """Selects the platform, or fails and says what JAX found."""
   if platform == "cpu":
     jax.config.update("jax_platforms", "cpu")
   check()
   if platform and jax.default_backend() != platform:
     found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
     raise app.UsageError(
-      f"--platform={platform}: JAX finds {jax.device_count()} x {found}, of"
-      f" the platform {jax.default_backend()}"
+      f"--platform={platform}: JAX finds only {jax.device_count()} x {found}"
+      f" (platform {jax.default_backend()})"
     )
 
 
 def on_host() -> contextlib.AbstractContextManager:
-  """Computes on the host's CPU if JAX may use it, so nothing is fetched."""
+  """Computes on the host's CPU, if JAX may use it, to save a transfer."""
   try:
     return jax.default_device(jax.local_devices(backend="cpu")[0])
-  except RuntimeError:  # JAX_PLATFORMS names others only.
+  except RuntimeError:  # JAX_PLATFORMS excludes it.
     return contextlib.nullcontext()

@@ -21,15 +21,15 @@ def join(
   num_processes: int | None,
   process_id: int | None,
 ) -> None:
-  """Joins the other processes, if this is one of several.
+  """Joins the other processes if this is one of several.
 
   It is if any argument is given, or under Slurm, Open MPI or Cloud TPU pods;
   JAX infers the rest. Must be called before any computation.
 
   Args:
     coordinator_address: host:port, where process 0 listens.
-    num_processes: how many there are.
-    process_id: the number of this one, from 0.
+    num_processes: the number of processes.
+    process_id: the index of this process, from 0.
 
   Raises:
     app.UsageError: an argument is wrong, or JAX cannot infer one.
@@ -49,9 +49,9 @@ def join(
     )
   except (ValueError, IndexError, RuntimeError) as error:
     raise app.UsageError(
-      f"cannot join the other processes: {error}; must be started with"
+      f"cannot join the other processes: {error}; start each process with"
       " --coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
-      " from 0 to N - 1, or by a launcher that JAX knows"
+      " from 0 to N - 1, or use a launcher that JAX knows"
     ) from error
 
 
@@ -74,7 +74,7 @@ def _check_address(address: str, is_listening: bool) -> None:
 
 
 def _are_several_started() -> bool:
-  """Returns whether a launcher's environment variables say so."""
+  """Returns whether a launcher's variables announce several processes."""
   counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
   counts += ("MEGASCALE_NUM_SLICES",)
   return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or any(
@@ -96,7 +96,7 @@ def have_the_same(numbers: Sequence[int]) -> bool:
 
 
 def sync(name: str) -> None:
-  """Waits until all processes have come this far."""
+  """Waits until all processes have reached this call."""
   multihost_utils.sync_global_devices(name)
 
 

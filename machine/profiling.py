@@ -1,4 +1,4 @@
-"""Traces some of the training steps, to see where their time goes."""
+"""Traces a few training steps to show where their time goes."""
 
 from collections.abc import Callable
 import pathlib
@@ -13,12 +13,12 @@ from machine import processes
 class Profiler:
   """Traces a few training steps; a context manager.
 
-  TensorBoard's profile plugin shows the trace, and so does ui.perfetto.dev the
-  file beside it. Nothing that fails here stops a run.
+  TensorBoard's profile plugin shows the trace, and ui.perfetto.dev opens the
+  file beside it. A failure here does not stop the run.
   """
 
   def __init__(self, workdir: pathlib.Path, begin: int, num_steps: int):
-    """Prepares to trace `num_steps` steps, if any, after the step `begin`."""
+    """Prepares to trace `num_steps` steps, if any, after step `begin`."""
     self._workdir = workdir
     self._begin = begin
     self.boundaries = [begin, begin + num_steps] if num_steps else []
@@ -30,21 +30,21 @@ class Profiler:
   def __exit__(self, *_) -> None:
     if len(self.boundaries) == 2:
       logging.warning(
-        "No steps were traced: training did not go on from step %d",
+        "No steps were traced: training did not continue after step %d",
         self._begin,
       )
-    elif self._is_tracing:  # The last step came first, or a signal.
+    elif self._is_tracing:  # Training ended or was stopped early.
       self._try(self._stop)
 
   def at(self, step: int, training: Any) -> bool:
-    """Begins or ends the trace, if this is the step for that.
+    """Starts or stops the trace, if this is the step to do so.
 
     Args:
-      step: the number of steps that were dispatched.
-      training: what they compute, which is waited for.
+      step: the number of steps dispatched so far.
+      training: the result of those steps, to wait for.
 
     Returns:
-      whether it did, and so took time.
+      Whether it started or stopped the trace, which takes time.
     """
     if step not in self.boundaries:
       return False
@@ -70,9 +70,9 @@ class Profiler:
     )
 
   def _try(self, operation: Callable[[], None]) -> None:
-    if not processes.is_first():  # The others stop at the same steps.
+    if not processes.is_first():  # The others only wait at these steps.
       return
     try:
       operation()
     except Exception as error:
-      logging.warning("The steps are not traced: %s", error)
+      logging.warning("The steps cannot be traced: %s", error)

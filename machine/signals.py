@@ -1,4 +1,4 @@
-"""Signals that tell the training to stop."""
+"""Signals that tell training to stop."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,12 +11,13 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-  """Notes SIGINT, SIGTERM and SIGHUP; a second one ends the process at once.
+  """Records SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
-  A lost terminal sends SIGHUP more than once, and a shutdown sends it after
-  SIGTERM, so it never ends the process at once. Under nohup it is ignored.
+  SIGHUP never ends it, because a lost terminal sends it more than once, and a
+  shutdown sends it after SIGTERM. Under nohup it is ignored.
 
-  Of several processes, JAX takes every SIGTERM, and a second SIGINT ends one.
+  If several processes train together, JAX handles every SIGTERM, and a second
+  SIGINT ends the process that it is sent to.
   """
 
   def __init__(self):
@@ -26,7 +27,7 @@ class Stop:
       (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._note
     )
     if jax.process_count() > 1:
-      # SIGTERM is taken by JAX, which has the processes agree on a step.
+      # JAX handles SIGTERM, and makes the processes agree on a step.
       self.handlers = dict.fromkeys(
         (signal.SIGINT, signal.SIGHUP), self._pass_on
       )
@@ -34,12 +35,12 @@ class Stop:
       del self.handlers[signal.SIGHUP]
 
   def check(self) -> signal.Signals | None:
-    """Returns the signal that tells the training to stop now, if one does.
+    """Returns the signal that tells training to stop now, if there was one.
 
-    All processes must call it at the same steps, and get the same answer.
+    All processes must call this at the same steps, and get the same answer.
     """
-    # JAX lets them stop at the number that follows the largest that it was
-    # given: not steps, which begin anywhere and of which some are passed over.
+    # JAX stops them at one above the largest number that it was given, so this
+    # counts calls: step numbers may start anywhere and skip some.
     if multihost_utils.reached_preemption_sync_point(next(self._count)):
       return signal.SIGTERM
     return self._noted
@@ -53,7 +54,7 @@ class Stop:
     signal.raise_signal(signal.SIGTERM)
 
   def _stop_handling(self, number):
-    """Lets the next signal end the process, unless the terminal is lost."""
+    """Ignores SIGHUP; after any other signal, the next one ends the process."""
     for handled in self.handlers:
       if handled == signal.SIGHUP:
         signal.signal(handled, signal.SIG_IGN)
@@ -63,7 +64,7 @@ class Stop:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Stop]:
-  """Notes signals until its end, if this is the main thread."""
+  """Records signals in its body, if this is the main thread."""
   stop = Stop()
   previous = {}
   if threading.current_thread() is threading.main_thread():

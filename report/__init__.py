@@ -1,1 +1,1 @@
-"""What a person looks at: figures, TensorBoard, evaluations."""
+"""What people look at: figures, TensorBoard, evaluations."""

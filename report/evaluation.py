@@ -15,7 +15,7 @@ from report import figures
 
 
 class Calibration(NamedTuple):
-  """How confident a network is and how often it is right, in equal bins.
+  """The accuracy of a network by its confidence, in bins of equal width.
 
   Attributes:
     counts: the number of examples in each bin, [bins].
@@ -30,16 +30,16 @@ class Calibration(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """What was predicted and how well.
+  """What was predicted, and how well.
 
   Attributes:
-    examples: n, as NumPy arrays.
+    examples: n examples, as NumPy arrays.
     probabilities: float32 [n, classes].
     class_names: the names of the labels.
-    calibration: how far to trust the probabilities.
+    calibration: how well the probabilities match the accuracy.
     confusion_matrix: int [true classes, predicted classes].
     per_class: precision, recall, f1-score and support by class name.
-    table: the same as text, with averages.
+    table: the same as text, plus averages.
   """
 
   examples: input_pipeline.Examples
@@ -97,7 +97,7 @@ def measure(
 
 
 def details(evaluation: Evaluation) -> dict[str, Any]:
-  """Returns everything but the means, ready for JSON."""
+  """Returns all measurements except the means, ready for JSON."""
   return {
     "expected_calibration_error": evaluation.calibration.error,
     "per_class": evaluation.per_class,
@@ -118,7 +118,7 @@ def to_csv(evaluation: Evaluation) -> str:
 
 
 def draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
-  """Draws all pictures; returns them by name."""
+  """Draws all pictures and returns them by name."""
   examples, names = evaluation.examples, evaluation.class_names
   return {
     "confusion_matrix": figures.confusion_matrix(

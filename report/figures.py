@@ -1,4 +1,4 @@
-"""Arrays to matplotlib figures."""
+"""Draws arrays as matplotlib figures."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _styled = matplotlib.rc_context(
     "legend.edgecolor": "none",
   }
 )
-_FEW = 10  # Examples in a bin whose accuracy says little.
+_FEW = 10  # With fewer examples, the accuracy of a bin says little.
 
 
 @_styled
@@ -41,7 +41,7 @@ def learning_curves(
 
   Args:
     records: the lines of a metrics.jsonl.
-    has_dropout: whether the metrics of training are measured with dropout.
+    has_dropout: whether training metrics are measured with dropout.
   """
   keys = (key.partition("_") for record in records for key in record)
   splits = ("train", "validation", "test")
@@ -78,7 +78,7 @@ def compare_curves(
   """Draws the error rates of several runs on one axis.
 
   Args:
-    runs: the lines of each one's metrics.jsonl, by its name.
+    runs: the lines of each run's metrics.jsonl, by the run's name.
   """
   picture = figure.Figure(figsize=(8, 4.5), layout="constrained")
   axes = picture.subplots()
@@ -93,7 +93,7 @@ def compare_curves(
       names.append(name)
   _finish(axes, "accuracy")
   axes.set_title("error rate: validation (dots) and training (pale)")
-  # Given here, as names that begin with _ are left out otherwise.
+  # Without explicit lines, matplotlib hides names that start with _.
   axes.legend(lines, names, fontsize="small")
   return picture
 
@@ -107,13 +107,13 @@ def _points(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 
 
 def _plot(axes, points: np.ndarray, metric: str, **style):
-  """Plots a metric; of the accuracy, the error rate."""
+  """Plots a metric; accuracy is plotted as the error rate."""
   step, value = points.T
   return axes.plot(step, 1 - value if metric == "accuracy" else value, **style)
 
 
 def _finish(axes, metric: str) -> None:
-  """Labels the axes of a metric, and scales them."""
+  """Labels and scales the axes of a metric."""
   axes.set_xlabel("step")
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 5, 10)))
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
@@ -131,10 +131,10 @@ def _finish(axes, metric: str) -> None:
 def confusion_matrix(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> figure.Figure:
-  """Draws how often each class was predicted as each other one.
+  """Draws how often each class was predicted as each class.
 
   Args:
-    matrix: int [classes, classes], rows are the true classes.
+    matrix: int [classes, classes]; rows are the true classes.
     class_names: the names of the rows and columns.
   """
   size = len(class_names)
@@ -144,7 +144,7 @@ def confusion_matrix(
   axes.grid(False)
   axes.spines[:].set_visible(False)
   share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-  # Mistakes are rare: without this norm they would all look white.
+  # Mistakes are rare; without this norm, they would all look white.
   axes.imshow(share, cmap="Blues", norm=colors.PowerNorm(0.4, 0, 1))
   if size <= 30:
     for row, column in np.argwhere(matrix):
@@ -178,7 +178,7 @@ def mistakes(
     labels: int [n].
     probabilities: [n, classes].
     class_names: the names of the labels.
-    count: the most to draw.
+    count: the maximum number to draw.
   """
   confidences = probabilities.max(axis=1)
   predicted = probabilities.argmax(axis=1)
@@ -186,7 +186,7 @@ def mistakes(
   worst = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
   if not len(worst):
     picture = figure.Figure(figsize=(5, 1))
-    picture.suptitle(f"none of {len(labels):,} is wrong", y=0.65)
+    picture.suptitle(f"0 of {len(labels):,} wrong", y=0.65)
     return picture
   columns = 5
   rows = -(-len(worst) // columns)
@@ -245,7 +245,7 @@ def calibration(
 
 @_styled
 def filters(kernel: np.ndarray, name: str) -> figure.Figure:
-  """Draws the filters of a first layer.
+  """Draws the filters of the first layer.
 
   Args:
     kernel: [height, width, 1 or 3, features].
@@ -301,10 +301,10 @@ def activations(
 
 @_styled
 def deformations(images: np.ndarray, deformed: np.ndarray) -> figure.Figure:
-  """Draws images, and below each one its augmented version.
+  """Draws images, with the augmented version of each below it.
 
   Args:
-    images: in [0, 1], [n, height, width, 1 or 3].
+    images: float [n, height, width, 1 or 3], in [0, 1].
     deformed: the same images, augmented.
   """
   columns = min(len(images), 10)
@@ -340,13 +340,13 @@ def predictions(
     given: n images, uint8 [height, width] or [height, width, 3].
     seen: uint8 [n, height, width, 1 or 3].
     probabilities: [n, classes].
-    names: n names.
+    names: a title for each image.
     class_names: the names of the classes.
-    boxes: where in each image the digit is: left, top, right, bottom.
-    doubts: why a prediction is unsure, or an empty string.
+    boxes: the digit's left, top, right and bottom in each image, or None.
+    doubts: why each prediction is unsure, or an empty string.
   """
   count = len(given)
-  columns = max(1, int((count / 4) ** 0.5))  # About as many pixels each way.
+  columns = max(1, int((count / 4) ** 0.5))  # A nearly square figure.
   rows = -(-count // columns)
   picture = figure.Figure(
     figsize=(7 * columns, 1.7 * rows), layout="constrained"
@@ -393,9 +393,13 @@ def predictions(
 
 
 def save(picture: figure.Figure, path: str | os.PathLike) -> None:
-  """Writes a picture; raises app.UsageError if the path cannot be written."""
+  """Writes a picture to a file.
+
+  Raises:
+    app.UsageError: the file cannot be written.
+  """
   try:
-    picture.savefig(path, dpi=200)  # For dense screens.
+    picture.savefig(path, dpi=200)  # For high-resolution screens.
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
     raise app.UsageError(f"{path}: {reason}") from error

@@ -1,4 +1,4 @@
-"""What can be seen inside a network, and what it is trained on."""
+"""Collects what TensorBoard shows of the inside of a network."""
 
 from flax import struct
 import jax
@@ -8,11 +8,11 @@ import augmentation
 import input_pipeline
 import steps
 
-_NUM_DEFORMED = 20  # Images that are shown before and after augmentation.
+_NUM_DEFORMED = 20  # Images shown before and after augmentation.
 
 
 class Inspection(struct.PyTreeNode):
-  """What can be seen inside a network.
+  """What TensorBoard shows of the inside of a network.
 
   Attributes:
     image: uint8 [height, width, channels].
@@ -23,7 +23,7 @@ class Inspection(struct.PyTreeNode):
     probabilities: for the image, [classes].
     grad_norms: the L2 norm of the loss's gradient for each parameter.
     originals: some images, float32 [k, height, width, channels] in [0, 1].
-    deformed: the same images as training augments them, or None.
+    deformed: the same images, augmented as in training, or None.
   """
 
   image: jax.Array
@@ -45,10 +45,10 @@ def inspect(
   label_smoothing: float = 0.0,
   limits: augmentation.Limits | None = None,
 ) -> Inspection:
-  """Looks at the first examples, and at the gradients for the first batch.
+  """Computes activations of the first example and gradients of the first batch.
 
-  The layers are the submodules of the network that have parameters, except the
-  one that returns the logits.
+  The layers are the network's submodules with parameters, except the one that
+  returns the logits.
   """
   images = input_pipeline.to_float(examples.images[:batch_size])
   images = examples.unflatten(images)

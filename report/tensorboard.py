@@ -1,4 +1,4 @@
-"""The pictures that TensorBoard shows of a network."""
+"""Draws the pictures of a network that TensorBoard shows."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ def pictures(
   inspection: network.Inspection,
   class_names: Sequence[str],
 ) -> Iterator[tuple[str, figure.Figure]]:
-  """Draws what was learned; warns of a picture that cannot be drawn.
+  """Draws what was learned; only warns if a picture cannot be drawn.
 
   Args:
     examples: the validation split, n examples.
     probabilities: their predicted probabilities, [n, classes].
     params: the parameters that predicted them.
-    inspection: what was seen inside the network.
+    inspection: the result of `network.inspect`.
     class_names: the names of the labels.
 
   Yields:
@@ -68,14 +68,14 @@ def pictures(
   for tag, draw in drawings.items():
     try:
       yield tag, draw()
-    except Exception as error:  # No picture is worth the run.
+    except Exception as error:  # A failed picture must not stop the run.
       logging.warning("The picture %s cannot be drawn: %s", tag, error)
 
 
 def _image_kernels(
   params: steps.Params, channels: int
 ) -> list[tuple[np.ndarray, str]]:
-  """Returns kernels with as many channels as an image has, and their names."""
+  """Returns the kernels with as many channels as an image, and their names."""
   return [
     (leaf, jax.tree_util.keystr(path, simple=True, separator="/"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -24,24 +24,24 @@ from steps import Metrics
 from steps import TrainState
 
 _NUM_NEWEST = 3
-_MAX_PENDING = 3  # Copies in memory of states that are not written yet.
+_MAX_PENDING = 3  # States held in memory until they are written.
 _BEST = "validation_accuracy"
-# Orbax compresses, but parameters hardly: a checkpoint that declares more than
-# this many times the size of its files is none of ours.
+# Parameters barely compress: a checkpoint that declares more than this many
+# times the size of its files is not ours.
 _MAX_COMPRESSION = 10
 
 
 class DamagedError(Exception):
-  """A checkpoint is not what was saved; the message says why."""
+  """Raised if a checkpoint is not what was saved; the message says why."""
 
 
 def all_steps(workdir: pathlib.Path) -> list[int]:
-  """The steps of the complete checkpoints, ascending."""
+  """Returns the steps of the complete checkpoints, in ascending order."""
   return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
 
 
 def best_step(workdir: pathlib.Path) -> int | None:
-  """The step of the best validation accuracy, if one was validated."""
+  """Returns the step with the best validation accuracy, if any has one."""
   found = _read_accuracies(workdir)
   validated = [(x, step) for step, x in found.items() if x is not None]
   return max(validated)[1] if validated else None
@@ -58,13 +58,13 @@ def restore(
   Args:
     workdir: the run directory.
     step: one of `all_steps`.
-    state: arrays, or their shapes and dtypes alone.
-    since_log: sums to begin with where those that were saved are not of the
-      same metrics.
+    state: arrays, or just their shapes and dtypes.
+    since_log: the sums to return if the saved ones are for other metrics; with
+      None, no sums are returned.
 
   Raises:
-    DamagedError: what is there is not what was saved.
-    trees.OtherNetworkError: names an array that differs or is not in both.
+    DamagedError: the checkpoint is not what was saved.
+    trees.OtherNetworkError: names an array that differs or is missing.
   """
   path = _folder(workdir) / str(step)
   found = _read_metadata(path)
@@ -81,49 +81,51 @@ def restore(
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       saved = checkpointer.restore(path / "default", target)
-  except Exception as error:  # Orbax and TensorStore raise anything.
+  except Exception as error:  # Orbax and TensorStore can raise anything.
     raise DamagedError(_reason(error)) from error
   checksum = saved.pop("checksum")
-  # TensorStore does not notice when a byte of an array has changed.
+  # TensorStore does not notice a changed byte in an array.
   if checksum != _checksum(saved) or saved["state"].step != step:
     raise DamagedError("its checksum is wrong")
   return saved["state"], _resumed(saved["since_log"], since_log)
 
 
 def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
-  """The shapes and dtypes of what a checkpoint holds, in nested dicts."""
+  """Returns the shapes and dtypes in a checkpoint, as nested dicts."""
   try:
-    # Not a Checkpointer, which warns of other metadata that we do not save.
+    # A Checkpointer would warn about other metadata, which we do not save.
     metadata = ocp.StandardCheckpointHandler().metadata(path / "default")
     found = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree
     )
     if found.keys() != {"state", "since_log", "checksum"}:
-      raise ValueError(f"it holds {', '.join(found)}")
-  except Exception as error:  # Orbax and the parser raise anything.
-    raise DamagedError(f"its metadata: {_reason(error)}") from error
+      raise ValueError(f"the keys are {', '.join(found)}")
+  except Exception as error:  # Orbax and the parser can raise anything.
+    raise DamagedError(f"bad metadata: {_reason(error)}") from error
   return found
 
 
 def _check_size(path: pathlib.Path, target: Any) -> None:
-  """Raises DamagedError if the files cannot fill what they declare."""
+  """Raises DamagedError if the files are too small for their arrays."""
   declared = sum(
     math.prod(x.shape) * np.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(target)
   )
   size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
   if declared > _MAX_COMPRESSION * size:
-    raise DamagedError(f"its files have {size} bytes for {declared} of arrays")
+    raise DamagedError(
+      f"its files have {size} bytes, too few for {declared} bytes of arrays"
+    )
 
 
 def _resumed(
   found: dict[str, Any], since_log: Metrics | None
 ) -> Metrics | None:
-  """The sums that were saved, where they are of the metrics that are logged."""
+  """Returns the saved sums if they are for the metrics that are logged now."""
   if since_log is None:
     return None
   if trees.shapes(found) != trees.shapes(since_log):
-    logging.info("Other metrics were logged: the next log begins them here")
+    logging.info("The metrics have changed: their sums start over at this step")
     return since_log
   return Metrics(**found)
 
@@ -131,24 +133,24 @@ def _resumed(
 def restore_newest(
   workdir: pathlib.Path, state: TrainState, since_log: Metrics | None = None
 ) -> tuple[TrainState, Metrics | None]:
-  """Restores the newest checkpoint that is not damaged; see `restore`.
+  """Restores the newest undamaged checkpoint; see `restore`.
 
   Raises:
-    app.UsageError: all of them are damaged.
-    trees.OtherNetworkError: as `restore` does.
+    app.UsageError: all checkpoints are damaged.
+    trees.OtherNetworkError: as in `restore`.
   """
   for step in reversed(all_steps(workdir)):
     try:
       return restore(workdir, step, state, since_log)
     except DamagedError as error:
       path = _folder(workdir) / str(step)
-      logging.warning("%s is damaged and passed over: %s", path, error)
+      logging.warning("%s is damaged and was skipped: %s", path, error)
       reason = f"{path}: {error}"
-  raise app.UsageError(f"no checkpoint there can be restored; {reason}")
+  raise app.UsageError(f"none of the checkpoints can be restored: {reason}")
 
 
 class Manager:
-  """Saves in the background: Orbax prepares each save in the foreground."""
+  """Saves in a thread; without one, Orbax prepares saves in the foreground."""
 
   def __init__(self, manager: ocp.CheckpointManager):
     self.latest_step = manager.latest_step
@@ -164,13 +166,13 @@ class Manager:
     since_log: Metrics,
     validation_accuracy: float | None,
   ) -> None:
-    """Saves a state while training goes on.
+    """Saves a state while training continues.
 
     Args:
-      step: the state's own, which the caller knows without asking the device.
-      state: copied before this returns, so a step may donate it.
-      since_log: the sums since the last log, which make the next one exact.
-      validation_accuracy: the state's, if it was measured.
+      step: the state's step; the caller knows it without asking the device.
+      state: copied before this returns, so the next step may donate it.
+      since_log: the sums since the last log, so that the next log is exact.
+      validation_accuracy: the state's accuracy, if it was measured.
 
     Raises:
       app.UsageError: an earlier checkpoint could not be saved.
@@ -195,7 +197,11 @@ class Manager:
       )
 
   def wait(self) -> None:
-    """Waits until all is saved; app.UsageError says why something is not."""
+    """Waits until everything is saved.
+
+    Raises:
+      app.UsageError: a checkpoint could not be saved.
+    """
     with self._explain():
       while self._saves:
         self._saves.popleft().result()
@@ -211,10 +217,10 @@ class Manager:
 
   def _save_and_wait(self, step, saved, metrics):
     self._save(step, saved, metrics)
-    self._wait_and_check(step)  # So that a failure is this save's own.
+    self._wait_and_check(step)  # Attributes a failure to this save.
 
   def _wait_and_check(self, step):
-    """Waits for a save; reads the first one back, but for its values."""
+    """Waits for a save; reads back the first one, except its values."""
     self._manager.wait_until_finished()
     if not self._is_checked:
       workdir = pathlib.Path(self._manager.directory).parent
@@ -224,8 +230,8 @@ class Manager:
         _check_size(path, _read_metadata(path))
       except DamagedError as error:
         raise app.UsageError(
-          f"{workdir}: the checkpoint of step {step} was saved, but is not"
-          f" whole, training stops: {error}; name another --workdir"
+          f"{workdir}: the checkpoint of step {step} was saved but is"
+          f" incomplete, so training stops: {error}; name another --workdir"
         ) from error
       self._is_checked = True
 
@@ -235,24 +241,23 @@ class Manager:
       yield
     except app.UsageError:
       raise
-    except Exception as error:  # Orbax and TensorStore raise anything.
+    except Exception as error:  # Orbax and TensorStore can raise anything.
       kept = ", ".join(map(str, self._manager.all_steps())) or "none"
       raise app.UsageError(
-        f"{self._manager.directory.parent}: a checkpoint cannot be saved,"
-        f" training stops; those of the steps {kept} are kept:"
-        f" {_reason(error)}"
+        f"{self._manager.directory.parent}: a checkpoint cannot be saved, so"
+        f" training stops (steps kept: {kept}): {_reason(error)}"
       ) from error
 
 
 @contextlib.contextmanager
 def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
-  """Opens `workdir/checkpoints`: the newest three and the best are kept.
+  """Opens `workdir/checkpoints`, which keeps the newest three and the best.
 
-  Damaged ones are moved to `workdir/damaged_checkpoints`.
+  Moves damaged checkpoints to `workdir/damaged_checkpoints`.
 
   Args:
     workdir: the run directory.
-    start_step: from which the training goes on; newer ones were passed over.
+    start_step: where training resumes; newer checkpoints were skipped.
 
   Raises:
     app.UsageError: a checkpoint could not be saved.
@@ -263,12 +268,12 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
     yield manager
     manager.wait()
   finally:
-    with contextlib.suppress(Exception):  # What it raises was raised before.
+    with contextlib.suppress(Exception):  # Its errors were raised before.
       manager.close()
 
 
 def _find_damaged(workdir: pathlib.Path, start_step: int) -> list[int]:
-  """The steps that were passed over, or whose metrics Orbax cannot open."""
+  """Returns the steps that were skipped or have unreadable metrics."""
   readable = _read_accuracies(workdir)
   return [
     step
@@ -279,7 +284,7 @@ def _find_damaged(workdir: pathlib.Path, start_step: int) -> list[int]:
 
 def _set_aside(workdir: pathlib.Path, damaged: list[int]) -> None:
   """Moves checkpoints to where training does not write."""
-  processes.sync("all know the damaged checkpoints")
+  processes.sync("find the damaged checkpoints")
   if damaged and processes.is_first():
     folder = workdir / "damaged_checkpoints"
     folder.mkdir(exist_ok=True)
@@ -288,8 +293,8 @@ def _set_aside(workdir: pathlib.Path, damaged: list[int]) -> None:
       while path.exists():
         path = path.with_name(f"{path.name}_")
       os.rename(_folder(workdir) / str(step), path)
-      logging.warning("The damaged checkpoint of step %d is now %s", step, path)
-  processes.sync("the damaged checkpoints are set aside")
+      logging.warning("Moved the damaged checkpoint %d to %s", step, path)
+  processes.sync("set aside the damaged checkpoints")
 
 
 def _orbax_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
@@ -304,7 +309,7 @@ def _orbax_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
     best_fn=_accuracy_or_less,  # Without it, Orbax saves no metrics.
     create=True,
     cleanup_tmp_directories=True,
-    # Else, where that fails, Orbax's threads hold the process for minutes.
+    # Otherwise a failure leaves Orbax threads that block exit for minutes.
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   return ocp.CheckpointManager(folder, options=options)
@@ -315,7 +320,7 @@ def _folder(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _accuracy_or_less(metrics: dict[str, float]) -> float:
-  """The validation accuracy; without one, a checkpoint is never the best."""
+  """Returns the validation accuracy, or -1 if it was not measured."""
   return metrics.get(_BEST, -1.0)
 
 
@@ -329,7 +334,7 @@ def _read_accuracies(workdir: pathlib.Path) -> dict[int, float | None]:
 
 
 def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
-  """The validation accuracy that a checkpoint was saved with, if any."""
+  """Returns the validation accuracy saved with a checkpoint, if any."""
   try:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler("metrics")) as checkpointer:
       metrics = checkpointer.restore(_folder(workdir) / str(step) / "metrics")
@@ -337,12 +342,12 @@ def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
     if accuracy is not None and not math.isfinite(accuracy):
       raise ValueError(f"{_BEST} is {accuracy}")
     return accuracy
-  except Exception as error:  # Orbax and the parser raise anything.
-    raise DamagedError(f"its metrics: {_reason(error)}") from error
+  except Exception as error:  # Orbax and the parser can raise anything.
+    raise DamagedError(f"bad metrics: {_reason(error)}") from error
 
 
 def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
-  """The CRC-32 of all values."""
+  """Returns the CRC-32 of all values."""
   checksum = 0
   for leaf in jax.tree.leaves(jax.device_get(tree)):
     checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
@@ -350,6 +355,6 @@ def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
 
 
 def _reason(error: Exception) -> str:
-  """The beginning and the end of what may be pages of nested messages."""
+  """Returns the first line of a message, without its middle if it is long."""
   line = (str(error).strip() or type(error).__name__).splitlines()[0]
   return line if len(line) < 200 else f"{line[:100]} ... {line[-100:]}"

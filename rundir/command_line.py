@@ -1,4 +1,4 @@
-"""The command line of train.py: its options, its help and its mistakes."""
+"""The command line of train.py: options, help and error messages."""
 
 import argparse
 from collections.abc import Iterable
@@ -27,53 +27,53 @@ _OPTIONS = {
   "config": dict(
     metavar="FILE",
     default=str(_CONFIGS / "default.py"),
-    help="the experiment; by default configs/default.py",
+    help="the experiment (default: configs/default.py)",
   ),
   "workdir": dict(
     metavar="DIR",
-    help="the run directory; by default runs/ and the experiment's name",
+    help="the run directory (default: runs/ plus the experiment's name)",
   ),
   "init_from": dict(
-    metavar="RUN", help="a run directory whose last parameters to begin with"
+    metavar="RUN", help="start from the last parameters in this run directory"
   ),
   "platform": dict(
     choices=("cpu", "gpu", "tpu"),
-    help="where to train; by default on the best that JAX finds",
+    help="where to train (default: the best that JAX finds)",
   ),
   "profile": dict(
     metavar="N",
     type=int,
     default=0,
     help="trace N training steps after the first log, for TensorBoard's profile"
-    " plugin and for ui.perfetto.dev",
+    " plugin and ui.perfetto.dev",
   ),
-  "flagfile": dict(metavar="FILE", help="a file of options, one a line"),
+  "flagfile": dict(metavar="FILE", help="a file of options, one per line"),
   "coordinator_address": dict(
     metavar="HOST:PORT",
-    help="where process 0 of several listens; see docs/scaling.md",
+    help="the address where process 0 listens; see docs/scaling.md",
   ),
   "num_processes": dict(
-    metavar="N", type=int, help="how many processes train together"
+    metavar="N", type=int, help="the number of processes that train together"
   ),
   "process_id": dict(
-    metavar="N", type=int, help="which of them this one is, from 0"
+    metavar="N", type=int, help="the index of this process, from 0"
   ),
 }
 
 
 def parse(argv: list[str], description: str) -> argparse.Namespace:
-  """Parses the command line; prints the help and exits if it asks for that.
+  """Parses the command line; if it asks for help, prints that and exits.
 
   Args:
     argv: the program and its arguments.
-    description: what the program does, the beginning of the help.
+    description: what the program does; the help starts with it.
 
   Returns:
-    The options. `config` is the experiment, with its overrides, and `workdir`
-    is the run directory, named after the experiment if no other is given.
+    The options. `config` is the config with its overrides; `workdir` is named
+    after the experiment, unless it was given.
 
   Raises:
-    app.UsageError: names what is wrong and what it must be.
+    app.UsageError: says what is wrong and what it must be.
   """
   parser = argparse.ArgumentParser(
     usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...] [--OPTION=VALUE]",
@@ -126,7 +126,8 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
-    what = textwrap.shorten(str(error), 200)  # Of a config, it has all keys.
+    # An error of a ConfigDict lists all of its keys.
+    what = textwrap.shorten(str(error), 200)
     raise app.UsageError(
       f"--config={path}: {where}{type(error).__name__}: {what}"
     ) from error
@@ -134,7 +135,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
 
 
 def _preset_like(path: str) -> str:
-  """Says which preset was meant by the path of a file that is not there."""
+  """Suggests a preset for the path of a file that does not exist."""
   presets = {preset.stem: os.path.relpath(preset) for preset in _presets()}
   return _hint(
     pathlib.Path(path).stem,
@@ -146,7 +147,7 @@ def _preset_like(path: str) -> str:
 def _override(
   base: ml_collections.ConfigDict, arguments: list[str]
 ) -> ml_collections.ConfigDict:
-  """Returns a config with the values of arguments, --config.KEY=VALUE."""
+  """Returns a config with the overrides --config.KEY=VALUE applied."""
   config = base.copy_and_resolve_references()
   for argument in arguments:
     match = re.match(r"--?(?:no)?config\.(\w*)", argument)
@@ -173,7 +174,7 @@ def _override(
 
 
 def _explain(argument: str, keys: Iterable[str]) -> str:
-  """Says what was meant by an argument that is none of ours."""
+  """Says what an unknown argument may have meant."""
   name, equals, value = argument.partition("=")
   what = "option" if name.startswith("-") else "argument"
   meant = {option: option for option in (*_OPTIONS, "help")}
@@ -188,15 +189,15 @@ def _explain(argument: str, keys: Iterable[str]) -> str:
 
 
 def _hint(name: str, meant: Mapping[str, str], otherwise: str) -> str:
-  """Returns what a misspelt name meant, or something else to say."""
+  """Suggests what a misspelled name meant, or returns `otherwise`."""
   if closest := difflib.get_close_matches(name, meant, n=1):
     return f"did you mean {meant[closest[0]]}?"
   return otherwise
 
 
 def _describe_keys() -> str:
-  """Returns the keys, values and comments of configs/default.py, in groups."""
-  result = ["--config.KEY=VALUE overrides a key; configs/default.py has these:"]
+  """Lists the keys, defaults and comments of configs/default.py in groups."""
+  result = ["--config.KEY=VALUE overrides a key. Keys and defaults:"]
   config = default.get_config()
   for line in inspect.getsource(default.get_config).splitlines():
     key = re.match(r"  config\.(\w+) = ", line)
@@ -210,8 +211,8 @@ def _describe_keys() -> str:
 
 
 def _describe_presets() -> str:
-  """Returns the files in configs/ and the first lines of their docstrings."""
-  result = ["The configs there are:", ""]
+  """Lists the files in configs/ with the first line of each docstring."""
+  result = ["Available configs:", ""]
   for path in _presets():
     first_line = re.match(r'\s*"""(.*)', path.read_text())
     text = f"  {os.path.relpath(path)}"
@@ -220,7 +221,7 @@ def _describe_presets() -> str:
 
 
 def _columns(left: str, right: str, width: int) -> str:
-  """Puts two texts side by side, the left one that many characters wide."""
+  """Puts two texts side by side, the left one in a column of `width`."""
   return textwrap.fill(
     f"{left:{width}}{right}", 79, subsequent_indent=" " * width
   ).rstrip()

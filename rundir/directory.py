@@ -1,4 +1,4 @@
-"""Run directories: one run each, and one process at a time."""
+"""Creates, checks and locks run directories."""
 
 from collections.abc import Iterator
 import contextlib
@@ -19,8 +19,8 @@ from rundir import checkpoints
 from rundir import experiment
 from rundir import files
 
-# TensorStore takes a backslash for a slash, and only UTF-8; Python has other
-# bytes as surrogates. Orbax takes the rest for a pattern while it saves.
+# TensorStore reads a backslash as a slash and accepts only UTF-8; in Python,
+# other bytes are surrogates. When saving, Orbax reads []*? as a pattern.
 _UNREADABLE = re.compile(r"[\\\ud800-\udfff]")
 UNWRITABLE = re.compile(r"[][*?\\\ud800-\udfff]")
 
@@ -30,15 +30,16 @@ def create(
   config: ml_collections.ConfigDict,
   dataset: dict[str, Any],
 ) -> None:
-  """Creates a run directory, or checks that the one there is of this run.
+  """Creates a run directory, or checks that an existing one holds this run.
 
   Args:
     workdir: the run directory.
-    config: of the run; in config.json.
-    dataset: what the data are; in dataset.json, so that a run opens without.
+    config: the config of the run, for config.json.
+    dataset: a description of the data, for dataset.json; with it, the run can
+      be opened without the data.
 
   Raises:
-    app.UsageError: it cannot be created, or holds another run.
+    app.UsageError: it cannot be created, or it holds another run.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -48,12 +49,12 @@ def create(
     elif not processes.is_first():
       raise app.UsageError(
         f"--workdir={workdir}: process {jax.process_index()} does not see what"
-        " process 0 has written there; it must be a directory that all share"
+        " process 0 wrote there; must be a directory that all processes share"
       )
     elif any(workdir.iterdir()):
       raise app.UsageError(
-        f"--workdir={workdir}: has files but no config.json; it must be a new"
-        " or empty directory, or one of an earlier run"
+        f"--workdir={workdir}: has files but no config.json; must be a new or"
+        " empty directory, or that of an earlier run"
       )
     else:
       update(workdir, config, dataset)
@@ -66,7 +67,7 @@ def update(
   config: ml_collections.ConfigDict,
   dataset: dict[str, Any],
 ) -> None:
-  """Writes what `create` was given, where it is not there."""
+  """Writes config.json and dataset.json if they are missing or differ."""
   for name, ours in (
     ("config.json", experiment.to_json(config)),
     ("dataset.json", dataset),
@@ -97,20 +98,20 @@ def _check_same(workdir, config, dataset) -> None:
 def check_path(
   workdir: pathlib.Path, characters: re.Pattern = _UNREADABLE
 ) -> None:
-  """Raises app.UsageError if checkpoints are not where the path says."""
+  """Raises app.UsageError if checkpoints would not be saved at this path."""
   path = workdir.absolute().as_posix()
   if found := sorted(set(characters.findall(path))):
     raise app.UsageError(
       f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
-      " its checkpoints would be elsewhere or nowhere"
+      " its checkpoints would be saved elsewhere or not at all"
     )
 
 
 def check_contained(workdir: pathlib.Path) -> None:
-  """Checks that a run directory, maybe a stranger's, is files and no more.
+  """Rejects a run directory with outward links, pipes or devices.
 
   Raises:
-    app.UsageError: names a link that leads out of it, a pipe or a device.
+    app.UsageError: names the link, pipe or device.
   """
   root = workdir.resolve()
   for folder, folders, names in os.walk(workdir):
@@ -129,9 +130,9 @@ def check_contained(workdir: pathlib.Path) -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in this run directory.
 
-  The operating system lets go of the lock when its holder ends, however. Of
-  several processes that train together, the first one holds it. Where the file
-  system has no locks, a warning says so.
+  The operating system releases the lock whenever its holder ends. If several
+  processes train together, the first one holds it. If the file system has no
+  locks, a warning says so.
 
   Raises:
     app.UsageError: names the process that holds it.
@@ -139,19 +140,20 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   if not processes.is_first():
     yield
     return
-  import fcntl  # Windows, where nothing is trained, has none.
+  import fcntl  # Not on Windows, where training is not supported.
 
   holder = workdir / ".lock_holder"
   with open(workdir / ".lock", "w") as file:  # Closing it releases the lock.
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # SMB has the latter.
+    except (BlockingIOError, PermissionError) as error:
+      # SMB raises PermissionError.
       name = holder.read_text() if holder.exists() else "another process"
       raise app.UsageError(f"{workdir}: {name} is training there") from error
     except OSError as error:
       logging.warning(
-        "%s: its file system has no locks (%s): take care that no other process"
-        " trains there, which would not be noticed and damage the run",
+        "%s: its file system has no locks (%s); make sure that no other process"
+        " trains there, which would go unnoticed and damage the run",
         *(workdir, error.strerror),
       )
     files.write_text(holder, f"process {os.getpid()} on {platform.node()}")

@@ -1,6 +1,6 @@
-"""The config of a run: what it may hold, its name, and which run it describes.
+"""Checks configs, names runs after them and compares them.
 
-A key needs no rule; one that has a rule has it in `_RULES`.
+`_RULES` has the rules for values; a key does not need one.
 """
 
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ from configs import default
 import optimizer
 from rundir import files
 
-# Where things are and how often something is reported: a run may change these,
-# and is not named after them.
+# Where the data are and how often to report: a run may change these, and they
+# are not in its name.
 INCIDENTAL = (
   "data_dir",
   "manual_dir",
@@ -38,11 +38,11 @@ def _at_least(minimum):
 
 
 def _one_of(*names):
-  return names.__contains__, " or ".join(names)
+  return names.__contains__, f"one of {', '.join(names)}"
 
 
-_FRACTION = (lambda x: 0 <= x < 1, "a number from 0 to below 1")
-_AMOUNT = (lambda x: 0 <= x < math.inf, "a number of at least 0")
+_FRACTION = (lambda x: 0 <= x < 1, "a number in [0, 1)")
+_AMOUNT = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 _PATH = (
   lambda path: (
     path.isprintable()
@@ -51,10 +51,10 @@ _PATH = (
   ),
   f'{files.LOCAL}; "" is the default',
 )
-# Not every optimizer and schedule reads these.
+# Only some optimizers and schedules read these.
 _OF_SOME_CHOICES = ("momentum", "adam_b2", "weight_decay", "warmup_steps")
 _RULES = {
-  # Without TFDS's namespaces, which would run code from elsewhere.
+  # No TFDS namespaces: they would run code from elsewhere.
   "dataset": (
     re.compile(r"[a-z][\w-]*(/[\w.+-]+)?(:[\d.*]+)?", re.A | re.I).fullmatch,
     "the name of a data set, such as mnist",
@@ -63,8 +63,8 @@ _RULES = {
   "manual_dir": _PATH,
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
-  "num_steps": (lambda n: 1 <= n < 2**31, "an integer of 1 to 2147483647"),
-  "learning_rate": (lambda x: 0 < x < math.inf, "a number above 0"),
+  "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),
+  "learning_rate": (lambda x: 0 < x < math.inf, "a finite number above 0"),
   "schedule": _one_of(*optimizer.SCHEDULES),
   "warmup_steps": _at_least(0),
   "optimizer": _one_of(*optimizer.OPTIMIZERS),
@@ -75,7 +75,7 @@ _RULES = {
   "ema_decay": _FRACTION,
   "dropout_rate": _FRACTION,
   "dtype": _one_of("float32", "bfloat16"),
-  "seed": (lambda n: 0 <= n < 2**32, "an integer of 0 to 4294967295"),
+  "seed": (lambda n: 0 <= n < 2**32, "an integer from 0 to 4294967295"),
   "augment_rotation": _AMOUNT,
   "augment_scale": _AMOUNT,
   "augment_shear": _AMOUNT,
@@ -90,7 +90,7 @@ _RULES = {
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a value is missing or of another type."""
+  """Raises app.UsageError if a value is missing or has the wrong type."""
   for key, default_value in default.get_config().items():
     if key not in config:
       raise app.UsageError(
@@ -108,7 +108,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError where a value is wrong whatever the data."""
+  """Raises app.UsageError if a value is wrong, whatever the data are."""
   _check_values(config)
   chosen = (
     optimizer.OPTIMIZERS[config.optimizer],
@@ -125,12 +125,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if key not in read and config[key] != defaults[key]:
       raise app.UsageError(
         f"config.{key}={config[key]}: must be {defaults[key]} with {choice},"
-        " which have no use for it"
+        " which do not use it"
       )
   if config.clean_steps and not augmentation.from_config(config):
     raise app.UsageError(
-      f"config.clean_steps={config.clean_steps}: must be 0 where no"
-      " config.augment_* is above 0: all steps are"
+      f"config.clean_steps={config.clean_steps}: must be 0 unless a"
+      " config.augment_* is above 0"
     )
   for key in ("warmup_steps", "clean_steps"):
     if config[key] > config.num_steps // 2:
@@ -141,12 +141,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError where a key is missing or breaks its rule."""
+  """Raises app.UsageError if a key is missing or breaks its rule."""
   check_keys(config)
   for key, value in config.items():
-    is_accepted, accepted = _RULES.get(key, (lambda _: True, ""))
-    if not is_accepted(value):
-      raise app.UsageError(f"config.{key}={value}: must be {accepted}")
+    is_valid, expected = _RULES.get(key, (lambda _: True, ""))
+    if not is_valid(value):
+      raise app.UsageError(f"config.{key}={value}: must be {expected}")
 
 
 def name(
@@ -155,13 +155,13 @@ def name(
   base_name: str,
   init_from: str | os.PathLike | None = None,
 ) -> str:
-  """Names a run after its experiment: `default,batch_size=256,seed=1`.
+  """Names a run after its overrides: `default,batch_size=256,seed=1`.
 
   Args:
-    config: of the run.
-    base: the config as its file has it, without overrides.
-    base_name: the name of that file.
-    init_from: the directory of the run whose parameters it begins with.
+    config: the config of the run.
+    base: the same config without overrides.
+    base_name: the name of its file.
+    init_from: the directory of the run that provides its initial parameters.
 
   Raises:
     app.UsageError: the name would be too long for a file system.
@@ -177,8 +177,8 @@ def name(
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:
     raise app.UsageError(
-      f"too many overrides to name a run directory after: {result}; name one"
-      " with --workdir"
+      f"{result}: too long for the name of a run directory; name one with"
+      " --workdir"
     )
   return files.to_file_name(result)
 
@@ -192,11 +192,11 @@ def check_same(
   """Checks that a run directory holds a run of this experiment.
 
   Args:
-    path: of its config.json.
-    found: that config.
-    ours: the config with which it is to go on. `num_steps` may be another one
-      if the training does not depend on it.
-    steps_done: how many of them were saved.
+    path: its config.json.
+    found: the config in that file.
+    ours: the config to resume with. `num_steps` may differ if training does not
+      depend on it.
+    steps_done: the number of steps in the newest checkpoint.
 
   Raises:
     app.UsageError: names the keys that differ.
@@ -217,9 +217,9 @@ def _depends_on_num_steps(config: dict[str, Any]) -> bool:
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the config as config.json has it.
+  """Returns the config as config.json stores it.
 
-  A tuple is a list there, and paths hold whatever folder one is in.
+  Tuples become lists, and paths become absolute unless they start with ~.
   """
   result = json.loads(json.dumps(config.to_dict()))
   for key in ("data_dir", "manual_dir"):
@@ -229,21 +229,21 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def own_keys(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the keys that a config file added to configs/default.py's."""
+  """Returns the keys that a config file added to the default ones."""
   return sorted({*config} - {*default.get_config()})
 
 
 def read(
   path: pathlib.Path, own_keys: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
-  """Reads the config of a run, maybe of an older version or a stranger's.
+  """Reads the config of a run, maybe from an older version or a stranger.
 
   Args:
-    path: of its config.json.
-    own_keys: those that the run's config file added to configs/default.py's.
+    path: its config.json.
+    own_keys: the keys that the run's config file added to the default ones.
 
   Raises:
-    app.UsageError: names what is wrong there.
+    app.UsageError: says what is wrong there.
   """
   found = files.read_json(path)
   config = default.get_config()
@@ -254,7 +254,7 @@ def read(
       )
   if missing := [key for key in config if key not in found]:
     logging.info(
-      "%s has no %s: it is older, and today's defaults are taken",
+      "%s is from an older version without %s; using today's defaults",
       path,
       ", ".join(missing),
     )

@@ -1,4 +1,4 @@
-"""Files that are read and written whole."""
+"""Checks paths; reads and writes whole files."""
 
 from collections.abc import Collection
 import json
@@ -10,46 +10,53 @@ import zlib
 
 from absl import app
 
-MAX_NAME_LENGTH = 200  # In bytes; file systems stop at 255.
+MAX_NAME_LENGTH = 200  # In bytes; file systems allow 255.
 LOCAL = (
   "a path on this machine; mount a bucket (gcsfuse for gs://, mount-s3 for"
-  " s3://), or copy what is in it"
+  " s3://) or copy its contents"
 )
-_MAX_JSON_SIZE = 2**20  # In bytes; ours have about a thousand.
-# What `unique_name` can tell apart by its letters: a split, maybe a slice of
-# it, and more of the characters that a file name keeps.
+_MAX_JSON_SIZE = 2**20  # In bytes; ours take about a thousand.
+# Texts that stay distinct as file names: a split, maybe a slice of it, and then
+# only characters that a file name keeps.
 _PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
 
 
 def is_local(path: str | os.PathLike) -> bool:
-  """Returns whether a path is no URL, nor one that pathlib made `gs:/x` of."""
+  """Returns whether a path is not a URL.
+
+  Recognizes `gs:/x` too, which is what pathlib turns `gs://x` into.
+  """
   return not re.match(r"[A-Za-z][\w.+-]+:/", os.fspath(path))
 
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:
-  """Replaces a leading `~`; every path that a user gives goes through here.
+  """Expands a leading `~`; every path from the user goes through here.
 
   Raises:
-    app.UsageError: it is a URL, or there is no home directory.
+    app.UsageError: the path is a URL, or the home directory is unknown.
   """
   if not is_local(path):
     raise app.UsageError(f"{path}: must be {LOCAL}")
-  # Unlike pathlib's, it keeps the name of a user that there is not.
+  # Unlike pathlib, this keeps `~name` if there is no such user.
   expanded = os.path.expanduser(path)
   if expanded == "~" or expanded.startswith("~/"):
-    raise app.UsageError(f"{path}: HOME is not set; name the directory in full")
+    raise app.UsageError(f"{path}: HOME is not set; give the full path")
   return pathlib.Path(expanded)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object; app.UsageError names a file that is none."""
+  """Reads a JSON object.
+
+  Raises:
+    app.UsageError: names a file that does not hold one.
+  """
   try:
     if path.stat().st_size > _MAX_JSON_SIZE:
       raise app.UsageError(f"{path}: has more than {_MAX_JSON_SIZE} bytes")
     found = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise app.UsageError(
-      f"{path}: no such file; expected a run directory that train.py made"
+      f"{path}: no such file; expected a run directory made by train.py"
     ) from error
   except (OSError, ValueError, RecursionError) as error:
     raise app.UsageError(f"{path}: is not JSON: {error}") from error
@@ -59,7 +66,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl, but for one that is being written."""
+  """Reads metrics.jsonl, up to a line that is still being written."""
   path = workdir / "metrics.jsonl"
   records = []
   for line in (
@@ -80,7 +87,7 @@ def check_same(
   ours: dict[str, Any],
   except_for: Collection[str] = (),
 ) -> None:
-  """Raises app.UsageError with the keys by which a run's file is another's."""
+  """Raises app.UsageError if a run's file differs, and names the keys."""
   differing = [
     f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
     for key in sorted(found.keys() | ours.keys())
@@ -88,22 +95,23 @@ def check_same(
   ]
   if differing:
     raise app.UsageError(
-      f"{path.parent} holds a run of another {path.stem}:"
-      f" {', '.join(differing)}; name another --workdir, with"
-      f" --init_from={path.parent} if it is to begin with these parameters"
+      f"{path.parent} holds a run with another {path.stem}:"
+      f" {', '.join(differing)}; name another --workdir, and add"
+      f" --init_from={path.parent} to start from that run's parameters"
     )
 
 
 def to_file_name(text: str) -> str:
-  """Replaces what would nest, as a slash, or what Orbax takes for a pattern."""
+  """Replaces slashes, and characters that Orbax would read as a pattern."""
   return re.sub(r"[^\w.,=+%-]", "_", text)
 
 
 def unique_name(text: str) -> str:
-  """Names a file after a text that begins with a split in TFDS's syntax.
+  """Names a file after a text that starts with a split in TFDS's syntax.
 
   `train[:2000],checkpoint=best` gives `train_2000,checkpoint=best`. If another
-  text might give the same name, or the name is too long, it ends in a checksum.
+  text might give the same name, or if the name is too long, it ends in a
+  checksum.
   """
   name = to_file_name(re.sub(r"\[:?", "_", text).replace("]", ""))
   if _PLAIN_NAME.fullmatch(text) and len(name.encode()) <= MAX_NAME_LENGTH:
@@ -114,9 +122,9 @@ def unique_name(text: str) -> str:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes a JSON object with `write_text`, a list of numbers on one line."""
+  """Writes a JSON object with `write_text`, lists of numbers on one line."""
   text = json.dumps(value, indent=2, sort_keys=True)
-  # No string has a line break that is not escaped.
+  # Strings never match, because their line breaks are escaped.
   text = re.sub(
     r"\[\n\s*([-+.\deE,\s]+?)\s*\]",
     lambda match: f"[{' '.join(match[1].split())}]",
@@ -126,12 +134,12 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text with `write_bytes`."""
+  """Writes text with `write_bytes`."""
   write_bytes(path, text.encode())
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a crash leaves the old one or the new, whole."""
+  """Writes a file atomically: a crash leaves the old or the new one."""
   temporary = path.with_name(path.name + ".incomplete")
   try:
     temporary.write_bytes(content)

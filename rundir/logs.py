@@ -1,4 +1,4 @@
-"""What a run says: console, progress bar, metrics.jsonl and TensorBoard."""
+"""Logs a run to the console, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -28,9 +28,9 @@ import steps
 
 
 class _LossyFile:
-  """A file that warns once when it cannot be written, and then drops the rest.
+  """A file that warns once if it cannot be written, and then drops the rest.
 
-  Metrics are worth less than the run.
+  It is better to lose metrics than the run.
   """
 
   def __init__(self, file: IO):
@@ -54,17 +54,17 @@ class _LossyFile:
     except OSError as error:
       self._is_lost = True
       logging.warning(
-        "%s cannot be written (%s): training goes on without it",
+        "%s cannot be written (%s): training continues without it",
         self._file.name,
         error.strerror,
       )
 
 
 def _make_lossy(writer: tensorboardX.SummaryWriter) -> None:
-  """Lets a writer's thread go on when its file cannot be written.
+  """Keeps a writer's thread alive if its file cannot be written.
 
-  TensorBoardX knows other files by the prefix of their path, but with a prefix
-  the trackers that follow a run by its event files would not find them.
+  TensorBoardX selects other file classes by a prefix of the path, but with a
+  prefix, trackers that follow a run's event files would not find them.
   """
   records = writer.file_writer.event_writer._ev_writer._py_recordio_writer
   records._writer = _LossyFile(records._writer)
@@ -73,8 +73,8 @@ def _make_lossy(writer: tensorboardX.SummaryWriter) -> None:
 class Logger:
   """Writes the metrics of one run; a context manager.
 
-  On a terminal there is a progress bar; elsewhere there are plain lines. Of
-  several processes, the first one alone writes.
+  Shows a progress bar on a terminal, and plain lines elsewhere. If several
+  processes train together, only the first one writes.
   """
 
   def __init__(
@@ -83,7 +83,7 @@ class Logger:
     config: ml_collections.ConfigDict,
     start_step: int,
   ):
-    """Opens the files, and drops what they say of steps after `start_step`."""
+    """Opens the files and drops their records of steps after `start_step`."""
     self._num_steps = config.num_steps
     self._batch_size = config.batch_size
     self._writes = processes.is_first()
@@ -101,7 +101,7 @@ class Logger:
       for key, value in config.items()
       if key not in experiment.INCIDENTAL
     }
-    # Not add_hparams: it writes to a subdirectory, a run of its own.
+    # add_hparams would write to a subdirectory, which looks like another run.
     for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
       self._tensorboard.file_writer.add_summary(record)
     self._has_charts = False
@@ -126,11 +126,11 @@ class Logger:
     self._jsonl.close()
 
   def restart_clock(self, step: int) -> None:
-    """Leaves the time until now out of the next steps per second."""
+    """Excludes the time until now from the next steps per second."""
     self._clock = (step, time.perf_counter())
 
   def progress(self, step: int) -> None:
-    """Moves the progress bar."""
+    """Moves the progress bar to a step."""
     self._bar.update(step - self._bar.n)
 
   def train(self, step: int, means: dict[str, float], learning_rate: float):
@@ -141,7 +141,7 @@ class Logger:
     self._bar.set_postfix_str(text)
     last_step, last_time = self._clock
     self.restart_clock(step)
-    if step > last_step:  # The first step alone has no time of its own.
+    if step > last_step:  # Otherwise only the first step ran, which is untimed.
       rate = (step - last_step) / (self._clock[1] - last_time)
       scalars["steps_per_second"] = rate
       scalars["images_per_second"] = rate * self._batch_size
@@ -154,11 +154,11 @@ class Logger:
     if not self._has_charts:
       self._has_charts = True
       self._add_charts(means)
-    if self._bar.disable:  # Else the bar says the same.
+    if self._bar.disable:  # Otherwise the bar shows the same.
       self._say(step, text)
 
   def _add_charts(self, metrics: Iterable[str]) -> None:
-    """Lets TensorBoard show training and validation in one chart."""
+    """Makes TensorBoard show training and validation in one chart."""
     charts = {
       name: ["Multiline", [_tag(f"train_{name}"), _tag(f"validation_{name}")]]
       for name in metrics
@@ -166,19 +166,19 @@ class Logger:
     self._tensorboard.add_custom_scalars({"training and validation": charts})
 
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
-    """Logs the means of the metrics on a whole split."""
+    """Logs the means of the metrics over a whole split."""
     self._write(step, {f"{split}_{name}": x for name, x in means.items()})
     self._say(step, _text(split, means))
 
   def usual_probability(self, step: int, probabilities: jax.Array) -> None:
-    """Logs what 98 % of the most probable classes of a split exceed."""
+    """Logs the probability that 98 % of a split's predictions exceed."""
     usual = np.quantile(np.asarray(probabilities).max(axis=-1), 0.02)
     self._write(step, {"usual_probability": float(usual)})
 
   def probabilities(
     self, step: int, labels: np.ndarray, probabilities: np.ndarray
   ) -> None:
-    """Logs softmax probabilities, [k, classes], of examples of [k] labels."""
+    """Logs softmax probabilities, [k, classes], of examples with labels [k]."""
     self._tensorboard.add_histogram("probabilities", probabilities, step)
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
@@ -191,22 +191,22 @@ class Logger:
     data: input_pipeline.Data,
     probabilities: jax.Array,
   ) -> None:
-    """Shows TensorBoard the inside of a network; what fails is a warning.
+    """Shows the inside of a network in TensorBoard; warns if that fails.
 
     Args:
       step: the number of steps so far.
-      inspect: what to look at it with.
-      state: of the network.
-      data: with the validation split, n.
-      probabilities: of that split, [n, classes].
+      inspect: `network.inspect` with all arguments bound except the state.
+      state: the state to inspect.
+      data: the data set, with n validation examples.
+      probabilities: predicted for these examples, [n, classes].
     """
     try:
       inspection = inspect(state)
-      if not self._writes:  # All processes had to compute it.
+      if not self._writes:  # The computation above needs all processes.
         return
       for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
         self._tensorboard.add_scalar(f"weights/grad_norm/{name}", norm, step)
-      # Skipped while earlier pictures are being drawn; the last ones never are.
+      # Skip pictures while earlier ones are drawn, except after the last step.
       if step == self._num_steps or not self._drawing or self._drawing.done():
         learned = jax.device_get(
           (data.validation, probabilities, state.eval_params, inspection)
@@ -218,9 +218,9 @@ class Logger:
       logging.warning("The network of step %d is not shown: %s", step, error)
 
   def _draw(self, step, examples, probabilities, params, *rest) -> None:
-    """Draws pictures, in the artist's thread, and writes them."""
+    """Draws pictures and writes them; runs in the artist's thread."""
     try:
-      from report import tensorboard  # Takes a second: not at the start.
+      from report import tensorboard  # Takes a second, so not at startup.
 
       for tag, picture in tensorboard.pictures(
         examples, probabilities, params, *rest
@@ -228,8 +228,8 @@ class Logger:
         self._tensorboard.add_figure(tag, picture, step, close=False)
       for name, value in trees.named(params):
         self._tensorboard.add_histogram(f"weights/{name}", value, step)
-    except Exception as error:  # No picture is worth the run.
-      logging.warning("No pictures of step %d: %s", step, error)
+    except Exception as error:  # A failed picture must not stop the run.
+      logging.warning("Pictures of step %d cannot be drawn: %s", step, error)
 
   def _write(self, step: int, scalars: dict[str, Any]) -> None:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
@@ -243,7 +243,7 @@ class Logger:
 
 
 def _tag(key: str) -> str:
-  """Returns TensorBoard's name of a scalar: it groups by what is before a /."""
+  """Returns a scalar's TensorBoard name; scalars group by what precedes a /."""
   split, _, metric = key.partition("_")
   if split in ("train", "validation", "test"):
     return f"{metric}/{split}"
@@ -255,14 +255,14 @@ def _text(split: str, means: dict[str, float]) -> str:
 
 
 def _truncate(path: pathlib.Path, step: int, num_steps: int) -> None:
-  """Keeps the lines that a run restored at `step` will not write again."""
+  """Drops the lines that a run resumed at `step` will write again."""
 
   def is_kept(line):
     try:
       record = json.loads(line)
       is_final = record["step"] == num_steps and "test_loss" in record
       return record["step"] <= step and not is_final
-    except (ValueError, TypeError, KeyError):  # Its process ended meanwhile.
+    except (ValueError, TypeError, KeyError):  # A line that was cut off.
       return False
 
   lines = path.read_text(errors="replace").splitlines(keepends=True)

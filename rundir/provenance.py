@@ -1,4 +1,4 @@
-"""What made a run: the revision of the code, the versions and the device."""
+"""Records what made a run: code revision, library versions and device."""
 
 import hashlib
 import os
@@ -20,12 +20,12 @@ _FILE = "made_by.json"
 
 
 def record(workdir: pathlib.Path, step: int, **more: Any) -> None:
-  """Adds to made_by.json what a run goes on with, unless the last start did.
+  """Adds this start to made_by.json, unless it is like the last one.
 
   Args:
     workdir: the run directory.
-    step: at which it goes on.
-    **more: what else to keep, as JSON takes it.
+    step: the step at which the run starts or resumes.
+    **more: other JSON values to record.
   """
   starts = read(workdir)
   start = {
@@ -44,9 +44,9 @@ def record(workdir: pathlib.Path, step: int, **more: Any) -> None:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """What the starts of a run recorded, the first one first."""
+  """Returns what each start of a run recorded, oldest first."""
   path = workdir / _FILE
-  if not path.exists():  # The run is older than these records.
+  if not path.exists():  # The run is from an older version.
     return []
   try:
     starts = files.read_json(path).get("starts")
@@ -61,15 +61,15 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def check_init_from(
   workdir: pathlib.Path, given: str | os.PathLike | None, has_checkpoints: bool
 ) -> str | None:
-  """Returns the run whose parameters this run began with, or now begins with.
+  """Returns the run that provides the initial parameters of this one, if any.
 
   Args:
     workdir: the run directory.
-    given: the directory of that run; None where none is named.
-    has_checkpoints: whether the run has gone on from there.
+    given: the directory of that run, as given for this start, or None.
+    has_checkpoints: whether this run has any checkpoints.
 
   Raises:
-    app.UsageError: another one, or none, is named than the run began with.
+    app.UsageError: this run did not begin with those parameters.
   """
   given = given and str(files.local_path(given).absolute())
   starts = read(workdir)
@@ -77,11 +77,12 @@ def check_init_from(
     return given
   began = starts[0].get("init_from") if starts else None
   name, known = (pathlib.Path(str(x)).name if x else "" for x in (given, began))
-  # Its directory may have moved; and it is no longer needed.
+  # Compare only the names, because the directory may have moved. Once there are
+  # checkpoints, the option is not needed.
   if name != known and (given or not has_checkpoints):
     raise app.UsageError(
       f"--init_from={given or ''}: {workdir} began with"
-      f" {began or 'parameters of its own'}; name that, or another --workdir"
+      f" {began or 'random parameters'}; keep that, or name another --workdir"
     )
   return given or (began and str(began))
 
@@ -98,10 +99,10 @@ def own_keys(workdir: pathlib.Path) -> set[str]:
 
 
 def warn_of_another_model(workdir: pathlib.Path) -> None:
-  """Says if model.py is no longer what trained the run, or a part of it."""
+  """Warns if model.py has changed since any start of the run."""
   ours = _model_sha256()
   if any(start.get("model_sha256") != ours for start in read(workdir)):
-    logging.warning("model.py is no longer what trained %s", workdir)
+    logging.warning("model.py has changed since it trained %s", workdir)
 
 
 def _model_sha256() -> str:
@@ -109,7 +110,7 @@ def _model_sha256() -> str:
 
 
 def _git() -> dict[str, Any]:
-  """The revision, and whether files have changed since; None without git."""
+  """Returns the revision and whether files have changed; None without git."""
 
   def run(*command):
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Opening a run: its config and what was trained, from its directory alone."""
+"""Creates the state of a run, or opens a run from its directory alone."""
 
 from collections.abc import Sequence
 import os
@@ -28,13 +28,13 @@ class Run(NamedTuple):
   """What a run directory holds.
 
   Attributes:
-    config: of the run.
+    config: its config.
     image_shape: (height, width, channels) of the images it was trained on.
-    class_names: of the labels.
-    state: as it was after `step` steps.
-    step: of the checkpoint.
-    usual_probability: what the network gave the class of its choice, or more,
-      in 98 % of the validation images.
+    class_names: the names of the labels.
+    state: the state after `step` steps.
+    step: the step of the checkpoint.
+    usual_probability: in 98 % of the validation images, the predicted class had
+      at least this probability.
   """
 
   config: ml_collections.ConfigDict
@@ -48,11 +48,11 @@ class Run(NamedTuple):
 def open_ensemble(
   workdirs: Sequence[str | os.PathLike], checkpoint: str = "last"
 ) -> list[Run]:
-  """Opens runs whose probabilities may be averaged.
+  """Opens runs whose probabilities can be averaged.
 
   Raises:
-    app.UsageError: names what is missing or wrong, or the run that was trained
-      on other images or classes than the first.
+    app.UsageError: says what is missing or wrong, or names the run that was
+      trained on other images or classes than the first.
   """
   opened = [open_run(workdir, checkpoint) for workdir in workdirs]
   learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
@@ -60,20 +60,20 @@ def open_ensemble(
     if what != learned[0]:
       raise app.UsageError(
         f"--workdir={workdir}: was not trained on the images and classes of"
-        f" {workdirs[0]}; all runs of an ensemble must be"
+        f" {workdirs[0]}; all runs of an ensemble must have the same"
       )
   return opened
 
 
 def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
-  """Restores what was trained from its run directory alone.
+  """Opens a run from its directory alone.
 
   Args:
     workdir: the run directory.
     checkpoint: "last", "best" by validation accuracy, or a step.
 
   Raises:
-    app.UsageError: names what is missing or wrong there.
+    app.UsageError: says what is missing or wrong there.
   """
   devices.check()
   workdir = files.local_path(workdir)
@@ -90,7 +90,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     )
   except (ArithmeticError, ValueError) as error:
     raise app.UsageError(
-      f"{workdir}: model.py takes no images of {list(image_shape)}: {error}"
+      f"{workdir}: model.py cannot take images of {list(image_shape)}: {error}"
     ) from error
   state = _restore(workdir, checkpoint, state)
   step = int(state.step)
@@ -99,7 +99,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
 
 
 def _usual_probability(workdir: pathlib.Path, step: int) -> float:
-  """Returns what the last validation up to a step logged; 0.5 without one."""
+  """Returns the last value logged up to a step, or 0.5 if there is none."""
   usual = 0.5
   for record in files.read_metrics(workdir):
     match record:
@@ -114,16 +114,16 @@ def restore_or_create(
   workdir: pathlib.Path,
   init_from: str | os.PathLike | None,
 ) -> tuple[steps.TrainState, steps.Metrics]:
-  """Returns the state to go on from, and the sums since the last log.
+  """Returns the state to start or resume from, and the sums since the last log.
 
   Args:
-    config: of the run.
-    data: that it is trained on.
-    workdir: the run directory, whose newest checkpoint is taken.
-    init_from: the run whose parameters to begin with where there is none.
+    config: the config of the run.
+    data: the data to train on.
+    workdir: the run directory; its newest checkpoint is restored.
+    init_from: the run whose parameters to start from if there is no checkpoint.
 
   Raises:
-    app.UsageError: no checkpoint there can be restored.
+    app.UsageError: none of the checkpoints can be restored.
   """
   state = create_state(
     steps.rngs(config.seed).init,
@@ -149,17 +149,17 @@ def restore_or_create(
     )
   elif init_from:
     state = with_params_of(init_from, state)
-    logging.info("Beginning with the parameters of %s", init_from)
+    logging.info("Starting from the parameters of %s", init_from)
   return state, since_log
 
 
 def with_params_of(
   workdir: str | os.PathLike, state: steps.TrainState
 ) -> steps.TrainState:
-  """Returns a state with the parameters of a run: averaged ones, if it has any.
+  """Returns a state with the parameters of a run, averaged ones if it has any.
 
   Raises:
-    app.UsageError: the run cannot be opened, or is of another network.
+    app.UsageError: the run cannot be opened, or has another network.
   """
   params = open_run(workdir).state.eval_params
   trees.check_same_network(
@@ -177,7 +177,7 @@ def create_state(
   image_shape: Sequence[int],
   class_names: Sequence[str],
 ) -> steps.TrainState:
-  """The state that a run of this config begins with."""
+  """Creates the state that a run with this config starts from."""
   model = CNN(
     num_classes=len(class_names),
     dropout_rate=config.dropout_rate,
@@ -192,7 +192,7 @@ def create_state(
 def _read_dataset(
   path: pathlib.Path,
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-  """The shape of the images and the names of the classes."""
+  """Returns the shape of the images and the names of the classes."""
   match files.read_json(path):
     case {
       "image_shape": [int(height), int(width), int(channels)],
@@ -203,7 +203,7 @@ def _read_dataset(
       return (height, width, channels), tuple(names)
     case found:
       raise app.UsageError(
-        f"{path}: holds {found}; must be image_shape, three numbers, and"
+        f"{path}: holds {found}; must have image_shape, three numbers, and"
         " class_names"
       )
 
@@ -211,7 +211,7 @@ def _read_dataset(
 def _restore(
   workdir: pathlib.Path, checkpoint: str, state: steps.TrainState
 ) -> steps.TrainState:
-  """Restores "last", "best" or a step, if it is there."""
+  """Restores the "last" or "best" checkpoint, or that of a step."""
   saved = checkpoints.all_steps(workdir)
   if not saved:
     raise app.UsageError(

@@ -1,4 +1,4 @@
-"""Trees of arrays, such as parameters: their names, and whether two match."""
+"""Names the arrays in a tree, such as parameters, and compares two trees."""
 
 from collections.abc import Iterator
 import pathlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class OtherNetworkError(app.UsageError):
-  """A run has another network or optimizer than model.py and the config."""
+  """Raised if a run's network or optimizer is not that of the code."""
 
 
 def named(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -30,7 +30,7 @@ def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
   """Checks that two trees have the same names, shapes and dtypes.
 
   Args:
-    path: where `found` is, for the message.
+    path: where `found` comes from, for the message.
     state: the expected tree.
     found: the actual tree.
 
@@ -41,7 +41,7 @@ def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name):
       raise OtherNetworkError(
-        f"{path} is of another network or optimizer: {name} is"
+        f"{path} is from another network or optimizer: {name} is"
         f" {theirs.get(name, 'missing')} there and"
         f" {ours.get(name, 'missing')} here"
       )

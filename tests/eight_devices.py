@@ -1,6 +1,6 @@
-"""Trains on 1, 2, 4 and 8 virtual devices, in a process that has 8.
+"""Trains on 1, 2, 4 and 8 virtual devices in a process that has 8.
 
-Writes to standard output, as JSON, what the tests compare.
+Writes what the tests compare to standard output, as JSON.
 """
 
 import functools
@@ -28,7 +28,7 @@ INIT_RNG, ORDER_RNG, DROPOUT_RNG = jax.random.split(jax.random.key(0), 3)
 
 
 def examples(size, seed):
-  """Images of which some pixels tell the label."""
+  """Returns images with one bright row, at the index of the label."""
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, 10, size).astype(np.int32)
   images = rng.integers(0, 100, (size, 28, 28, 1)).astype(np.uint8)
@@ -38,7 +38,7 @@ def examples(size, seed):
 
 @functools.cache
 def train_steps(num_devices):
-  del num_devices  # For each number another program.
+  del num_devices  # Only a cache key: each number needs its own program.
   return jax.jit(
     functools.partial(steps.train_on_next_batch, batch_size=BATCH_SIZE),
     compiler_options=compiling.compiler_options(),
@@ -56,9 +56,9 @@ def use(num_devices):
 
 
 def train(num_devices, state, workdir=None):
-  """Takes the steps that are left; the state after, and their metrics.
+  """Takes the remaining steps; returns the training state and the metrics.
 
-  Halfway it saves a checkpoint, if it is told where.
+  Saves a checkpoint halfway if `workdir` is given.
   """
   use(num_devices)
   data = devices.replicate(examples(100, seed=0))
@@ -83,7 +83,7 @@ def train(num_devices, state, workdir=None):
 
 
 def all_reduces(num_devices, training):
-  """The shapes that the step adds up over the devices."""
+  """Returns the shapes that a step sums over the devices."""
   use(num_devices)
   data = devices.replicate(examples(100, seed=0))
   step = train_steps(num_devices)
@@ -92,7 +92,7 @@ def all_reduces(num_devices, training):
 
 
 def difference(a, b):
-  """The largest one of two trees of parameters."""
+  """Returns the largest difference between two trees of parameters."""
   differences = jax.tree.map(
     lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).max(), a, b
   )
@@ -116,7 +116,7 @@ def main() -> None:
       "difference": difference(expected, training.state.params),
       "devices": len(training.state.params["dense"]["kernel"].devices()),
     }
-    if num_devices in (1, 8):  # Eight divide 32, and not 30.
+    if num_devices in (1, 8):  # 8 divides 32, but not 30.
       test = devices.replicate(examples(70, seed=1))
       result[str(num_devices)]["tests"] = [
         steps.evaluator(test, batch_size)(training.state)[0]

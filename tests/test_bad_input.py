@@ -1,4 +1,4 @@
-"""Bad input of every kind: one line that names it, and nothing is touched."""
+"""Bad input gets one line that names it, and no file is touched."""
 
 import gzip
 import io
@@ -19,7 +19,7 @@ TINY = "--config.num_steps=1 --config.train_split=train[:200]"
 
 
 def write(path, content):
-  """Returns a function that puts a file into the scratch folder."""
+  """Returns a function that writes a file into the scratch folder."""
 
   def damage(scratch):
     (scratch / path).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def write(path, content):
 
 
 def edit(name, **values):
-  """Changes keys of a JSON file by hand; None takes them out."""
+  """Returns a function that changes keys of a JSON file; None removes one."""
 
   def damage(scratch):
     content = json.loads((scratch / name).read_text()) | values
@@ -43,7 +43,7 @@ def edit(name, **values):
 
 
 NOT_LOCAL = "must be a path on this machine; mount a bucket (gcsfuse for"
-# What comes after `python train.py`, and what the line must name.
+# Arguments of train.py, and what the error line must contain.
 FLAGS = {
   "--config.batch_size=0": "config.batch_size=0: must be an integer of at",
   "--config.batch_size=-3": "config.batch_size=-3: must be an integer",
@@ -52,37 +52,37 @@ FLAGS = {
   "--config.batch_size=": "config.batch_size=: must be an integer",
   "--config.batch_size=201": "config.batch_size=201: must be at most 200",
   "--config.eval_batch_size=0": "config.eval_batch_size=0: must be an",
-  "--config.num_steps=0": "config.num_steps=0: must be an integer of 1",
+  "--config.num_steps=0": "config.num_steps=0: must be an integer from",
   "--config.num_steps=2147483648": "config.num_steps=2147483648: must be an",
   "--config.num_steps=1e3": "config.num_steps=1e3: must be an integer",
-  "--config.learning_rate=0": "config.learning_rate=0.0: must be a number",
-  "--config.learning_rate=-1": "config.learning_rate=-1.0: must be a numb",
-  "--config.learning_rate=nan": "config.learning_rate=nan: must be a num",
-  "--config.learning_rate=inf": "config.learning_rate=inf: must be a num",
+  "--config.learning_rate=0": "config.learning_rate=0.0: must be a finite",
+  "--config.learning_rate=-1": "config.learning_rate=-1.0: must be a fini",
+  "--config.learning_rate=nan": "config.learning_rate=nan: must be a fin",
+  "--config.learning_rate=inf": "config.learning_rate=inf: must be a fin",
   "--config.learning_rate=0,1": "config.learning_rate=0,1: must be a num",
   "--config.dropout_rate=1": "config.dropout_rate=1.0: must be a number",
   "--config.dropout_rate=-0.1": "config.dropout_rate=-0.1: must be a num",
   "--config.dropout_rate=x": "config.dropout_rate=x: must be a number",
-  "--config.schedule=linear": "must be constant or one_cycle or cosine",
+  "--config.schedule=linear": "must be one of constant, one_cycle, cosi",
   "--config.warmup_steps=-1": "config.warmup_steps=-1: must be an integer",
   "--config.warmup_steps=5": "config.warmup_steps=5: must be 0 with",
   "--config.optimizer=lion": (
-    "config.optimizer=lion: must be sgd or adam or adamw or nadamw"
+    "config.optimizer=lion: must be one of sgd, adam, adamw, nadamw"
   ),
-  "--config.momentum=1": "config.momentum=1.0: must be a number from 0",
-  "--config.weight_decay=-1": "config.weight_decay=-1.0: must be a number",
+  "--config.momentum=1": "config.momentum=1.0: must be a number in [0",
+  "--config.weight_decay=-1": "config.weight_decay=-1.0: must be a finite",
   "--config.weight_decay=0.1": ("config.weight_decay=0.1: must be 0.0 with"),
-  "--config.adam_b2=1": "config.adam_b2=1.0: must be a number from 0",
+  "--config.adam_b2=1": "config.adam_b2=1.0: must be a number in [0",
   "--config.adam_b2=0.9": "config.adam_b2=0.9: must be 0.999 with",
   "--config.label_smoothing=1": "config.label_smoothing=1.0: must be a n",
-  "--config.ema_decay=1": "config.ema_decay=1.0: must be a number from 0",
-  "--config.augment_scale=-1": "config.augment_scale=-1.0: must be a numb",
-  "--config.augment_shift=inf": "config.augment_shift=inf: must be a numb",
+  "--config.ema_decay=1": "config.ema_decay=1.0: must be a number in [0",
+  "--config.augment_scale=-1": "config.augment_scale=-1.0: must be a fini",
+  "--config.augment_shift=inf": "config.augment_shift=inf: must be a fini",
   "--config.clean_steps=-1": "config.clean_steps=-1: must be an integer",
-  "--config.clean_steps=1": "config.clean_steps=1: must be 0 where no",
-  "--config.dtype=float16": "config.dtype=float16: must be float32 or bf",
-  "--config.dtype=": "config.dtype=: must be float32 or bfloat16",
-  "--config.seed=-1": "config.seed=-1: must be an integer of 0 to",
+  "--config.clean_steps=1": "config.clean_steps=1: must be 0 unless a",
+  "--config.dtype=float16": "config.dtype=float16: must be one of float32",
+  "--config.dtype=": "config.dtype=: must be one of float32, bfloat1",
+  "--config.seed=-1": "config.seed=-1: must be an integer from 0",
   "--config.seed=4294967296": "config.seed=4294967296: must be an integer",
   "--config.seed=0.5": "config.seed=0.5: must be an integer",
   "--config.log_every_steps=0": "config.log_every_steps=0: must be an int",
@@ -122,8 +122,8 @@ FLAGS = {
   "--nothing": "unknown option --nothing; the options are --config, --workdir,",
   "--profile=-1": "--profile=-1: must be at least 0",
   "--flagfile=none": "Unable to open flagfile: [Errno 2] No such file",
-  "--platform=tpu": "--platform=tpu: JAX finds 1 x cpu, of the platform cpu",
-  "--platform=gpu": "--platform=gpu: JAX finds 1 x cpu, of the platform cpu",
+  "--platform=tpu": "--platform=tpu: JAX finds only 1 x cpu (platform cpu",
+  "--platform=gpu": "--platform=gpu: JAX finds only 1 x cpu (platform cpu",
   "--platform=npu": "argument --platform: invalid choice: 'npu'",
   "batch_size=7": (
     "unknown argument batch_size; did you mean --config.batch_size=7?"
@@ -147,7 +147,7 @@ SPLITS = {
 
 
 def idx(*shape, header=None, extra=b""):
-  """An IDX file of zeros, whose header may say something else."""
+  """Returns an IDX file of zeros, with another header if one is given."""
   if header is None:
     header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
   return header + bytes(int(np.prod(shape))) + extra
@@ -164,13 +164,13 @@ LABELS = idx(60000)
 
 
 def images_header(position, value):
-  """A training file with a byte of its header changed."""
+  """Returns a training file with one byte of its header changed."""
   header = bytearray(HEADER)
   header[position] = value
   return idx(60000, 28, 28, header=bytes(header))
 
 
-# What is wrong with a file of kmnist, whose others are right.
+# What is wrong with one file of kmnist; the others are right.
 IDX_FILES = {
   "first byte": (TRAIN_IMAGES, images_header(0, 1), "starts with 01 00 08 03"),
   "second byte": (TRAIN_IMAGES, images_header(1, 7), "starts with 00 07 08 03"),
@@ -246,7 +246,7 @@ def pipe(scratch):
   os.mkfifo(scratch / "run/config.json")
 
 
-# What is done to a run directory, and what evaluate.py says of it.
+# What is done to a run directory, and what evaluate.py says about it.
 RUNS = {
   "none": (remove("run"), "config.json: no such file"),
   "no config": (remove("run/config.json"), "run/config.json: no such file"),
@@ -266,7 +266,7 @@ RUNS = {
     write("run/config.json", " " * 2**21),
     "config.json: has more than 1048576 bytes",
   ),
-  "key too much": (edit("run/config.json", extra=1), "extra is not a key; the"),
+  "extra key": (edit("run/config.json", extra=1), "extra is not a key; the"),
   "text for int": (edit("run/config.json", batch_size="7"), "config.json: "),
   "float for int": (edit("run/config.json", batch_size=7.5), "config.json: "),
   "list for int": (edit("run/config.json", batch_size=[7]), "config.json: "),
@@ -308,11 +308,11 @@ RUNS = {
       remove("run/checkpoints/20")(scratch),
       (scratch / "run/checkpoints/20").mkdir(),
     ),
-    "no checkpoint there can be restored",
+    "none of the checkpoints can be restored",
   ),
   "only checkpoint damaged": (
     truncate("run/checkpoints/20/default/manifest.ocdbt"),
-    "no checkpoint there can be restored",
+    "none of the checkpoints can be restored",
   ),
   "link to a file": (
     link("run/dataset.json", "/etc/passwd"),
@@ -370,7 +370,7 @@ IMAGES = {
   "negative.npy": (npy(-np.eye(28)), "has values other than 0 to 1"),
   "none.npy": (npy(np.zeros((0, 28, 28))), "is an array of float64 [0, 28, 2"),
 }
-# Other arguments of the programs; `run` is a good run directory.
+# Bad arguments of the programs; `run` is a good run directory.
 COMMANDS = {
   "evaluate.py": "the following arguments are required: --workdir",
   "evaluate.py --workdir=run --checkpoint=7": "--checkpoint=7: must be last, b",
@@ -417,7 +417,7 @@ COMMANDS = {
   "compare.py run --plot=none/x.png": "none/x.png: No such file or directory",
   "compare.py run --plot=x.nosuch": "x.nosuch: Format 'nosuch' is not support",
   "train.py --workdir=.": "--workdir=.: has files but no config.json",
-  "train.py --workdir=run": "holds a run of another config: batch_size (16 th",
+  "train.py --workdir=run": "holds a run with another config: batch_size (16",
 }
 
 
@@ -430,7 +430,7 @@ def content(folder):
 
 
 def check(scratch, program, *args, culprit):
-  """Runs a program that must refuse its input."""
+  """Runs a program and checks that it refuses its input."""
   before = content(scratch)
   done = run_program(program, *args, cwd=scratch)
   assert done.returncode in (1, 2), done
@@ -438,7 +438,7 @@ def check(scratch, program, *args, culprit):
   assert line.startswith(f"{program}: "), done.stderr
   assert culprit in line, line
   assert line.isprintable()
-  # Only the log, with its times, may come before.
+  # Only log lines, which start with a time, may come before.
   assert not [other for other in log if not other[:2].isdigit()], done.stderr
   if "--plot" not in "".join(args):
     assert done.stdout == ""
@@ -458,12 +458,12 @@ def run(tiny_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def data_flag(mnist, data_dir):
-  del mnist  # It is prepared.
+  del mnist  # This fixture prepares the data.
   return f"--config.data_dir={data_dir}"
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_flags(flag, data_flag, tmp_path):
+def test_a_bad_flag_is_refused(flag, data_flag, tmp_path):
   flags = [data_flag, *TINY.split(), flag]
   if flag.startswith("--config="):
     flags = flags[::-1]
@@ -472,7 +472,7 @@ def test_flags(flag, data_flag, tmp_path):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_splits(split, data_flag, tmp_path):
+def test_a_bad_split_is_refused(split, data_flag, tmp_path):
   flags = [data_flag, f"--config.validation_split={split}"]
   culprit = f"config.validation_split={split}: "
   check(tmp_path, "train.py", *flags, culprit=culprit)
@@ -482,7 +482,7 @@ def test_splits(split, data_flag, tmp_path):
 
 @pytest.fixture(scope="module")
 def kmnist(tmp_path_factory):
-  """Its four files, all of zeros."""
+  """The four files of kmnist, filled with zeros."""
   folder = tmp_path_factory.mktemp("kmnist")
   for name, size in zip(NAMES, (60000, 60000, 10000, 10000), strict=True):
     shape = (size, 28, 28) if "images" in name else (size,)
@@ -491,7 +491,7 @@ def kmnist(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", IDX_FILES)
-def test_idx_files(case, kmnist, tmp_path):
+def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
   damaged, content, culprit = IDX_FILES[case]
   for name in NAMES:
     if name == damaged:
@@ -507,7 +507,7 @@ def test_idx_files(case, kmnist, tmp_path):
 
 
 @pytest.mark.parametrize("info", ["", "{", "[1]", "{}"])
-def test_prepared_data(info, tmp_path):
+def test_damaged_prepared_data_are_refused(info, tmp_path):
   write("data/idx_dataset/mnist/1.0.0/dataset_info.json", info)(tmp_path)
   check(
     *(tmp_path, "train.py", "--config.data_dir=data"),
@@ -517,14 +517,14 @@ def test_prepared_data(info, tmp_path):
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("case", RUNS)
-def test_run_directories(case, tmp_path):
+def test_a_damaged_run_directory_is_refused(case, tmp_path):
   damage, culprit = RUNS[case]
   damage(tmp_path)
   check(tmp_path, "evaluate.py", "--workdir=run", culprit=culprit)
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_images(name, tiny_run, tmp_path):
+def test_a_bad_image_is_refused(name, tiny_run, tmp_path):
   content, culprit = IMAGES[name]
   (tmp_path / name).write_bytes(content)
   check(
@@ -535,12 +535,12 @@ def test_images(name, tiny_run, tmp_path):
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command, tmp_path):
+def test_bad_arguments_are_refused(command, tmp_path):
   check(tmp_path, *command.split(), culprit=COMMANDS[command])
 
 
 class Canary:
-  """Makes a file when it is unpickled."""
+  """Creates a file when it is unpickled."""
 
   def __init__(self, path):
     self._path = path
@@ -586,10 +586,10 @@ def test_a_hostile_run_directory_executes_nothing(
     "train.py --workdir=~/run",
   ],
 )
-def test_output_that_nobody_reads_ends_a_program_quietly(
+def test_a_program_ends_quietly_if_nobody_reads_its_output(
   command, tiny_config, tmp_path
 ):
-  """As in `predict.py ... | head`, with less than fills a buffer or more."""
+  """As in `predict.py ... | head`, with less or more than a buffer's worth."""
   np.save(tmp_path / "digit.npy", np.eye(28))
   flags = []
   if command.startswith("train.py"):
@@ -601,6 +601,6 @@ def test_output_that_nobody_reads_ends_a_program_quietly(
     HOME=str(tmp_path),
   )
   assert done.returncode == 128 + signal.SIGPIPE, done.stderr
-  # Only the log, with its times.
+  # Only log lines, which start with a time.
   lines = done.stderr.splitlines()
   assert not [line for line in lines if not line[:2].isdigit()], done.stderr

@@ -22,13 +22,13 @@ ZERO = steps.Metrics.zero(10)
 
 
 def state_at(step):
-  """A state whose parameters are random but follow from the step."""
+  """Returns a state with random parameters, seeded with the step."""
   state = steps.create_train_state(jax.random.key(step), CNN(), optax.sgd(0.1))
   return state.replace(step=jnp.int32(step))
 
 
 def save_all(workdir, steps_and_accuracies, start_step=0):
-  """Saves small states, and returns the steps that are kept."""
+  """Saves small states and returns the steps that are kept."""
   with checkpoints.open_manager(workdir, start_step) as manager:
     for step, accuracy in steps_and_accuracies:
       state = small_state(step)
@@ -46,7 +46,7 @@ def small_state(step):
   )
 
 
-def test_restores_to_the_bit(tmp_path):
+def test_a_restored_state_is_the_same_to_the_bit(tmp_path):
   state = state_at(3)
   with checkpoints.open_manager(tmp_path, 0) as manager:
     sums = {"loss": np.float32(1.5), "accuracy": np.int32(4)}
@@ -57,7 +57,7 @@ def test_restores_to_the_bit(tmp_path):
   assert (since_log.num_examples, since_log.sums) == (20, sums)
 
 
-def test_other_sums_than_were_saved_begin_anew(four_steps):
+def test_sums_of_other_metrics_start_over(four_steps):
   other = steps.Metrics(np.int32(0), {"loss": np.float32(0)})
   restored, since_log = checkpoints.restore(
     four_steps, 4, small_state(0), other
@@ -80,7 +80,7 @@ def test_other_sums_than_were_saved_begin_anew(four_steps):
     ),
   ],
 )
-def test_another_network_is_named_and_its_checkpoint_stays(
+def test_a_checkpoint_of_another_network_is_refused_and_kept(
   params, difference, four_steps
 ):
   other = small_state(0).replace(params=params)
@@ -91,7 +91,7 @@ def test_another_network_is_named_and_its_checkpoint_stays(
     with pytest.raises(trees.OtherNetworkError) as error:
       restore()
     assert str(error.value) == (
-      f"{four_steps}/checkpoints/4 is of another network or optimizer:"
+      f"{four_steps}/checkpoints/4 is from another network or optimizer:"
       f" {difference}"
     )
   assert checkpoints.all_steps(four_steps) == [1, 2, 3, 4]
@@ -108,14 +108,14 @@ def test_keeps_the_newest_three_and_the_best(tmp_path):
   assert checkpoints.best_step(tmp_path) == 9
 
 
-def test_the_best_is_one_that_was_validated(tmp_path):
+def test_only_a_validated_checkpoint_can_be_the_best(tmp_path):
   assert checkpoints.best_step(tmp_path) is None
   for step, accuracy, best in ((1, None, None), (2, 0.1, 2), (3, None, 2)):
     save_all(tmp_path, [(step, accuracy)], start_step=step - 1)
     assert checkpoints.best_step(tmp_path) == best
 
 
-def test_of_equally_good_ones_the_newest_is_the_best(tmp_path):
+def test_the_newest_of_equally_good_checkpoints_is_the_best(tmp_path):
   assert save_all(tmp_path, [(1, 0.9), (2, 0.9)]) == [1, 2]
   assert checkpoints.best_step(tmp_path) == 2
   later = [(3, 0.8), (4, 0.1), (5, 0.1)]
@@ -124,7 +124,7 @@ def test_of_equally_good_ones_the_newest_is_the_best(tmp_path):
 
 
 def test_a_state_may_change_while_it_is_saved(tmp_path):
-  """Saving is asynchronous, and training does not wait for it."""
+  """Saving is asynchronous: training does not wait for it."""
   state = small_state(1).replace(
     params=jnp.arange(1_000_000, dtype=jnp.float32)
   )
@@ -140,7 +140,7 @@ def test_a_state_may_change_while_it_is_saved(tmp_path):
 
 
 def data_file(step):
-  """The file of a checkpoint that holds most of its arrays."""
+  """Returns the file that holds most of a checkpoint's arrays."""
   files = [file for file in step.rglob("*") if file.is_file()]
   return max(files, key=lambda file: file.stat().st_size)
 
@@ -165,7 +165,7 @@ DAMAGES = {
   "without arrays": lambda step: shutil.rmtree(step / "default"),
   "without metrics": lambda step: shutil.rmtree(step / "metrics"),
   "metrics emptied": lambda step: os.truncate(step / "metrics/metrics", 0),
-  "metrics of another kind": lambda step: (step / "metrics/metrics").write_text(
+  "metrics of another type": lambda step: (step / "metrics/metrics").write_text(
     '{"validation_accuracy": "0.5"}'
   ),
   "index emptied": lambda step: os.truncate(step / "default/manifest.ocdbt", 0),
@@ -180,7 +180,7 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def four_steps(tmp_path_factory):
-  """A run directory with the checkpoints 1, 2, 3 and 4; 1 is the best."""
+  """A run directory with checkpoints 1, 2, 3 and 4; 1 is the best."""
   workdir = tmp_path_factory.mktemp("four_steps")
   accuracies = [(1, 0.9), (2, 0.1), (3, None), (4, 0.2)]
   assert save_all(workdir, accuracies) == [1, 2, 3, 4]
@@ -188,7 +188,7 @@ def four_steps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_checkpoint_is_passed_over_and_kept(
+def test_a_damaged_checkpoint_is_skipped_and_kept(
   damage, four_steps, tmp_path, caplog
 ):
   workdir = tmp_path / "run"
@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(
   assert f"{workdir}/checkpoints/4 is damaged" in warning.getMessage()
   assert content(workdir / "checkpoints/4") == damaged  # Reading moves nothing.
 
-  # Training goes on from there, and saves this step again.
+  # Training resumes from step 3 and saves step 4 again.
   assert save_all(workdir, [(4, 0.3), (5, None)], start_step=3) == [1, 3, 4, 5]
   restored, _ = checkpoints.restore_newest(workdir, small_state(0))
   assert_same_state(restored, small_state(5))
@@ -227,32 +227,32 @@ def test_a_damaged_older_checkpoint_does_not_stop_training(
   assert (workdir / "damaged_checkpoints/1/default").is_dir()
 
 
-def test_arrays_for_which_the_files_are_too_small_are_not_allocated(
+def test_arrays_too_large_for_their_files_are_not_allocated(
   four_steps, monkeypatch
 ):
   monkeypatch.setattr(checkpoints, "_MAX_COMPRESSION", 0.1)
   monkeypatch.setattr(checkpoints.ocp, "StandardCheckpointer", None)
-  with pytest.raises(checkpoints.DamagedError, match=r"bytes for \d+ of array"):
+  with pytest.raises(checkpoints.DamagedError, match=r"few for \d+ bytes of"):
     checkpoints.restore(four_steps, 4, small_state(0))
 
 
-def test_where_all_are_damaged_nothing_is_touched(four_steps, tmp_path):
-  workdir = tmp_path / "run"
-  shutil.copytree(four_steps, workdir)
-  for step in checkpoints.all_steps(workdir):
-    flip_a_byte(workdir / f"checkpoints/{step}")
-  with pytest.raises(app.UsageError, match="no checkpoint there can be rest"):
-    checkpoints.restore_newest(workdir, small_state(0))
-  assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
-
-
-def test_an_interrupted_save_is_no_checkpoint_and_is_cleaned_up(
+def test_nothing_is_touched_if_all_checkpoints_are_damaged(
   four_steps, tmp_path
 ):
   workdir = tmp_path / "run"
   shutil.copytree(four_steps, workdir)
+  for step in checkpoints.all_steps(workdir):
+    flip_a_byte(workdir / f"checkpoints/{step}")
+  with pytest.raises(app.UsageError, match="none of the checkpoints can be"):
+    checkpoints.restore_newest(workdir, small_state(0))
+  assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
+
+
+def test_an_interrupted_save_is_ignored_and_cleaned_up(four_steps, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(four_steps, workdir)
   folder = workdir / "checkpoints"
-  # All is written, but for the renaming; older Orbax adds the time.
+  # Everything is written but not renamed; older Orbax adds the time.
   for name in ("5.orbax-checkpoint-tmp", "6.orbax-checkpoint-tmp-1700000000"):
     shutil.copytree(folder / "4", folder / name)
   assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
@@ -263,10 +263,10 @@ def test_an_interrupted_save_is_no_checkpoint_and_is_cleaned_up(
   assert not (workdir / "damaged_checkpoints").exists()
 
 
-def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
+def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(tmp_path):
   large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
   save_all(tmp_path, [(1, None)])
-  with pytest.raises(app.UsageError, match=r"steps 1 are kept: .*too large"):
+  with pytest.raises(app.UsageError, match=r"\(steps kept: 1\): .*too large"):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       with files_of_at_most(1000):
         manager.save(2, large, ZERO, None)
@@ -278,7 +278,7 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path):
   assert {path.name for path in folder.iterdir()} == {"1", "2"}
 
 
-def test_the_next_save_says_that_the_last_one_failed(tmp_path):
+def test_the_next_save_reports_that_the_last_one_failed(tmp_path):
   large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
   with pytest.raises(app.UsageError, match=r"cannot be saved.*too large"):
     with checkpoints.open_manager(tmp_path, 0) as manager:
@@ -286,23 +286,23 @@ def test_the_next_save_says_that_the_last_one_failed(tmp_path):
         manager.save(2, large, ZERO, None)
         futures.wait(manager._saves)
       manager.save(3, small_state(3), ZERO, None)
-      pytest.fail("It was not said.")
+      pytest.fail("The failed save was not reported.")
 
 
-def test_a_first_save_that_lands_elsewhere_stops_the_run(tmp_path):
-  """Whatever the reason: here TensorStore takes the backslash for a slash."""
+def test_a_first_save_to_the_wrong_place_stops_the_run(tmp_path):
+  """Here, TensorStore reads the backslash as a slash."""
   workdir = tmp_path / "a\\b"
   with pytest.raises(app.UsageError) as error:
     with checkpoints.open_manager(workdir, 0) as manager:
       manager.save(4, small_state(4), ZERO, None)
   assert str(error.value).startswith(
-    f"{workdir}: the checkpoint of step 4 was saved, but is not whole, training"
-    " stops: "
+    f"{workdir}: the checkpoint of step 4 was saved but is incomplete, so"
+    " training stops: "
   )
   assert str(error.value).endswith("; name another --workdir")
 
 
-def test_the_first_save_of_a_start_alone_is_read_back(tmp_path, monkeypatch):
+def test_only_the_first_save_of_a_start_is_read_back(tmp_path, monkeypatch):
   read, read_metadata = [], checkpoints._read_metadata
   monkeypatch.setattr(
     checkpoints,
@@ -315,7 +315,7 @@ def test_the_first_save_of_a_start_alone_is_read_back(tmp_path, monkeypatch):
   assert read == [folder / "1", folder / "3"]
 
 
-def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
+def test_a_folder_that_cannot_be_created_does_not_block_exit(tmp_path):
   save_all(tmp_path, [(1, None)])
   threads = set(threading.enumerate())
   with pytest.raises(app.UsageError, match="cannot be saved.*Not a directory"):
@@ -325,5 +325,5 @@ def test_a_folder_that_cannot_be_made_is_named_and_holds_nobody(tmp_path):
       manager.save(2, small_state(2), ZERO, None)
       manager.wait()
   left = set(threading.enumerate()) - threads
-  # Python waits for those at its exit, as these wait for a folder, for minutes.
+  # Python would wait minutes at exit for these, which wait for the folder.
   assert not [x for x in left if type(x).__name__ == "_SignalingThread"]

@@ -1,4 +1,4 @@
-"""The options of train.py, its help, and what it says of mistakes."""
+"""The options, help and error messages of train.py."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def in_project(monkeypatch):
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_has_every_option_key_and_preset(flag):
+def test_help_lists_every_option_key_and_preset(flag):
   done = run_program("train.py", flag, cwd=PROJECT)
   assert (done.returncode, done.stderr) == (0, "")
   lines = [line.strip() for line in done.stdout.splitlines()]
@@ -67,7 +67,7 @@ def test_help_has_every_option_key_and_preset(flag):
 
 
 @pytest.mark.usefixtures("in_project")
-def test_without_options_it_is_the_tutorials_experiment():
+def test_the_default_is_the_tutorials_experiment():
   args = parse()
   assert args.config.to_dict() == default.get_config().to_dict()
   assert args.config.is_locked
@@ -89,7 +89,7 @@ def test_overrides_name_the_run(config_comes):
   assert parse(*arguments, "--workdir=a").workdir == "a"
 
 
-def test_a_flagfile_holds_any_option(tmp_path):
+def test_a_flagfile_can_hold_any_option(tmp_path):
   path = tmp_path / "flags"
   path.write_text(
     f"--config={PROJECT}/configs/fast.py\n# A comment\n--config.seed=3\n"
@@ -117,7 +117,7 @@ def test_a_flagfile_holds_any_option(tmp_path):
     "xyz": "unknown argument xyz; the options are --config, --workdir",
   }.items(),
 )
-def test_a_mistake_is_told_what_was_meant(arguments, expected):
+def test_a_mistake_gets_a_suggestion(arguments, expected):
   assert expected in complaint(*arguments.split())
 
 
@@ -145,7 +145,7 @@ def get_config():
     "  return config": "config.own is None; it must have a value",
   }.items(),
 )
-def test_a_config_file_that_is_wrong_is_named(content, expected, tmp_path):
+def test_a_bad_config_file_is_named(content, expected, tmp_path):
   path = tmp_path / "config.py"
   path.write_text(content)
   message = complaint(f"--config={path}", "--config.batch_size=7")
@@ -153,7 +153,7 @@ def test_a_config_file_that_is_wrong_is_named(content, expected, tmp_path):
   assert len(message) < 400
 
 
-def test_what_is_to_be_lowered_comes_first(tmp_path):
+def test_too_many_warmup_steps_are_refused(tmp_path):
   done = run_program(
     *("train.py", f"--config={PROJECT}/configs/fast.py"),
     "--config.num_steps=20",
@@ -166,7 +166,7 @@ def test_what_is_to_be_lowered_comes_first(tmp_path):
   )
 
 
-def test_a_process_may_run_it_again(monkeypatch, capsys):
+def test_train_can_run_twice_in_a_process(monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["train.py", "--config.num_steps=0"])
   for _ in range(2):
     with pytest.raises(SystemExit):
@@ -174,7 +174,7 @@ def test_a_process_may_run_it_again(monkeypatch, capsys):
     assert "config.num_steps=0: must be" in capsys.readouterr().err
 
 
-def test_main_passes_on_what_was_given(monkeypatch, capsys):
+def test_main_passes_its_options_on(monkeypatch, capsys):
   monkeypatch.setattr(
     sys,
     "argv",
@@ -198,10 +198,10 @@ def no_pictures(monkeypatch):
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_a_trace_is_of_as_many_steps(
+def test_a_trace_covers_the_requested_steps(
   platform, tiny_config, tmp_path, monkeypatch
 ):
-  """On accelerators, several steps are one dispatch."""
+  """On accelerators, one dispatch runs several steps."""
   tiny_config.update(num_steps=12, eval_every_steps=12)
   tiny_config.update(checkpoint_every_steps=12)
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
@@ -224,7 +224,7 @@ def test_a_trace_is_of_as_many_steps(
   )
   monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("end"))
   train.train_and_evaluate(tiny_config, tmp_path, profile_steps=3)
-  if platform == "gpu":  # A log is each 5 steps, probabilities are each 10.
+  if platform == "gpu":  # Logs every 5 steps, probabilities every 10.
     assert events == [5, "begin", 3, "end", 2, 2]
   else:
     assert events == [*[1] * 5, "begin", 1, 1, 1, "end", *[1] * 4]
@@ -245,23 +245,23 @@ def test_tensorboard_and_perfetto_find_the_trace(tiny_config, tmp_path, caplog):
   assert any("train_on_next_batch" in name for name in names)
 
 
-def test_a_trace_that_fails_or_never_begins_stops_no_run(
+def test_a_trace_that_fails_or_never_starts_does_not_stop_the_run(
   tmp_path, monkeypatch, caplog
 ):
   with profiling.Profiler(tmp_path, 5, 2) as profiler:
     assert not profiler.at(4, None)
-  assert "training did not go on from step 5" in caplog.text
+  assert "training did not continue after step 5" in caplog.text
   start = mock.Mock(side_effect=RuntimeError("already started"))
   monkeypatch.setattr(jax.profiler, "start_trace", start)
   with profiling.Profiler(tmp_path, 5, 2) as profiler:
     assert profiler.at(5, None)
     assert profiler.at(7, None)
-  assert "The steps are not traced: already started" in caplog.text
+  assert "The steps cannot be traced: already started" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [None, "stderr", "stdout"])
-def test_each_line_is_shown_once(stream, tmp_path):
-  """As the user's logging configuration has it, if there is one."""
+def test_each_message_is_shown_once(stream, tmp_path):
+  """Even if the user has configured logging."""
   configure = f"""logging.basicConfig(
     stream=sys.{stream}, format="user %(message)s", level="INFO", force=True)"""
   script = tmp_path / "script.py"
@@ -291,7 +291,7 @@ for number in (1, 2):
 
 
 def test_all_modules_are_installed():
-  """By pip install -e, which is told their names."""
+  """pyproject.toml has to list them for pip install -e."""
   project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
   listed = project["tool"]["setuptools"]
   modules = {path.stem for path in PROJECT.glob("*.py")}

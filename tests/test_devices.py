@@ -1,4 +1,4 @@
-"""Data parallelism, on virtual devices of the CPU."""
+"""Data parallelism on virtual CPU devices."""
 
 import json
 import math
@@ -20,15 +20,15 @@ from machine import devices
 from rundir import runs
 import train
 
-# A rounding that decides on which side of 0 a ReLU's input is, or which of two
-# pixels is the maximum, moves parameters by more than itself: 7e-9 after 50
-# steps with jax 0.10.2, 4e-6 with 0.7.2.
+# A rounding error that decides the sign of a ReLU's input or the larger of two
+# pixels is amplified: parameters differ by 7e-9 after 50 steps with jax 0.10.2
+# and by 4e-6 with 0.7.2.
 MAX_DIFFERENCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-  """What tests/eight_devices.py found."""
+  """The output of tests/eight_devices.py."""
   done = subprocess.run(
     [
       *(sys.executable, str(PROJECT / "tests/eight_devices.py")),
@@ -47,11 +47,11 @@ def result(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
-  """After 50 steps too: dropout and the order are the same."""
+def test_the_number_of_devices_changes_only_rounding(result, devices):
+  """Even after 50 steps, since dropout and the order are the same."""
   one, many = result["1"], result[str(devices)]
   assert many["devices"] == devices
-  # Each step's loss, as a sum, and its counts of right answers and examples.
+  # The sum of the loss and the counts of right answers and examples, per step.
   np.testing.assert_allclose(many["metrics"], one["metrics"], rtol=1e-6)
   assert np.shape(many["metrics"]) == (50, 3)
   assert many["labels"] == one["labels"]
@@ -62,7 +62,7 @@ def test_the_number_of_devices_changes_nothing_but_rounding(result, devices):
 
 
 def test_eight_devices_evaluate_every_image_once(result):
-  """Whether they divide the batch or not."""
+  """Whether or not their number divides the batch size."""
   expected = result["1"]["tests"][0]
   for means in result["1"]["tests"] + result["8"]["tests"]:
     assert means["accuracy"] == expected["accuracy"]
@@ -80,24 +80,24 @@ def test_a_checkpoint_resumes_on_another_number_of_devices(result, change):
   assert result[change]["difference"] < MAX_DIFFERENCE
 
 
-def test_the_gradients_are_added_up_in_one_operation(result):
+def test_gradients_are_summed_in_one_operation(result):
   with_gradients = [x for x in result["all_reduces"] if "f32[5,5,32,64]" in x]
   assert len(with_gradients) == 1
   (together,) = with_gradients
   for shape in ("f32[5,5,1,32]", "f32[1024]", "f32[10]"):
     assert shape in together
-  # The parameters', as docs/scaling.md counts them, the loss, and the labels
-  # and logits of the five examples that are kept.
+  # The gradients, as docs/scaling.md counts them, the loss, and the labels and
+  # logits of the five examples that are kept.
   assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11), if_meant(
     "update it here and in docs/scaling.md"
   )
-  # What else is added up is the count of right answers.
+  # The only other sum is the count of right answers.
   others = [x for x in result["all_reduces"] if x != together]
   assert all(x.startswith(("s32[]", "f32[]")) for x in others), others
 
 
 def _num_bytes(shapes):
-  """Of all float32 arrays in a result's type, such as (f32[10]{0}, f32[])."""
+  """Counts the bytes of float32 arrays in a type, (f32[10]{0}, f32[])."""
   sizes = re.findall(r"f32\[([\d,]*)\]", shapes)
   return 4 * sum(math.prod(map(int, filter(None, s.split(",")))) for s in sizes)
 
@@ -105,12 +105,12 @@ def _num_bytes(shapes):
 @pytest.mark.parametrize(
   ("error", "reason"),
   [
-    (AssertionError(), "JAX_PLATFORMS= takes the best that there is"),
+    (AssertionError(), "JAX_PLATFORMS= selects the best one found"),
     (RuntimeError("No jellyfish device found."), "No jellyfish device found."),
   ],
 )
-def test_a_platform_that_is_not_there_is_named(error, reason, monkeypatch):
-  """As where JAX_PLATFORMS=cuda, or tpu; an assertion of JAX's says nothing."""
+def test_a_missing_platform_is_named(error, reason, monkeypatch):
+  """As with JAX_PLATFORMS=cuda or tpu; JAX's AssertionError is empty."""
   monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
   platforms = jax.config.jax_platforms
   for check in (
@@ -127,7 +127,7 @@ def test_a_platform_that_is_not_there_is_named(error, reason, monkeypatch):
 @pytest.mark.parametrize(
   ("batch_size", "nearest"), [(30, r"\[24, 32\]"), (3, r"\[8\]")]
 )
-def test_a_batch_that_the_devices_do_not_divide_is_refused(
+def test_a_batch_that_the_devices_cannot_share_is_refused(
   tiny_config, tmp_path, monkeypatch, batch_size, nearest
 ):
   class EightDevices:

@@ -39,7 +39,7 @@ def test_a_run_is_named_after_its_overrides():
     return experiment.name(config, base, "default")
 
   assert name() == "default"
-  assert name(batch_size=100) == "default"  # One experiment, one directory.
+  assert name(batch_size=100) == "default"  # The default is not an override.
   assert (
     name(dropout_rate=0.5, batch_size=256)
     == "default,batch_size=256,dropout_rate=0.5"
@@ -77,7 +77,7 @@ def test_a_run_is_named_after_its_overrides():
     ("checkpoint_every_steps", 0),
   ],
 )
-def test_impossible_values_are_named(key, value):
+def test_an_invalid_value_is_refused(key, value):
   config = default.get_config()
   config[key] = value
   with pytest.raises(app.UsageError) as error:
@@ -96,14 +96,14 @@ def test_impossible_values_are_named(key, value):
       {"warmup_steps": 5, "schedule": "cosine", "num_steps": 9},
       "lower config.warmup_steps=5 to at most 4, half of config.num_steps",
     ),
-    ({"clean_steps": 5}, "clean_steps=5: must be 0 where"),
+    ({"clean_steps": 5}, "clean_steps=5: must be 0 unless"),
     (
       {"clean_steps": 5, "augment_shift": 2.0, "num_steps": 9},
       "lower config.clean_steps=5 to at most 4, half of config.num_steps",
     ),
   ],
 )
-def test_what_nothing_would_read_is_refused(changes, message):
+def test_a_value_without_effect_is_refused(changes, message):
   config = default.get_config()
   config.update(changes)
   with pytest.raises(app.UsageError, match=message):
@@ -114,7 +114,7 @@ def test_the_default_config_is_valid():
   experiment.validate(default.get_config())
 
 
-def test_create_writes_the_config_and_finds_it_again(tmp_path):
+def test_create_writes_the_config_and_accepts_it_again(tmp_path):
   config = default.get_config()
   path = tmp_path / "runs" / "one"
   directory.create(path, config, DATASET)
@@ -122,7 +122,7 @@ def test_create_writes_the_config_and_finds_it_again(tmp_path):
   directory.create(path, config, DATASET)
 
 
-def test_paths_are_recorded_for_whoever_opens_the_run_elsewhere(
+def test_paths_are_recorded_so_that_they_work_in_other_folders(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
@@ -134,7 +134,7 @@ def test_paths_are_recorded_for_whoever_opens_the_run_elsewhere(
   assert recorded["manual_dir"] == str(tmp_path.parent / "mine")
 
 
-def test_another_config_is_refused_with_the_differing_keys(tmp_path):
+def test_another_config_is_refused_and_its_keys_are_named(tmp_path):
   directory.create(tmp_path / "run", default.get_config(), DATASET)
   before = (tmp_path / "run/config.json").read_bytes()
   config = default.get_config()
@@ -148,7 +148,7 @@ def test_another_config_is_refused_with_the_differing_keys(tmp_path):
   assert (tmp_path / "run/config.json").read_bytes() == before
 
 
-def test_other_data_of_the_same_name_are_refused(tmp_path):
+def test_other_data_with_the_same_name_are_refused(tmp_path):
   config = default.get_config()
   directory.create(tmp_path / "run", config, DATASET)
   before = (tmp_path / "run/dataset.json").read_bytes()
@@ -159,21 +159,21 @@ def test_other_data_of_the_same_name_are_refused(tmp_path):
   assert (tmp_path / "run/dataset.json").read_bytes() == before
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
   path, link = tmp_path / "file", tmp_path / "link"
   path.write_text("old")
   os.link(path, link)
   with pytest.raises(OSError), files_of_at_most(1000):
     files.write_text(path, "new" * 1000)
   assert path.read_text() == "old"
-  assert {*tmp_path.iterdir()} == {path, link}  # Nothing half-written is left.
+  assert {*tmp_path.iterdir()} == {path, link}  # No partial file is left.
   files.write_text(path, "new")
   assert path.read_text() == "new"
-  assert link.read_text() == "old"  # No reader ever saw a part.
+  assert link.read_text() == "old"  # Not written in place.
   assert {*tmp_path.iterdir()} == {path, link}
 
 
-def test_a_run_directory_that_could_not_be_written_can_be_later(tmp_path):
+def test_a_run_directory_can_be_created_after_a_failure(tmp_path):
   args = (default.get_config(), DATASET)
   with pytest.raises(app.UsageError, match="--workdir=.*File too large"):
     with files_of_at_most(100):
@@ -195,7 +195,7 @@ def test_a_damaged_config_json_is_named(tmp_path, content):
     directory.create(tmp_path, default.get_config(), DATASET)
 
 
-def test_a_directory_of_other_files_is_refused(tmp_path):
+def test_a_directory_with_other_files_is_refused(tmp_path):
   (tmp_path / "thesis.tex").touch()
   with pytest.raises(app.UsageError, match="no config.json"):
     directory.create(tmp_path, default.get_config(), DATASET)
@@ -210,10 +210,10 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a\\b", "a\udcffb"])
-def test_a_path_that_the_checkpoints_storage_reads_otherwise_is_refused(
+def test_a_path_that_checkpoints_cannot_use_is_refused(
   name, tmp_path, monkeypatch
 ):
-  monkeypatch.delattr(input_pipeline, "load")  # At once, that is.
+  monkeypatch.delattr(input_pipeline, "load")  # Refused before it loads data.
   with pytest.raises(app.UsageError, match="cannot be in the path of a run"):
     train.train_and_evaluate(default.get_config(), tmp_path / name)
   assert not [*tmp_path.iterdir()]
@@ -222,7 +222,7 @@ def test_a_path_that_the_checkpoints_storage_reads_otherwise_is_refused(
   with pytest.raises(app.UsageError, match="/run: .* cannot be in the path of"):
     train.train_and_evaluate(default.get_config(), "run")
   assert not [*(tmp_path / name).iterdir()]
-  # What Orbax takes for a pattern does not keep it from restoring.
+  # Orbax can restore from a path that it reads as a pattern.
   expected = "cannot be in" if name in ("a\\b", "a\udcffb") else "no such file"
   with pytest.raises(app.UsageError, match=expected):
     runs.open_run("run")
@@ -231,7 +231,7 @@ def test_a_path_that_the_checkpoints_storage_reads_otherwise_is_refused(
 @pytest.mark.parametrize(
   "number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS]
 )
-def test_where_there_are_no_locks_a_warning_says_so(
+def test_a_file_system_without_locks_causes_a_warning(
   number, tmp_path, monkeypatch, caplog
 ):
   flock = mock.Mock(side_effect=OSError(number, os.strerror(number)))
@@ -241,8 +241,8 @@ def test_where_there_are_no_locks_a_warning_says_so(
   assert (
     caplog.messages
     == [
-      f"{tmp_path}: its file system has no locks ({os.strerror(number)}): take"
-      " care that no other process trains there, which would not be noticed and"
+      f"{tmp_path}: its file system has no locks ({os.strerror(number)}); make"
+      " sure that no other process trains there, which would go unnoticed and"
       " damage the run"
     ]
     * 2
@@ -250,23 +250,23 @@ def test_where_there_are_no_locks_a_warning_says_so(
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
-def test_a_lock_that_is_held_is_told_from_none(number, tmp_path, monkeypatch):
-  error = OSError(number, os.strerror(number))  # SMB has EACCES.
+def test_a_held_lock_is_not_taken_for_a_missing_one(
+  number, tmp_path, monkeypatch
+):
+  error = OSError(number, os.strerror(number))  # SMB raises EACCES.
   monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
   with pytest.raises(app.UsageError, match="another process is training there"):
     with directory.lock(tmp_path):
-      pytest.fail("It was not held.")
+      pytest.fail("The held lock was acquired.")
 
 
-def test_without_a_home_a_path_in_it_is_refused(tmp_path, monkeypatch):
+def test_a_path_with_a_tilde_needs_a_home_directory(tmp_path, monkeypatch):
   monkeypatch.delenv("HOME")
   monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
   for path in ("~", "~/runs/a"):
     with pytest.raises(app.UsageError) as error:
       files.local_path(path)
-    assert str(error.value) == (
-      f"{path}: HOME is not set; name the directory in full"
-    )
+    assert str(error.value) == f"{path}: HOME is not set; give the full path"
   assert files.local_path("./~") == pathlib.Path("~")
   assert files.local_path("~nosuch/a") == pathlib.Path("~nosuch/a")
 
@@ -278,15 +278,13 @@ def test_without_a_home_a_path_in_it_is_refused(tmp_path, monkeypatch):
     **{"/gs://a": True, "a/b://c": True, "C:/a": True, "a:b": True, "": True},
   }.items(),
 )
-def test_a_url_is_no_path(path, is_local):
+def test_a_url_is_not_a_local_path(path, is_local):
   assert files.is_local(path) == is_local
-  if not is_local:  # Nor is what pathlib makes of it.
+  if not is_local:  # Nor after pathlib has shortened it.
     assert not files.is_local(pathlib.Path(path))
 
 
-def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
-  tiny_config, tmp_path
-):
+def test_the_best_checkpoint_has_the_best_accuracy(tiny_config, tmp_path):
   names = [str(digit) for digit in range(10)]
   directory.create(tmp_path, tiny_config, DATASET)
   state = runs.create_state(jax.random.key(0), tiny_config, (28, 28, 1), names)
@@ -306,7 +304,7 @@ def test_the_best_checkpoint_is_the_one_of_the_best_accuracy(
 @pytest.mark.parametrize(
   "key", sorted({*default.get_config()} - {*experiment.INCIDENTAL})
 )
-def test_what_changes_the_experiment_is_in_its_name(key):
+def test_every_key_of_the_experiment_is_in_its_name(key):
   config = default.get_config()
   config[key] = "other" if isinstance(config[key], str) else config[key] + 1
   name = experiment.name(config, default.get_config(), "default")

@@ -7,14 +7,14 @@ from report import figures
 
 
 def pixels(figure):
-  """The [height, width, 4] pixels of a figure as a PNG file has them."""
+  """Returns a figure's pixels in a PNG file, [height, width, 4]."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png")
   buffer.seek(0)
   return image.imread(buffer)
 
 
-def test_learning_curves_draw_what_was_logged():
+def test_learning_curves_show_what_was_logged():
   records = [
     {"step": 1, "train_loss": 2.0, "train_accuracy": 0.1},
     {"step": 2, "train_loss": 1.0, "train_accuracy": 0.4},
@@ -38,7 +38,7 @@ def test_learning_curves_draw_what_was_logged():
   assert loss.lines[0].get_label() == "training"
 
 
-def test_confusion_matrix_has_the_counts():
+def test_confusion_matrix_shows_the_counts():
   matrix = np.array([[8, 2], [0, 10]])
   figure = figures.confusion_matrix(matrix, ("cat", "dog"))
   (axes,) = figure.axes
@@ -57,7 +57,7 @@ def test_confusion_matrix_has_the_counts():
   assert pixels(figure).std() > 0.05
 
 
-def test_mistakes_are_the_surest_ones():
+def test_mistakes_are_the_most_confident_ones():
   images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
   labels = np.array([0, 1, 1, 0])
   probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.2, 0.8]])
@@ -73,11 +73,11 @@ def test_mistakes_are_the_surest_ones():
   )
   assert pixels(figure).std() > 0.05
   none = figures.mistakes(images, labels, np.eye(2)[labels], ("a", "b"))
-  assert none.get_suptitle() == "none of 4 is wrong"
+  assert none.get_suptitle() == "0 of 4 wrong"
   assert not none.axes
 
 
-def test_deformations_stand_below_their_originals():
+def test_deformations_are_below_their_originals():
   images = np.linspace(0, 1, 23).reshape(23, 1, 1, 1) * np.ones((28, 28, 3))
   figure = figures.deformations(images, 1 - images)
   shown = [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes]
@@ -87,10 +87,10 @@ def test_deformations_stand_below_their_originals():
   assert len(figures.deformations(images[:3], images[:3]).axes) == 6
 
 
-def test_calibration_draws_the_accuracy_of_each_bin():
+def test_calibration_shows_the_accuracy_of_each_bin():
   counts, accuracies = np.array([0, 12, 6]), np.array([0, 0.5, 1])
   upper, lower = figures.calibration(counts, accuracies, 0.1).axes
-  sure, unsure = upper.containers  # Of many examples, and of few.
+  sure, unsure = upper.containers  # With many examples and with few.
   assert [(bar.get_center()[0], bar.get_height()) for bar in sure] == [
     (0.5, 0.5)
   ]
@@ -102,7 +102,7 @@ def test_calibration_draws_the_accuracy_of_each_bin():
   assert pixels(upper.figure).std() > 0.05
 
 
-def test_names_are_no_markup_and_all_in_the_legend():
+def test_names_are_shown_verbatim():
   name = "$_$.png"  # Not TeX.
   image = np.zeros((2, 2), np.uint8)
   probabilities = np.full((1, 2), 0.5)
@@ -176,7 +176,7 @@ def test_predictions_and_curves_are_drawn():
   assert [text.get_text() for text in axes.get_legend().texts] == ["a"]
 
 
-def test_a_sheet_of_many_is_a_page_with_boxes_and_doubts():
+def test_a_sheet_of_many_images_has_boxes_and_doubts():
   image = np.zeros((40, 30), np.uint8)
   figure = figures.predictions(
     *([image] * 50, np.zeros((50, 28, 28, 1), np.uint8)),

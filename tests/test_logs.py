@@ -27,11 +27,11 @@ from rundir import logs
 
 
 def scalars(workdir, tag):
-  """The points that TensorBoard shows, by step."""
+  """Returns the points that TensorBoard shows, by step."""
   points = {}
   for event in read_events(workdir):
     if event.session_log.status == event_pb2.SessionLog.START:
-      # Of this step and later ones, what was written before is not shown.
+      # TensorBoard hides earlier records of this step and later ones.
       points = {s: points[s] for s in points if s < event.step}
     for value in event.summary.value:
       if value.tag == tag:
@@ -55,7 +55,7 @@ def config():
     ("caf\xe9 \u6570", "caf\xe9 \u6570"),
   ],
 )
-def test_the_last_words_are_one_line_without_escape_sequences(
+def test_an_error_is_one_line_without_escape_sequences(
   message, shown, monkeypatch, capsys
 ):
   monkeypatch.setattr(sys, "argv", ["/some/where/train.py"])
@@ -65,8 +65,8 @@ def test_the_last_words_are_one_line_without_escape_sequences(
   assert capsys.readouterr() == ("", f"train.py: {shown}\n")
 
 
-def test_a_lost_terminal_costs_nothing_but_the_words(monkeypatch):
-  """As where an ssh connection drops: writing there is an error then."""
+def test_a_lost_terminal_loses_only_the_output(monkeypatch):
+  """After an ssh connection drops, writing to the terminal fails."""
   handler = console._AboveProgressBar()
   record = logging.makeLogRecord({"msg": "a"})
   terminal = mock.Mock(write=mock.Mock(side_effect=OSError(errno.EIO, "lost")))
@@ -120,7 +120,7 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
     assert tag.encode() in chart
 
 
-def test_pictures_and_histograms_are_of_what_was_evaluated(
+def test_pictures_and_histograms_show_what_was_evaluated(
   tmp_path, config, monkeypatch
 ):
   figures = {}
@@ -204,19 +204,19 @@ def test_pictures_and_histograms_are_of_what_was_evaluated(
 def test_pictures_are_skipped_while_earlier_ones_are_drawn(
   tmp_path, config, monkeypatch
 ):
-  """Gradient norms are only numbers, and always written."""
-  begun, go_on, drawn = threading.Event(), threading.Event(), []
+  """Gradient norms are just numbers, so they are always written."""
+  started, resume, drawn = threading.Event(), threading.Event(), []
 
   def draw(self, step, *_):
-    begun.set()
-    assert go_on.wait(60)
+    started.set()
+    assert resume.wait(60)
     drawn.append(step)
 
   monkeypatch.setattr(logs.Logger, "_draw", draw)
   norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
   inspection = types.SimpleNamespace(grad_norms=norms)
   with logs.Logger(tmp_path, config, 0) as logger:
-    for step in (10, 20, 30):  # The last ones are drawn all the same.
+    for step in (10, 20, 30):  # The last pictures are always drawn.
       logger.inside(
         step,
         inspect=lambda _: inspection,
@@ -224,8 +224,8 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
         data=input_pipeline.Data((), {}),
         probabilities=np.zeros(0),
       )
-      assert begun.wait(60)
-    go_on.set()
+      assert started.wait(60)
+    resume.set()
   assert drawn == [10, 30]
   for layer, values in norms.items():
     for name, norm in values.items():
@@ -233,7 +233,7 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
       assert written == {10: norm, 20: norm, 30: norm}
 
 
-def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
+def test_a_resumed_run_drops_records_that_it_will_write_again(tmp_path, config):
   with logs.Logger(tmp_path, config, 0) as logger:
     for step in (10, 20, 21, 30):
       logger.train(step, {"loss": 2.0, "accuracy": 0.5}, 0.001)
@@ -241,13 +241,14 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path, config):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 3')  # The process was killed here.
   (events,) = tmp_path.glob("events.*")
-  events.rename(tmp_path / "events.out.tfevents.0")  # Named by the second.
+  # The next file may get the same name, which has the time in seconds.
+  events.rename(tmp_path / "events.out.tfevents.0")
   os.link(tmp_path / "metrics.jsonl", tmp_path / "before")
   before = (tmp_path / "before").read_text()
   with logs.Logger(tmp_path, config, 20) as logger:
     assert [record["step"] for record in read_jsonl(tmp_path)] == [10, 20]
     logger.train(25, {"loss": 1.0, "accuracy": 0.5}, 0.001)
-  assert (tmp_path / "before").read_text() == before  # Replaced in one go.
+  assert (tmp_path / "before").read_text() == before  # Not written in place.
   assert scalars(tmp_path, "loss/train") == {10: 2, 20: 2, 25: 1}
 
 
@@ -258,24 +259,24 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(
     logger.train(1, {"loss": 1.0, "accuracy": 0.5}, 0.001)
     logger._tensorboard.flush()
     with files_of_at_most(1000):
-      # TensorBoardX's queue holds 10: more would wait for a thread that died.
+      # TensorBoardX's queue holds 10; more would block if its thread had died.
       for step in range(2, 60):
         logger.train(step, {"loss": 1.0, "accuracy": 0.5}, 0.001)
   lost = [
     r.getMessage() for r in caplog.records if "cannot be written" in r.msg
   ]
-  assert len(lost) == 2  # Each file once.
+  assert len(lost) == 2  # Once per file.
   assert any(
     f"{tmp_path}/metrics.jsonl cannot be written" in text for text in lost
   )
   steps = [record["step"] for record in files.read_metrics(tmp_path)]
-  assert steps == [*range(1, len(steps) + 1)]  # But for the one cut off.
+  assert steps == [*range(1, len(steps) + 1)]  # Without the one cut off.
   with logs.Logger(tmp_path, config, 1):
     pass
   assert [record["step"] for record in read_jsonl(tmp_path)] == [1]
 
 
-def test_a_complete_run_keeps_its_lines_but_the_test_sets(tmp_path, config):
+def test_a_complete_run_drops_only_the_test_result(tmp_path, config):
   with logs.Logger(tmp_path, config, 0) as logger:
     logger.train(30, {"loss": 1.0, "accuracy": 0.5}, 0.001)
     logger.evaluation(30, "test", {"loss": 1.5, "accuracy": 0.5})
@@ -286,7 +287,7 @@ def test_a_complete_run_keeps_its_lines_but_the_test_sets(tmp_path, config):
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_the_time_left_is_of_the_steps_since_this_start(
+def test_the_time_left_is_estimated_from_this_start(
   is_terminal, tmp_path, config, monkeypatch, caplog
 ):
   now, terminal = 0.0, io.StringIO()

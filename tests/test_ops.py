@@ -205,7 +205,7 @@ def test_without_a_home_nothing_is_cached_and_a_line_says_so(
   finally:
     jax.config.update("jax_compilation_cache_dir", before)
   assert caplog.messages == [
-    "HOME is not set: each start compiles anew, unless"
+    "HOME is not set: every start compiles again unless"
     " JAX_COMPILATION_CACHE_DIR names a directory"
   ]
 
@@ -237,7 +237,7 @@ def test_a_damaged_entry_of_the_cache_is_named_once_and_replaced(
       "Error reading persistent compilation cache entry for"
       " 'jit_double_damaged': "
     )
-    assert message.endswith("; it is compiled anew")
+    assert message.endswith("; compiling it again")
     assert entry.stat().st_size > whole / 2
     compile_as_a_new_process()
     assert caplog.messages == [message]

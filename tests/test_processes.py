@@ -1,4 +1,4 @@
-"""Two processes that train together, on virtual devices of the CPU."""
+"""Two processes that train together on virtual CPU devices."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from rundir import runs
 import train
 
 NUM_STEPS = 40
-MAX_DIFFERENCE = 1e-5  # Of rounding, as in test_devices.py.
+MAX_DIFFERENCE = 1e-5  # From rounding, as in test_devices.py.
 
 
 def start(workdir, configs, devices):
@@ -81,7 +81,7 @@ def wait_for(text, process):
 
 
 def finish(running):
-  """The exit statuses, standard outputs and standard errors."""
+  """Returns the exit statuses, standard outputs and standard errors."""
   ended = [process.communicate(timeout=600) for process in running]
   return [process.returncode for process in running], *zip(*ended, strict=True)
 
@@ -90,7 +90,7 @@ def finish(running):
 def config(tiny_config):
   tiny_config.update(num_steps=NUM_STEPS, eval_every_steps=NUM_STEPS)
   tiny_config.log_probabilities_every_steps = 0
-  # At a higher one, the side of a ReLU that a rounding decides would matter.
+  # With a higher rate, rounding at a ReLU would make a visible difference.
   tiny_config.learning_rate = 0.001
   tiny_config.update(
     schedule="cosine",
@@ -104,18 +104,17 @@ def config(tiny_config):
 
 @pytest.mark.slow
 def test_two_processes_stop_and_resume_as_one(config, tmp_path):
-  """After one was killed, and after Ctrl-C to one."""
+  """After one of them was killed, and after one got Ctrl-C."""
   run, alone = tmp_path / "run", tmp_path / "alone"
 
   running = start(run, [config] * 2, devices=2)
-  wait_for(
-    f"step 20/{NUM_STEPS}  train loss", running[0]
-  )  # 8 is saved, 16 maybe.
+  # Step 8 is saved by then, and maybe 16.
+  wait_for(f"step 20/{NUM_STEPS}  train loss", running[0])
   running[0].kill()
   statuses, _, errors = finish(running)
   assert statuses[0] == -signal.SIGKILL
   assert statuses[1] != 0
-  # Whichever of JAX's own check and the failed operation is first.
+  # From JAX's own check or the failed operation, whichever is first.
   assert re.search("another task died|another process has failed", errors[1])
 
   running = start(run, [config] * 2, devices=2)
@@ -168,7 +167,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
     ({"MEGASCALE_NUM_SLICES": "2"}, True),
   ],
 )
-def test_jax_is_asked_to_join_where_several_were_started(
+def test_jax_joins_the_processes_of_a_launcher(
   monkeypatch, environment, expected
 ):
   joined = []
@@ -183,7 +182,7 @@ def test_jax_is_asked_to_join_where_several_were_started(
   assert joined == [(None, None, None)] * expected
 
 
-def test_what_cannot_be_found_out_is_asked_for(tmp_path):
+def test_a_missing_coordinator_address_is_refused(tmp_path):
   done = run_program("train.py", "--process_id=1", cwd=tmp_path)
   assert done.returncode == 1
   (line,) = done.stderr.splitlines()[1:]  # After "Joining".
@@ -191,15 +190,15 @@ def test_what_cannot_be_found_out_is_asked_for(tmp_path):
   assert "--num_processes" in line
 
 
-def test_a_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
-  with pytest.raises(app.UsageError, match="a directory that all share"):
+  with pytest.raises(app.UsageError, match="that all processes share"):
     directory.create(tmp_path / "run", default.get_config(), {})
 
 
 def test_processes_with_different_data_are_refused(config, tmp_path):
   other = config.copy_and_resolve_references()
-  other.train_split = "train[:100]"  # As many, of other images.
+  other.train_split = "train[:100]"  # The same number of other images.
   statuses, _, errors = finish(start(tmp_path / "run", [config, other], 1))
   assert statuses == [1, 1]
   for lines in errors:
@@ -211,19 +210,19 @@ def test_processes_with_different_data_are_refused(config, tmp_path):
 @pytest.mark.parametrize(
   "address", ["8476", ":8476", "host:", "host:x", "host:0", "host:65536"]
 )
-def test_an_address_that_is_none_is_named(address):
+def test_a_bad_address_is_refused(address):
   message = f"coordinator_address={address}: must be HOST:PORT"
   with pytest.raises(app.UsageError, match=message):
     processes.join(address, 1, 0)
 
 
-def test_a_port_that_is_taken_is_named(monkeypatch):
+def test_a_port_in_use_is_refused(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
   with socket.create_server(("", 0)) as server:
     address = f"localhost:{server.getsockname()[1]}"
     with pytest.raises(app.UsageError, match="cannot listen there: Address"):
       processes.join(address, 2, 0)
-    processes.join(address, 2, 1)  # That one connects.
+    processes.join(address, 2, 1)  # This one connects instead.
   processes.join(address, 2, 0)
 
 
@@ -244,14 +243,14 @@ def test_a_lost_terminal_sends_several_signals():
     signal.raise_signal(signal.SIGHUP)
     assert stop.check() == signal.SIGHUP
     signal.raise_signal(signal.SIGHUP)  # Would have ended this process.
-    signal.raise_signal(signal.SIGTERM)  # As where the system shuts down.
+    signal.raise_signal(signal.SIGTERM)  # As in a shutdown.
     signal.raise_signal(signal.SIGHUP)
     assert stop.check() == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   assert signal.getsignal(signal.SIGHUP) == before
 
 
-def test_nohup_still_ignores_that_the_terminal_is_lost():
+def test_a_lost_terminal_is_ignored_under_nohup():
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     with signals.noted() as stop:
@@ -261,7 +260,7 @@ def test_nohup_still_ignores_that_the_terminal_is_lost():
     signal.signal(signal.SIGHUP, before)
 
 
-def test_one_of_several_processes_stops_when_all_do(monkeypatch):
+def test_several_processes_stop_together(monkeypatch):
   passed_on, asked, agreed = [], [], False
 
   def is_agreed(number):
@@ -273,7 +272,7 @@ def test_one_of_several_processes_stops_when_all_do(monkeypatch):
     multihost_utils, "reached_preemption_sync_point", is_agreed
   )
   before = signal.getsignal(signal.SIGINT)
-  before_term = signal.signal(  # As JAX takes it where several were started.
+  before_term = signal.signal(  # As JAX handles it for several processes.
     signal.SIGTERM, lambda number, _: passed_on.append(number)
   )
   try:
@@ -284,7 +283,7 @@ def test_one_of_several_processes_stops_when_all_do(monkeypatch):
       signal.raise_signal(signal.SIGINT)
       assert passed_on == [signal.SIGTERM]
       assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-      assert stop.check() is None  # The others have not heard of it yet.
+      assert stop.check() is None  # The others do not know yet.
       agreed = True
       assert stop.check() == signal.SIGTERM
       signal.raise_signal(signal.SIGTERM)
@@ -292,4 +291,4 @@ def test_one_of_several_processes_stops_when_all_do(monkeypatch):
     assert signal.getsignal(signal.SIGINT) == before
   finally:
     signal.signal(signal.SIGTERM, before_term)
-  assert asked == sorted({*asked})  # JAX waits for a larger one each time.
+  assert asked == sorted({*asked})  # JAX needs a larger number each time.

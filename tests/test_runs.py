@@ -1,4 +1,4 @@
-"""Runs outlive a change of the code, the config and what is reported."""
+"""Runs survive changes of the code, the config and what is reported."""
 
 import functools
 import json
@@ -27,28 +27,28 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
-  """A copy of the tiny run, to change."""
+  """A copy of the tiny run that tests may change."""
   return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 def edit(path, **changes):
-  """Changes values of a JSON file; a key is removed where it is None."""
+  """Changes values in a JSON file; None removes a key."""
   found = json.loads(path.read_text()) | changes
   found = {key: value for key, value in found.items() if value is not None}
   path.write_text(json.dumps(found))
 
 
-def test_a_run_of_an_older_version_opens_with_todays_defaults(run, caplog):
+def test_an_older_run_opens_with_todays_defaults(run, caplog):
   edit(run / "config.json", momentum=None, ema_decay=None)
   edit(run / "dataset.json", crc32=None)
   (run / "made_by.json").unlink()
   with caplog.at_level("INFO"):
     opened = runs.open_run(run)
   assert opened.config.momentum == default.get_config().momentum
-  assert "config.json has no ema_decay, momentum: it is older" in caplog.text
+  assert "an older version without ema_decay, momentum; using" in caplog.text
 
 
-def test_an_older_run_goes_on_and_gets_what_it_lacked(run, tiny_config):
+def test_resuming_an_older_run_adds_what_it_lacks(run, tiny_config):
   crc32 = json.loads((run / "dataset.json").read_text())["crc32"]
   assert set(crc32) == {"train", "validation", "test"}
   edit(run / "config.json", momentum=None)
@@ -60,7 +60,7 @@ def test_an_older_run_goes_on_and_gets_what_it_lacked(run, tiny_config):
   assert provenance.read(run)[0]["step"] == 20
 
 
-def test_keys_of_ones_own_are_kept_and_unknown_ones_are_named(run, tiny_config):
+def test_custom_keys_are_kept_and_unknown_ones_are_refused(run, tiny_config):
   edit(run / "config.json", width=3)
   with pytest.raises(app.UsageError, match="config.json: width is not a key"):
     runs.open_run(run)
@@ -69,13 +69,13 @@ def test_keys_of_ones_own_are_kept_and_unknown_ones_are_named(run, tiny_config):
   assert experiment.own_keys(tiny_config) == ["width"]
   provenance.record(run, 20, own_keys=["width"])
   assert runs.open_run(run).config.width == 3
-  # One of them is the experiment as any other key is.
+  # A custom key is part of the experiment, like any other.
   tiny_config.width = 4
   with pytest.raises(app.UsageError, match=r"width \(3 there, 4 here\)"):
     train.train_and_evaluate(tiny_config, run)
 
 
-def test_a_run_opens_whatever_the_defaults_are_now(run, monkeypatch):
+def test_a_run_keeps_its_values_if_the_defaults_change(run, monkeypatch):
   config = default.get_config()
   config.adam_b2 = 0.95
   monkeypatch.setattr(
@@ -84,7 +84,7 @@ def test_a_run_opens_whatever_the_defaults_are_now(run, monkeypatch):
   assert runs.open_run(run).config.adam_b2 == 0.999
 
 
-def test_a_tuple_of_ones_own_is_the_same_when_it_is_read(run, tiny_config):
+def test_a_tuple_in_a_custom_key_is_the_same_when_it_is_read(run, tiny_config):
   with tiny_config.unlocked():
     tiny_config.sizes = (32, 64)
   dataset = files.read_json(run / "dataset.json")
@@ -95,7 +95,7 @@ def test_a_tuple_of_ones_own_is_the_same_when_it_is_read(run, tiny_config):
   assert (run / "config.json").stat() == before
 
 
-def test_a_longer_run_that_was_not_meant_can_be_taken_back(run, tiny_config):
+def test_a_larger_num_steps_can_be_undone(run, tiny_config):
   dataset = files.read_json(run / "dataset.json")
   tiny_config.num_steps = 20_000
   directory.update(run, tiny_config, dataset)
@@ -106,14 +106,14 @@ def test_a_longer_run_that_was_not_meant_can_be_taken_back(run, tiny_config):
 @pytest.mark.parametrize(
   "content", ["{", "[]", '{"starts": 5}', '{"starts": [5]}']
 )
-def test_a_damaged_record_of_what_made_a_run_is_no_obstacle(run, content):
+def test_a_damaged_made_by_json_is_ignored(run, content):
   (run / "made_by.json").write_text(content)
   assert runs.open_run(run).step == 20
   provenance.record(run, 20)
   assert [start["step"] for start in provenance.read(run)] == [20]
 
 
-def test_more_steps_and_other_reports_go_on_to_the_same_bits(
+def test_an_extended_run_with_other_reports_has_the_same_bits(
   tiny_run, tiny_config, tmp_path
 ):
   tiny_config.update(
@@ -145,7 +145,7 @@ def test_more_steps_and_other_reports_go_on_to_the_same_bits(
     ({"clean_steps": 5, "augment_shift": 1.0}, {"num_steps": 30}),
   ],
 )
-def test_another_experiment_is_refused_with_a_way_out(
+def test_another_experiment_is_refused_with_a_suggestion(
   of_both, change, run, tiny_config
 ):
   edit(run / "config.json", **of_both)
@@ -159,14 +159,14 @@ def test_another_experiment_is_refused_with_a_way_out(
   assert (run / "config.json").read_bytes() == before
 
 
-def test_other_images_under_the_same_names_are_refused(run, tiny_config):
+def test_other_images_with_the_same_names_are_refused(run, tiny_config):
   dataset = files.read_json(run / "dataset.json")
   dataset["crc32"]["train"] += 1
   with pytest.raises(app.UsageError, match="another dataset: crc32"):
     directory.create(run, tiny_config, dataset)
 
 
-def test_a_run_begins_with_the_averaged_parameters_of_another(
+def test_a_run_starts_from_the_averaged_parameters_of_another(
   tiny_run, tiny_config, tmp_path, caplog
 ):
   tiny_config.update(ema_decay=0.9, num_steps=4)
@@ -184,7 +184,7 @@ def test_a_run_begins_with_the_averaged_parameters_of_another(
       params,
       average,
     )
-  # It goes on with and without the option, but not from another run.
+  # It resumes with or without the option, but not with another run.
   train.train_and_evaluate(tiny_config, tmp_path / "second")
   with pytest.raises(app.UsageError, match=f"began with {tmp_path}/first"):
     train.train_and_evaluate(
@@ -192,7 +192,7 @@ def test_a_run_begins_with_the_averaged_parameters_of_another(
     )
 
 
-def test_what_made_a_run_is_recorded_and_another_model_is_said(
+def test_what_made_a_run_is_recorded_and_a_changed_model_is_reported(
   run, caplog, monkeypatch
 ):
   (start,) = provenance.read(run)
@@ -204,8 +204,8 @@ def test_what_made_a_run_is_recorded_and_another_model_is_said(
   assert "model.py" not in caplog.text
   monkeypatch.setattr(provenance, "_model_sha256", lambda: "another")
   runs.open_run(run)
-  assert f"model.py is no longer what trained {run}" in caplog.text
-  # A start by other code is added; the same again is not.
+  assert f"model.py has changed since it trained {run}" in caplog.text
+  # A start with other code is added, but only once.
   provenance.record(run, 8)
   provenance.record(run, 12)
   assert [each["step"] for each in provenance.read(run)] == [0, 8]

@@ -551,7 +551,7 @@ def test_only_what_is_on_the_disk_is_called_saved(
     with pytest.raises(app.UsageError) as error:
       train.train_and_evaluate(tiny_config, tmp_path)
   assert "a checkpoint cannot be saved" in str(error.value)
-  assert "those of the steps none are kept" in str(error.value)
+  assert "(steps kept: none)" in str(error.value)
   assert "which is saved" not in caplog.text
   assert not (tmp_path / "result.json").exists()
 

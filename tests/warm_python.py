@@ -1,7 +1,7 @@
-"""Runs the programs in processes that have imported their libraries already.
+"""Runs the programs in processes that have already imported their libraries.
 
-Reads a JSON object a line, forks, and writes the program's exit status.
-Starting Python anew would take a hundred tests minutes.
+For each JSON object, one per line, forks, runs a program and writes its exit
+status. Starting Python each time would take minutes for a hundred tests.
 """
 
 import json
@@ -31,9 +31,18 @@ def run(
   stdout: str,
   stderr: str,
 ) -> int:
-  """Runs a program as `python PROGRAM ARGUMENTS` would, files for its pipes.
+  """Runs a program as `python PROGRAM ARGUMENTS` would.
 
-  Without a file, it is a pipe whose reader has gone.
+  Args:
+    argv: the program, relative to the project, and its arguments.
+    cwd: the working directory.
+    environment: variables to set.
+    stdin: the file to use as standard input.
+    stdout: the file to use as standard output; "" is a pipe without a reader.
+    stderr: the same for standard error.
+
+  Returns:
+    The exit status.
   """
   for number, path in enumerate((stdin, stdout, stderr)):
     if path:
