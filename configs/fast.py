@@ -1,9 +1,10 @@
-"""99 % after 20,000 images: 400 steps on batches of 50.
+"""Reaches 99 % after 20,000 images: 400 steps with batches of 50.
 
 python train.py --config=configs/fast.py
 
-99.09 ± 0.05 % of the test set (mean and standard deviation of seeds 0 to
-19; the lowest 98.99 %). The steps take 8 seconds on two CPU cores.
+It reads 99.09 ± 0.05 % of the test set correctly (mean and standard deviation
+of seeds 0 to 19; the lowest is 98.99 %). The steps take 8 seconds on two CPU
+cores.
 """
 
 import ml_collections
@@ -12,7 +13,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """NAdamW in one cycle, smoothed labels; no digit is seen twice."""
+  """Uses NAdamW, one cycle and smoothed labels; sees no digit twice."""
   config = default.get_config()
   config.batch_size = 50
   config.num_steps = 400
