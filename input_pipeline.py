@@ -46,7 +46,7 @@ class Examples(struct.PyTreeNode):
   )
 
   def unflatten(self, rows: jax.Array) -> jax.Array:
-    """Returns flat rows as images, [n, height, width, channels]."""
+    """Reshapes flat rows to images, [n, height, width, channels]."""
     return rows.reshape(-1, *self.image_shape)
 
 
@@ -81,7 +81,7 @@ def load(
   config: ml_collections.ConfigDict,
   splits: Sequence[str] = ("train", "validation", "test"),
 ) -> Data:
-  """Loads splits of `config.dataset` onto the device, preparing it if needed.
+  """Prepares `config.dataset` if necessary, and puts splits on the device.
 
   Args:
     config: its `dataset`, `*_split`, `data_dir` and `manual_dir` are read.

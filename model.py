@@ -38,8 +38,8 @@ class ConvPool(nn.Module):
       "SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    # Adding a bias and ReLU are monotone, so they commute with max-pooling.
-    # Applied after it, they process a quarter of the elements.
+    # Adding the bias and ReLU are monotone, so they commute with max-pooling.
+    # Done after it, they process only a quarter of the elements.
     return nn.relu(ops.max_pool(x) + bias)
 
 

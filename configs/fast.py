@@ -2,9 +2,8 @@
 
 python train.py --config=configs/fast.py
 
-It reads 99.09 ± 0.05 % of the test set correctly (mean and standard deviation
-of seeds 0 to 19; the lowest is 98.99 %). The steps take 8 seconds on two CPU
-cores.
+Test accuracy: 99.09 ± 0.05 % (mean and standard deviation of seeds 0 to 19; the
+lowest is 98.99 %). The steps take 8 seconds on two CPU cores.
 """
 
 import ml_collections
@@ -13,7 +12,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Uses NAdamW, one cycle and smoothed labels; sees no digit twice."""
+  """Uses NAdamW, a one-cycle schedule and smoothed labels; repeats no digit."""
   config = default.get_config()
   config.batch_size = 50
   config.num_steps = 400

@@ -56,7 +56,7 @@ def read_split(
 def read_records(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Reads the images and labels from the split's records; takes seconds."""
+  """Reads a split's images and labels from its records, which takes seconds."""
   size = builder.info.splits[split].num_examples
   images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(size, np.int32)

@@ -156,7 +156,7 @@ def _tfds_builder(
     )
   try:
     builder = tfds.builder(config.dataset, data_dir=_root(config))
-  except Exception as error:  # Of any type; may list TFDS's whole catalog.
+  except Exception as error:  # TFDS may raise anything, with a long message.
     raise app.UsageError(
       f"config.dataset={config.dataset}: TFDS cannot build it:"
       f" {textwrap.shorten(str(error), 300)}"

@@ -202,7 +202,7 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
 
 
 def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
-  """Reads IDX files with any number and size of images and any classes.
+  """Reads IDX files with any number of images, any image size and any classes.
 
   Classes are named after their labels, or, in EMNIST, after the characters.
   EMNIST stores its images transposed; this turns them upright.

@@ -97,7 +97,7 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
 
 
 def _layout(shape: tuple[int, ...], found: str) -> str:
-  """Infers an array's axes from its shape; ValueError if it is ambiguous."""
+  """Infers an array's axes from its shape; raises ValueError if ambiguous."""
   match shape:
     case (n, 784) if 100 <= n <= 2000:
       raise ValueError(
@@ -124,7 +124,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
   """Scales values in [0, 1], or of 8, 12 or 16 bits, to uint8."""
   largest = np.max(values)
   if not (np.min(values) >= 0 and largest < 2**16):  # Also true for NaN.
-    raise ValueError("has values that are not from 0 to 1, 255 or 65535")
+    raise ValueError("has values outside 0 to 1, 0 to 255 and 0 to 65535")
   if values.dtype == np.uint8 and largest > 1:
     return np.asarray(values)
   full = next(full for full in (1, 255, 4095, 65535) if largest <= full)

@@ -141,7 +141,7 @@ def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def with_paper_around(
   x: np.ndarray, sheet: Sheet
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Replaces what surrounds a sheet by paper; also returns the sheet's mask."""
+  """Replaces a sheet's surroundings with paper; also returns its mask."""
   hull, paper = (
     np.asarray(Image.fromarray(mask).resize(x.shape[::-1]))
     for mask in (sheet.hull, sheet.paper)

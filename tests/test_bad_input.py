@@ -366,8 +366,8 @@ IMAGES = {
   "objects.npy": (npy(np.array([Trap()])), "cannot be read as an array"),
   "cut.npy": (npy(np.eye(28))[:-1], "cannot be read as an array"),
   "text.npy": (npy(np.array(["a"])), "is an array of <U1 [1]"),
-  "nan.npy": (npy(np.full((28, 28), np.nan)), "has values that are not from"),
-  "negative.npy": (npy(-np.eye(28)), "has values that are not from"),
+  "nan.npy": (npy(np.full((28, 28), np.nan)), "has values outside 0 to 1,"),
+  "negative.npy": (npy(-np.eye(28)), "has values outside 0 to 1,"),
   "none.npy": (npy(np.zeros((0, 28, 28))), "is an array of float64 [0, 28, 2"),
 }
 # Other arguments of the programs; `run` is a good run directory.

@@ -66,7 +66,7 @@ def test_order_depends_only_on_the_seed():
   assert (first != other).mean() > 0.99
 
 
-def test_order_is_right_after_more_examples_than_int32_counts():
+def test_order_does_not_overflow_int32():
   step = 10**9
   order = order_at(KEY, step, 1024, 55_000)
   epoch, offset = divmod(step * 1024, 55_000)
