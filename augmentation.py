@@ -10,19 +10,19 @@ import ml_collections
 import numpy as np
 from scipy import ndimage
 
-_ELASTIC_SIGMA = 4.0  # Pixels; the Gaussian that smooths displacements.
-_FINENESS = 4  # Images are upscaled by this much to be sampled.
+_ELASTIC_SIGMA = 4.0  # Pixels; a Gaussian this wide smooths displacements.
+_FINENESS = 4  # Images are upscaled by this factor before sampling.
 
 
 class Limits(NamedTuple):
   """How far images may be deformed, and for how many steps.
 
   Attributes:
-    rotation: in degrees, either way.
-    scale: 0.1 scales height and width by up to 1.1, up or down.
+    rotation: the largest angle, in degrees, either way.
+    scale: 0.1 scales height and width by a factor of up to 1.1, up or down.
     shear: how far a row moves sideways per row from the center.
-    shift: in pixels, along each axis.
-    elastic: in pixels, before the random displacements are smoothed.
+    shift: the largest shift along each axis, in pixels.
+    elastic: the largest random displacement before smoothing, in pixels.
     num_steps: how many training steps see deformed images; None for all.
   """
 
@@ -51,7 +51,7 @@ def from_config(config: ml_collections.ConfigDict) -> Limits | None:
 
 
 def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
-  """Deforms each image in a different random way.
+  """Applies a different random deformation to each image.
 
   The elastic deformation is that of Simard, Steinkraus and Platt, "Best
   Practices for Convolutional Neural Networks Applied to Visual Document
@@ -63,7 +63,7 @@ def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
     limits: how far to deform them.
 
   Returns:
-    Images of the same shape. What comes from outside an image is 0.
+    Images of the same shape; pixels taken from outside an image are 0.
   """
   rngs = jax.random.split(rng, 5)
   sources = _affine_sources(rngs, images.shape, limits)
@@ -115,7 +115,7 @@ def _elastic_displacements(
     [B, 2, height, width], in pixels.
   """
   batch, height, width, _ = shape
-  # A TPU draws long rows four times as fast as short ones.
+  # A TPU draws random numbers in long rows four times as fast.
   field = _uniform(rng, (batch, 2 * height * width), limit)
   field = lax.optimization_barrier(field).reshape(batch, 2, height, width)
   rows, columns = (
@@ -128,8 +128,8 @@ def _elastic_displacements(
 def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
   """Samples each pixel at its source, or 0 outside the image.
 
-  Linear interpolation blurs, while evaluation sees sharp images. Sampling a 4x
-  Lanczos upscale hardly does.
+  Evaluation sees sharp images, and linear interpolation would blur them. In a
+  4x Lanczos upscale, it hardly does.
   """
   batch, height, width, channels = images.shape
   fine = jax.image.scale_and_translate(
@@ -148,8 +148,8 @@ def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
 def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
   """Interpolates linearly, with 0 outside the image.
 
-  A TPU gathers one number at a time, so there the same sums are computed as
-  matrix products, which would be slower on a CPU.
+  A TPU gathers one number at a time, so it computes the same sums as matrix
+  products; these would be slower on a CPU.
 
   Args:
     images: [B, height, width, channels].
@@ -174,7 +174,7 @@ def _interpolate_by_gathers(image, sources):
 
 
 def _interpolate_by_products(image, sources):
-  """Sums all pixels, with weights that fall from 1 to 0 over one pixel."""
+  """Sums all pixels, with weights that fall from 1 to 0 within one pixel."""
 
   def weights(positions, size):  # [size, values]
     distances = positions.ravel() - jnp.arange(size)[:, None]

@@ -1,7 +1,7 @@
-"""Loads a TFDS data set onto the device, and decides the order of training.
+"""Loads a TFDS data set onto the device, and decides the order of the examples.
 
-All examples are on the device as uint8 (MNIST: 47 MB), each image a flat row; a
-batch is gathered and scaled inside the jitted step. The order is a function of
+All examples stay on the device as uint8 (MNIST: 47 MB), each image as a flat
+row; the jitted step gathers and scales its batch. The order is a function of
 (seed, step).
 """
 
@@ -32,9 +32,9 @@ class Examples(struct.PyTreeNode):
   """Images and their labels.
 
   Attributes:
-    images: uint8 [n, height * width * channels]. In the shape [n, height,
-      width, channels], a TPU makes n the fastest axis and reads 128 images to
-      gather one.
+    images: uint8 [n, height * width * channels]. They are flat because a TPU
+      would lay out [n, height, width, channels] with n as the fastest axis, and
+      read 128 images to gather one.
     labels: int32 [n].
     image_shape: (height, width, channels) of one image.
   """
@@ -46,19 +46,19 @@ class Examples(struct.PyTreeNode):
   )
 
   def unflatten(self, rows: jax.Array) -> jax.Array:
-    """Returns flat rows as images, [n, height, width, channels]."""
+    """Reshapes flat rows to images, [n, height, width, channels]."""
     return rows.reshape(-1, *self.image_shape)
 
 
 class Data(NamedTuple):
-  """A data set, as far as its splits were loaded.
+  """A data set; splits that were not loaded are None.
 
   Attributes:
     class_names: the names of the labels.
-    crc32: a checksum of each loaded split.
-    train: for training.
-    validation: for watching the training.
-    test: for the final score.
+    crc32: a checksum of each loaded split, by its name.
+    train: the examples to train on.
+    validation: the examples to watch the training with.
+    test: the examples for the final score.
   """
 
   class_names: tuple[str, ...]
@@ -81,19 +81,19 @@ def load(
   config: ml_collections.ConfigDict,
   splits: Sequence[str] = ("train", "validation", "test"),
 ) -> Data:
-  """Puts the splits of `config.dataset` on the device; prepares them first.
+  """Prepares `config.dataset` if necessary, and puts splits on the device.
 
   Args:
     config: its `dataset`, `*_split`, `data_dir` and `manual_dir` are read.
     splits: which of the three to load.
 
   Raises:
-    app.UsageError: names the key or the file that is wrong.
+    app.UsageError: if a key or a file is wrong; the message names it.
   """
   if not importlib.util.find_spec("array_record"):
     raise app.UsageError(
       "array_record, which stores the data sets, is not installed; on Windows,"
-      " for which it has no wheels, use WSL2; elsewhere, run"
+      " use WSL2, because array_record has no Windows wheels; elsewhere, run"
       " `pip install -r requirements.txt`"
     )
   try:
@@ -106,7 +106,7 @@ def load(
   if not processes.have_the_same(list(data.crc32.values())):
     raise app.UsageError(
       f"config.dataset={config.dataset}: not all processes have the same"
-      " examples; all hosts must have one config and the same files"
+      " examples; all hosts must have the same config and the same files"
     )
   return data._replace(
     **{split: devices.replicate(getattr(data, split)) for split in splits}
@@ -114,7 +114,7 @@ def load(
 
 
 def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
-  """Raises app.UsageError unless the split and the devices allow it."""
+  """Raises app.UsageError if a batch does not fit the split or the devices."""
   train_size, num_devices = data.train.labels.size, devices.mesh().size
   if config.batch_size > train_size:
     raise app.UsageError(
@@ -149,7 +149,7 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     missing = np.setdiff1d(range(len(class_names)), labels)
     if split == "train" and missing.size:  # The files may be sorted by class.
       logging.warning(
-        "config.train_split=%s has no example of %s",
+        "config.train_split=%s has no examples of %s",
         config.train_split,
         ", ".join(class_names[label] for label in missing),
       )
@@ -176,7 +176,10 @@ def _parse_split(
     return tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
   except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
     reason = " ".join(str(error).strip("'\".").split())
-    sizes = (f"{split.num_examples} in {name}" for name, split in known.items())
+    sizes = (
+      f"{split.num_examples} examples in {name}"
+      for name, split in known.items()
+    )
     raise app.UsageError(
       f"config.{key}={spec}: not a split of {config.dataset}, which has"
       f" {' and '.join(sizes)}: {reason}; percentages fit any size, such as"
@@ -197,7 +200,7 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 class Order(struct.PyTreeNode):
-  """Where training stands in its endless sequence of shuffled epochs.
+  """The position of training in an endless sequence of shuffled epochs.
 
   Attributes:
     epoch: int32 scalar, counted from 0.
@@ -223,7 +226,7 @@ def _order(rng, epoch, offset, size):
 
 
 def order_at(rng: jax.Array, step: int, batch_size: int, size: int) -> Order:
-  """Returns the order before any step, without going through earlier ones.
+  """Returns the order before a given step without replaying the earlier ones.
 
   Args:
     rng: the key from which all permutations are derived.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import ops
 
-_glorot_uniform = nn.initializers.glorot_uniform()  # As tf.layers defaults to.
+_glorot_uniform = nn.initializers.glorot_uniform()  # The default of tf.layers.
 
 
 class ConvPool(nn.Module):
@@ -18,7 +18,7 @@ class ConvPool(nn.Module):
 
   Attributes:
     features: the number of filters.
-    dtype: of the convolution only; parameters and output are float32.
+    dtype: the type to convolve in; the parameters and output are float32.
   """
 
   features: int
@@ -38,23 +38,24 @@ class ConvPool(nn.Module):
       "SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    # Bias and ReLU are monotone, so they commute with the pooling. After it,
-    # they have a quarter of the elements to work on.
+    # Adding the bias and ReLU are monotone, so they commute with max-pooling.
+    # Done after it, they process only a quarter of the elements.
     return nn.relu(ops.max_pool(x) + bias)
 
 
 class CNN(nn.Module):
   """Two convolutions with max-pooling, a dense layer, dropout and logits.
 
-  The tutorial's network: on [28, 28, 1] images it has 3,274,634 parameters.
+  This is the tutorial's network; for [28, 28, 1] images it has 3,274,634
+  parameters.
   https://github.com/tensorflow/tensorflow/blob/r1.12/tensorflow/examples/tutorials/layers/cnn_mnist.py
 
   Attributes:
     num_classes: the number of logits.
     dropout_rate: the fraction of the dense layer dropped in training.
     image_shape: (height, width, channels) of one image.
-    dtype: of the convolutions and the dense layer; the parameters and the
-      logits are float32.
+    dtype: the type that the convolutions and the dense layer compute in; the
+      parameters and the logits are float32.
   """
 
   num_classes: int = 10
@@ -67,15 +68,16 @@ class CNN(nn.Module):
     """Computes the logits.
 
     Args:
-      images: float in [0, 1]: [B, height, width, channels]; or flat, [B, height
-        * width * channels]; or, with one channel, [B, height, width].
+      images: floats in [0, 1], [B, height, width, channels]. They may also be
+        flat, [B, height * width * channels], or, if there is only one channel,
+        [B, height, width].
       train: whether to apply dropout, which draws from the "dropout" stream.
 
     Returns:
       Logits, float32 [B, num_classes].
 
     Raises:
-      ValueError: the images have another shape.
+      ValueError: if the images have any other shape.
     """
     dense = functools.partial(nn.Dense, kernel_init=_glorot_uniform)
     x = _to_nhwc(images, self.image_shape)

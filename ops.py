@@ -39,22 +39,22 @@ _max_pool_even.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """Max-pools 2x2 windows with stride 2; an odd last row or column is dropped.
+  """Max-pools 2x2 windows with stride 2, dropping an odd last row or column.
 
-  Values and gradients are those of `flax.linen.max_pool(x, (2, 2), (2, 2))`,
+  Values and gradients equal those of `flax.linen.max_pool(x, (2, 2), (2, 2))`,
   whose gradient (XLA's select-and-scatter) is twenty times slower on a CPU. As
-  there and in TensorFlow, ties send the gradient to the first maximum in the
+  in Flax and TensorFlow, ties send the gradient to the first maximum in the
   window, in row-major order.
 
   Args:
     x: [B, H, W, C], floating point.
 
   Returns:
-    [B, H // 2, W // 2, C], of the same dtype.
+    [B, H // 2, W // 2, C], with the dtype of x.
   """
   batch, height, width, features = x.shape
   if height % 2 or width % 2:
-    # Indexing would be a gather while the batch size is symbolic.
+    # If the batch size is symbolic, indexing would become a gather.
     limits = batch, height // 2 * 2, width // 2 * 2, features
     x = lax.slice(x, (0, 0, 0, 0), limits)
   return _max_pool_even(x)

@@ -1,7 +1,7 @@
 """Optax's optimizers and learning rate schedules, by name.
 
-To add one, add an entry to a table. The names of its arguments, after the
-learning rate, are the config keys that it reads.
+To add one, add an entry to a table. Its first argument is the learning rate;
+the others have the names of the config keys that it reads.
 """
 
 from collections.abc import Callable
@@ -69,6 +69,6 @@ def create(
 ) -> optax.GradientTransformation:
   """Builds the optimizer described by the config."""
   rate = schedule(config)
-  if config.schedule == "constant":  # Then optax needs no step count.
+  if config.schedule == "constant":  # Given a number, optax counts no steps.
     rate = config.learning_rate
   return _call(OPTIMIZERS[config.optimizer], rate, config)

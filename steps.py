@@ -43,7 +43,7 @@ class TrainState(train_state.TrainState):
 
   Attributes:
     ema_params: the average, or None.
-    ema_decay: the share of the average that a step keeps.
+    ema_decay: the fraction of the average that each step keeps.
   """
 
   ema_params: Params | None = None
@@ -71,15 +71,15 @@ class TrainState(train_state.TrainState):
 def compute_metrics(
   logits: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
-  """Computes the metrics of each example; to add one, add a line.
+  """Computes the metrics of each example; to add a metric, add a line.
 
   Args:
     logits: float32 [B, classes].
     labels: int32 [B].
 
   Returns:
-    A value per example, [B], by name; the means are logged. "loss" is in nats,
-    and is what training minimizes unless labels are smoothed.
+    Each metric's values by its name, [B], one per example; their means are
+    logged. "loss" is in nats; training minimizes it unless labels are smoothed.
   """
   return {
     "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
@@ -144,7 +144,8 @@ def create_train_state(
     ema_decay: see `TrainState`; 0 keeps no average.
 
   Raises:
-    ValueError: the network has other variables, such as batch statistics.
+    ValueError: if the network has variables that are not parameters, such as
+      batch statistics.
   """
 
   @jax.jit
@@ -153,8 +154,8 @@ def create_train_state(
     variables = model.init(rng, images)
     if set(variables) != {"params"}:
       raise ValueError(
-        f"the network has the variables {', '.join(variables)}; must be params"
-        " only, because nothing else is trained and saved"
+        f"the network has the variables {', '.join(variables)}; must have only"
+        " params, because nothing else is trained or saved"
       )
     params = variables["params"]
     state = TrainState.create(
@@ -183,9 +184,9 @@ def gradients(
   rng: jax.Array,
   label_smoothing: float = 0.0,
 ) -> tuple[Params, tuple[Metrics, jax.Array]]:
-  """Returns the gradients of the mean loss, and a batch's metrics and logits.
+  """Returns the gradients of the mean loss, and the batch's metrics and logits.
 
-  The arguments are those of `train_step`.
+  Takes the same arguments as `train_step`.
   """
   rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 
@@ -220,7 +221,7 @@ def train_step(
   Returns:
     The state after the step; the batch's metrics; and the probabilities of its
     first examples, float32 [min(B, NUM_PROBABILITIES), classes]. Metrics and
-    probabilities are those before the step, with dropout.
+    probabilities are computed before the update, with dropout.
   """
   grads, (metrics, logits) = gradients(
     state, images, labels, rng, label_smoothing
@@ -232,8 +233,8 @@ def train_step(
 def _first(logits):
   """Returns the first NUM_PROBABILITIES rows.
 
-  If the batch is split over devices, slicing it would need a collective of its
-  own. The all-reduce of this product is merged with that of the gradients.
+  Slicing a batch that is split over devices would take one more collective; the
+  all-reduce of this matrix product is merged with that of the gradients.
   """
   rows = jnp.eye(min(len(logits), NUM_PROBABILITIES), len(logits))
   return jnp.dot(rows, logits, precision="highest")
@@ -249,10 +250,11 @@ class Training(struct.PyTreeNode):
 
   Attributes:
     state: parameters, optimizer state and step.
-    order: a function of the seed and the step, so it is not saved.
+    order: the order of the examples. It is not saved, because it follows from
+      the seed and the step.
     metrics: the sums since the last log.
     labels: the labels of the last batch's first examples, int32 [k].
-    probabilities: of the same examples, float32 [k, classes].
+    probabilities: the probabilities of the same examples, float32 [k, classes].
   """
 
   state: TrainState
@@ -278,8 +280,8 @@ def start_training(
     labels=jnp.zeros(kept, jnp.int32),
     probabilities=jnp.zeros((kept, classes)),
   )
-  # Commit to the devices, as restored state is; otherwise JAX recompiles for
-  # each mix of committed and uncommitted arrays.
+  # Commit the arrays to the devices, like restored ones; otherwise JAX
+  # recompiles for each mix of committed and uncommitted arrays.
   return devices.replicate(training)
 
 
@@ -293,7 +295,7 @@ def is_finite(training: Training) -> jax.Array:
 
 
 def reset_metrics(training: Training) -> Training:
-  """Starts new sums, after a log."""
+  """Resets the sums to zero."""
   return training.replace(metrics=_zeros_like(training.metrics))
 
 
@@ -309,9 +311,9 @@ def augment(
   images: jax.Array,
   limits: augmentation.Limits,
 ) -> jax.Array:
-  """Returns what a step makes of its images, [B, height, width, channels]."""
-  # Derived from the step's key; Flax folds in other constants, so the streams
-  # differ.
+  """Deforms the images of a step, [B, height, width, channels]."""
+  # The key is derived from the step's dropout key; Flax folds other constants
+  # into it, so the random streams differ.
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
   deform = functools.partial(augmentation.augment, rng, images, limits)
   if limits.num_steps is None:

@@ -1,8 +1,8 @@
-"""Pictures of MNIST's test digits as people bring them, by kind.
+"""Turns MNIST's test digits into the kinds of pictures that people take.
 
-Each function draws one kind from a digit's ink, and a random generator: how
-much of each pixel is ink, float [height, width], to uint8 [height, width] or
-[height, width, 3].
+There is one function for each kind. It takes a digit's ink, which is how much
+of each pixel is ink, float [height, width], and a random generator, and returns
+a picture, uint8 [height, width] or [height, width, 3].
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ INK, PAPER = 30.0, 235.0
 
 
 def enlarge(digit: np.ndarray, scale: int = 10) -> np.ndarray:
-  """Makes a uint8 image of MNIST's larger: float in [0, 1]."""
+  """Enlarges a uint8 image from MNIST, and returns floats in [0, 1]."""
   side = digit.shape[0] * scale
   image = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
   return np.asarray(image, np.float32) / 255
@@ -82,7 +82,7 @@ def frame(ink, rng):
 
 
 def cell(ink, rng):
-  """One cell of a table, cut out with a little of its neighbors."""
+  """Draws one cell of a table, cut out with a little of its neighbors."""
   image = on_paper(np.pad(ink, 30))
   width, color = rng.integers(1, 7), rng.integers(0, 110)
   for lines in (image, image.T, image[::-1], image.T[::-1]):
@@ -119,7 +119,7 @@ def box(ink, rng):
 
 
 def strip(ink, rng):
-  """A dark strip of the table at one side of the sheet."""
+  """Draws a dark strip of the table on one side of the sheet."""
   turns = rng.integers(4)
   ink = np.rot90(np.pad(ink, rng.integers(0, 40)), -turns)
   image = _noisy(on_paper(ink), rng)
@@ -130,7 +130,7 @@ def strip(ink, rng):
 
 
 def table(ink, rng):
-  """A sheet on a table that shows on two to four of its sides, turned a bit."""
+  """Draws a sheet, turned a bit, and the table on two to four of its sides."""
   sheet = np.pad(on_paper(ink), rng.integers(0, 60), constant_values=235)
   pads = rng.integers(15, 90, 4) * (rng.permutation(4) < rng.integers(2, 5))
   pads = pads.reshape(2, 2)
@@ -149,7 +149,7 @@ def table(ink, rng):
 
 
 def lid(ink, rng):
-  """A slip of paper scanned under a lid, with a shadow along its edge."""
+  """Draws a slip of paper scanned under a lid, with a shadow along its edge."""
   sheet = np.pad(on_paper(ink, 245), rng.integers(0, 30), constant_values=245)
   pads = rng.integers(10, 160, 4).reshape(2, 2)
   is_lid = np.pad(np.zeros(sheet.shape, bool), pads, constant_values=True)
@@ -161,7 +161,7 @@ def lid(ink, rng):
 
 
 def window(ink, rng):
-  """A screenshot of a drawing program: a title bar with buttons and a name."""
+  """Draws a screenshot of a drawing program with a title bar."""
   page = on_paper(np.pad(ink, rng.integers(0, 60)), 255, 0)
   bar = int(rng.integers(24, 50))
   color = rng.choice([20, 60, 120, 200, 225, 240])
@@ -186,7 +186,7 @@ def window(ink, rng):
 
 
 def shadow(ink, rng):
-  """The shadow of a hand or a phone over a part of the sheet."""
+  """Draws a sheet partly in the shadow of a hand or a phone."""
   size = ink.shape[0] + 60
   angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.35, 0.35)
   rows, columns = np.indices((size, size)) / size - 0.5
@@ -197,7 +197,7 @@ def shadow(ink, rng):
 
 
 def colored(ink, rng):
-  """Ink whose luma is that of its paper."""
+  """Draws ink that has another color than its paper, but the same luma."""
   pairs = (
     ((220, 40, 40), (30, 60, 250)),
     ((60, 130, 230), (200, 70, 130)),

@@ -1,12 +1,13 @@
-"""Kills a run again and again, and compares it with one that was left alone.
+"""Kills a run again and again, and compares it with an uninterrupted one.
 
     python benchmarks/faults.py --rounds=50 --json=docs/faults.json
 
-Each round starts `train.py` on the same run directory and ends it at a random
-moment by SIGKILL or SIGTERM. In the end its parameters, optimizer state,
-metrics.jsonl and result.json must be, to the bit, those of an uninterrupted run
-of the same config. Exits with 1 if they are not. Prints, and writes as JSON,
-what the process was doing when the signals came and how long SIGTERM took.
+Each round starts `train.py` in the same run directory and ends it at a random
+moment with SIGKILL or SIGTERM. In the end, its parameters, optimizer state,
+metrics.jsonl and result.json must be identical, bit for bit, to those of an
+uninterrupted run with the same config; otherwise this exits with status 1. It
+prints, and writes as JSON, what the process was doing when the signals came and
+how long it took to exit after SIGTERM.
 """
 
 import argparse
@@ -41,7 +42,7 @@ _CONFIG = {
   "eval_every_steps": 15,
   "checkpoint_every_steps": 10,
 }
-_MEAN_LIFE = 2.0  # Seconds from where the run directory is open.
+_MEAN_LIFE = 2.0  # Seconds after the run directory is opened.
 
 
 def start(folder: pathlib.Path, num_steps: int) -> subprocess.Popen:
@@ -58,7 +59,7 @@ def start(folder: pathlib.Path, num_steps: int) -> subprocess.Popen:
 
 
 def phase(folder: pathlib.Path, records_before: int) -> str:
-  """What the process in a run directory is doing, judged from its files."""
+  """Infers from a run directory's files what its process is doing."""
   if list(folder.glob("checkpoints/*tmp*")):
     return "saving"
   records = files.read_metrics(folder)
@@ -74,7 +75,7 @@ def phase(folder: pathlib.Path, records_before: int) -> str:
 def interrupt(
   folder: pathlib.Path, num_steps: int, rng: random.Random
 ) -> dict[str, str | float] | None:
-  """Starts the run and ends it; None if it was complete before."""
+  """Starts the run and kills it; returns None if the run was finished first."""
   process = start(folder, num_steps)
   for line in process.stderr:
     if "Run directory" in line:
@@ -106,7 +107,7 @@ def complete(folder: pathlib.Path, num_steps: int) -> None:
 
 
 def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
-  """What is not the same to the bit in two run directories."""
+  """Returns what is not identical, bit for bit, in two run directories."""
   found = []
   if (a / "result.json").read_text() != (b / "result.json").read_text():
     found.append("result.json")
@@ -133,8 +134,12 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--rounds", type=int, default=50)
-  parser.add_argument("--seed", type=int, default=0, help="of the moments")
-  parser.add_argument("--json", type=pathlib.Path, help="a JSON file")
+  parser.add_argument(
+    "--seed", type=int, default=0, help="decides when and how the run is killed"
+  )
+  parser.add_argument(
+    "--json", type=pathlib.Path, help="where to write the result"
+  )
   args = parser.parse_args()
   rng = random.Random(args.seed)
   num_steps = args.rounds * _STEPS_PER_ROUND
@@ -148,7 +153,7 @@ def main() -> None:
         rounds.append(done)
         step = checkpoints.all_steps(broken)[-1:]
         print(f"{len(rounds):3}/{args.rounds}", *done.values(), *step)
-      else:  # It was faster than the signals: compare, and kill another.
+      else:  # The run finished before a signal: compare it, and start another.
         found += differences(whole, broken)
         broken = pathlib.Path(scratch, str(num_runs))
         num_runs += 1

@@ -1,12 +1,12 @@
-"""Where the host's time goes when the steps themselves cost nothing.
+"""Measures where the host's time goes if the steps themselves take no time.
 
     python benchmarks/host_overhead.py --json=docs/host_overhead.json
 
-Runs the accelerators' loop at the cadence of configs/default.py, with steps,
-evaluations and inspections that compute nothing: what remains is what a fast
-device would wait for. What comes before the first step, all compilation, and
-what comes after the last step (the last checkpoint and the last pictures) are
-counted apart.
+Runs the loop for accelerators at the cadence of configs/default.py, with steps,
+evaluations and inspections that compute nothing. The time that remains is what
+a fast device would wait for. Compilation, everything before the first step, and
+everything after the last step (the last checkpoint and the last pictures) are
+counted separately.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _inspect = network.inspect
 
 
 def no_step(training, examples, order_rng, dropout_rng, **static):
-  """A training step that only counts."""
+  """Replaces a training step; only counts steps and examples."""
   del examples, order_rng, dropout_rng
   state = training.state.replace(step=training.state.step + 1)
   metrics = training.metrics.replace(
@@ -57,14 +57,14 @@ def no_evaluation(carry, state, examples, *, batch_size):
 
 
 def no_inspection(state, examples, dropout_rng, **static):
-  """The shapes of an inspection, and no content."""
+  """Replaces an inspection; returns zeros of the right shapes."""
   inspect = functools.partial(_inspect, **static)
   shapes = jax.eval_shape(inspect, state, examples, dropout_rng)
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 class Clock:
-  """Adds up the seconds that pass inside of functions, by kind."""
+  """Adds up the seconds spent in functions, by kind."""
 
   def __init__(self):
     self.seconds = collections.Counter()
@@ -75,7 +75,10 @@ class Clock:
       self.seconds["compile"] += seconds
 
   def timed(self, kind: str, function: Callable) -> Callable:
-    """Adds a function's time, less what other kinds took in it, to a kind."""
+    """Wraps a function to add its time to a kind.
+
+    Time that was added to any kind while the function ran is not added again.
+    """
 
     def call(*args, **kwargs):
       if threading.current_thread() is not threading.main_thread():
@@ -91,7 +94,7 @@ class Clock:
 
 
 def measure(num_steps: int) -> dict[str, Any]:
-  """Runs the loop, and returns the seconds of each kind of work."""
+  """Runs the loop and returns the seconds spent on each kind of work."""
   config = default.get_config()
   config.num_steps = num_steps
   clock, times = Clock(), {}
@@ -160,7 +163,7 @@ def main() -> None:
   parser.add_argument("--num_steps", type=int, default=20_000)
   parser.add_argument("--json", help="where to write the result")
   args = parser.parse_args()
-  input_pipeline.load(default.get_config())  # Prepared, if it was not.
+  input_pipeline.load(default.get_config())  # Prepares the data if needed.
   result = {"num_steps": args.num_steps, **measure(args.num_steps)}
   print(json.dumps(result, indent=2))
   if args.json:

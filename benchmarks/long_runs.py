@@ -1,11 +1,12 @@
-"""Whether a long run stays as it began: memory, time per step, file sizes.
+"""Checks that a long run does not grow or slow down.
 
     python benchmarks/long_runs.py --json=docs/long_runs.json
 
-Measures on steps of the default size what a checkpoint costs the training loop.
-Then trains 100,000 tiny steps at the default cadence of logs, validations,
-pictures and checkpoints, and compares steps 5,000 to 10,000 with the last
-5,000.
+First measures, with steps of the default size, how much time a checkpoint costs
+the training loop. Then trains for 100,000 tiny steps at the default cadence of
+logs, validations, pictures and checkpoints, compares the memory and the time
+per step of steps 5,000 to 10,000 with those of the last 5,000, and measures the
+sizes of the files.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def resident_mebibytes(pid: int) -> float:
 
 
 def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
-  """Compares the early steps of a run of tiny ones with the last."""
+  """Compares the early steps of a long run of tiny steps with the last ones."""
   flags = {**_TINY, "num_steps": num_steps}
   process = subprocess.Popen(
     [
@@ -71,7 +72,8 @@ def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
   }
   tenth = num_steps // 10
 
-  def compared(values):  # What is compiled at a first validation is in both.
+  def compared(values):
+    # Both parts come after the first validation, which compiles more code.
     first = [x for step, x in values.items() if tenth // 2 < step <= tenth]
     last = [x for step, x in values.items() if step > num_steps - tenth // 2]
     first, last = statistics.median(first), statistics.median(last)
@@ -92,7 +94,7 @@ def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
 
 
 def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
-  """How long steps of the default size take with and without a checkpoint."""
+  """Measures steps of the default size with and without a checkpoint."""
   config = default.get_config()
   data = input_pipeline.load(config)
   image_shape = data.train.image_shape
@@ -112,7 +114,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
   )
 
-  num_steps = 20  # Longer than a checkpoint takes in the background.
+  num_steps = 20  # They take longer than a checkpoint in the background.
   seconds = {False: [], True: []}
   blocked = []
   with checkpoints.open_manager(folder, 0) as manager:
@@ -130,7 +132,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
       for _ in range(num_steps):
         training = train_steps(training, 1, data.train, order_rng, dropout_rng)
       jax.block_until_ready(training)
-      if index:  # The first compiles.
+      if index:  # The first round includes compilation.
         seconds[saves].append(time.perf_counter() - start)
       manager.wait()
   step = statistics.median(seconds[False]) / num_steps
@@ -154,7 +156,9 @@ def main() -> None:
   )
   parser.add_argument("--steps", type=int, default=100_000)
   parser.add_argument("--rounds", type=int, default=15)
-  parser.add_argument("--json", type=pathlib.Path, help="a JSON file")
+  parser.add_argument(
+    "--json", type=pathlib.Path, help="where to write the result"
+  )
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
     result = {

@@ -1,9 +1,9 @@
-"""Trains presets with several seeds, and prints their row of docs/recipes.md.
+"""Trains presets with several seeds, and prints their rows of docs/recipes.md.
 
     python benchmarks/recipes.py fast --seeds=20 --json=docs/recipes.json
 
-Runs train.py as a user would, one seed after the other, and gives it the
---config flags. Runs that are complete in --runs are not trained again, but
+Runs train.py as a user would, one seed after another, and passes it any
+--config flags. Runs in --runs that are complete are not trained again, only
 evaluated.
 """
 
@@ -23,7 +23,7 @@ _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 def run(
   preset: str, seed: int, workdir: pathlib.Path, flags: list[str]
 ) -> dict[str, Any]:
-  """Trains, and returns the result and the seconds that the steps took."""
+  """Trains, and returns the result and how many seconds the steps took."""
   done = subprocess.run(
     [
       *(sys.executable, _PROJECT / "train.py"),
@@ -35,13 +35,14 @@ def run(
     stdout=subprocess.DEVNULL,
   )
   if done.returncode:
-    sys.exit(done.returncode)  # It has said why.
+    sys.exit(done.returncode)  # train.py has printed why.
   result = json.loads((workdir / "result.json").read_text())
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   seconds, last_step = 0.0, 0
   for record in map(json.loads, lines):
     if "steps_per_second" in record:
-      # The first interval has one step less, which compiled; here it counts.
+      # The first interval excludes the step that compiled; here that step
+      # counts as much as the others.
       seconds += (record["step"] - last_step) / record["steps_per_second"]
       last_step = record["step"]
   return {
@@ -90,11 +91,13 @@ def main() -> None:
   parser.add_argument(
     "--runs", type=pathlib.Path, default=pathlib.Path("runs/recipes")
   )
-  parser.add_argument("--json", type=pathlib.Path, help="where to add them")
+  parser.add_argument(
+    "--json", type=pathlib.Path, help="a file to add the results to"
+  )
   args, flags = parser.parse_known_args()
   for flag in flags:
     if not flag.startswith("--config."):
-      parser.error(f"{flag}: what goes to train.py begins with --config.")
+      parser.error(f"{flag}: flags for train.py must begin with --config.")
   for preset in args.presets:
     workdirs = [
       args.runs / f"{preset},seed={seed}" for seed in range(args.seeds)

@@ -1,8 +1,8 @@
-"""Time from the command to the first finished step, imports, peak memory.
+"""Measures the time to the first finished step, imports and peak memory.
 
     python benchmarks/startup.py --json=docs/startup.json
 
-Runs train.py as a user would, in a home directory of its own: with nothing
+Runs train.py as a user would, in a temporary home directory: first with nothing
 prepared, then with the data prepared but nothing compiled, then with both.
 """
 
@@ -47,7 +47,7 @@ def seconds_to_first_step(home: pathlib.Path) -> float:
 
 
 def seconds_to_import(package: str) -> float:
-  """Imports a package after those that stand before it in _PACKAGES."""
+  """Returns how long a package takes to import after those before it."""
   before = "; ".join(
     f"import {name}" for name in _PACKAGES[: _PACKAGES.index(package)]
   )
@@ -59,7 +59,7 @@ def seconds_to_import(package: str) -> float:
 
 
 def peak_megabytes(home: pathlib.Path) -> float:
-  """The largest of all starts so far, and of a run that also evaluates."""
+  """Returns the peak memory of all starts and of a run that also evaluates."""
   subprocess.run(
     [sys.executable, _PROJECT / "train.py", "--config.num_steps=100"],
     env={**os.environ, "HOME": str(home)},

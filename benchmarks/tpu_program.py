@@ -4,9 +4,10 @@
     python benchmarks/tpu_program.py --topology=v5e:2x4 --preset=accurate
 
 libtpu compiles ahead of time for v5e:1x1, v5e:2x4, v6e:1x1 and others. For this
-project's program and a plain Flax program beside it, this prints the memory
-they need, the size of their code, transfers to the host and, inside the loop,
-collectives and copies of the whole data set. Nothing is timed.
+project's program and, for comparison, a plain Flax program, this prints how
+much memory they need, the size of their code, the transfers to the host and,
+inside the loop, the collectives and the copies of the whole data set. Nothing
+is timed.
 """
 
 import argparse
@@ -26,7 +27,8 @@ for name, value in {
   "JAX_PLATFORMS": "cpu",  # Nothing runs on the TPU.
   "TPU_SKIP_MDS_QUERY": "1",  # Don't ask a metadata server for a TPU's type.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Several processes may compile at once.
-  "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # These three only silence warnings.
+  # These three only silence warnings.
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_STDERR_LOG_LEVEL": "3",
 }.items():
@@ -61,7 +63,7 @@ _HOST_TRANSFER = re.compile(
 
 
 def topology_mesh(topology: str) -> jax.sharding.Mesh:
-  """Returns what `devices.mesh` does, for a topology such as "v5e:2x4"."""
+  """Returns the mesh of `devices.mesh` for a topology such as "v5e:2x4"."""
   options = {}
   if math.prod(map(int, topology.split(":")[1].split("x"))) == 1:
     options["chips_per_host_bounds"] = [1, 1, 1]
@@ -74,11 +76,11 @@ def topology_mesh(topology: str) -> jax.sharding.Mesh:
 
 
 def compile_loop(step, start) -> jax.stages.Compiled:
-  """Compiles the loop that takes `step`s.
+  """Compiles a loop of steps.
 
   Args:
-    step: a function of a carry and other arguments that returns a carry.
-    start: returns the carry to begin with and the other arguments.
+    step: a function of a carry and other arguments that returns a new carry.
+    start: a function that returns the first carry and the other arguments.
   """
   carry, *args = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -150,7 +152,7 @@ def compile_plain_flax(
 
 
 def in_loops(hlo: str) -> list[str]:
-  """Returns the instructions of all loops and of what they call."""
+  """Returns the instructions of all loops and of the computations they call."""
   computations, instructions = {}, []
   for line in hlo.splitlines():
     if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -179,7 +181,7 @@ def in_loops(hlo: str) -> list[str]:
 
 
 def _copies_data_set(instruction: str) -> bool:
-  """Returns whether it produces an array as large as all the images."""
+  """Returns whether an instruction creates an array as large as all images."""
   match = re.search(r" = \w+\[([\d,]+)\]\S* ([\w-]+)\(", instruction)
   if not match or match[2] in ("parameter", "get-tuple-element", "bitcast"):
     return False
@@ -188,7 +190,7 @@ def _copies_data_set(instruction: str) -> bool:
 
 
 def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
-  """Collects what is printed about a program."""
+  """Collects the figures of a compiled program."""
   hlo = compiled.as_text()
   memory = compiled.memory_analysis()
   loops = in_loops(hlo)
@@ -222,12 +224,14 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--topology", default="v5e:1x1")
-  parser.add_argument("--preset", default="default", help="one of configs/")
+  parser.add_argument(
+    "--preset", default="default", help="the name of a file in configs/"
+  )
   parser.add_argument("--json", help="where to write the result")
   args = parser.parse_args()
   config = importlib.import_module(f"configs.{args.preset}").get_config()
   mesh = topology_mesh(args.topology)
-  # train.py requires that the chips divide the batch.
+  # train.py requires a batch size that is divisible by the number of chips.
   config.batch_size += -config.batch_size % mesh.size
   with (
     mock.patch.object(devices, "mesh", lambda: mesh),

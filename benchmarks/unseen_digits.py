@@ -1,13 +1,14 @@
-"""How well a run reads digits that are not from MNIST.
+"""Measures how well a run reads digits that are not from MNIST.
 
     python benchmarks/unseen_digits.py --workdir=runs/default \
       --json=docs/unseen_digits.json --picture=docs/unseen_digits.png
 
-Printed digits, rendered in the fonts that come with matplotlib and turned into
-photographs of paper (uneven light, noise, blur, a few degrees of rotation);
-scikit-learn's `load_digits`, 1,797 handwritten ones of 8x8 pixels; and MNIST's
-test digits in each kind of picture of digit_pictures.py. All go through what
-predict.py does with a file, and must be found as one digit.
+The pictures are printed digits, rendered in the fonts that come with matplotlib
+and made to look like photographs of paper (uneven light, noise, blur, a few
+degrees of rotation); scikit-learn's `load_digits`, 1,797 handwritten digits of
+8x8 pixels; and MNIST's test digits in each kind of picture of
+digit_pictures.py. All are processed as predict.py would process a file; a
+picture in which more than one digit is found counts as wrong.
 """
 
 import argparse
@@ -46,13 +47,13 @@ FONTS = (
   "cmr10",
   "cmss10",
 )
-PHOTOGRAPHS_EACH = 10  # Per digit and font.
-PICTURES_EACH = 200  # Per kind.
+PHOTOGRAPHS_EACH = 10  # For each digit and font.
+PICTURES_EACH = 200  # For each kind of picture.
 HEIGHT, WIDTH = 240, 320
 
 
 def photograph(digit: int, font: str, rng: np.random.Generator) -> np.ndarray:
-  """Draws a digit printed on paper, uint8 [HEIGHT, WIDTH]."""
+  """Draws a photograph of a printed digit, uint8 [HEIGHT, WIDTH]."""
   folder = pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf"
   truetype = ImageFont.truetype(
     str(folder / f"{font}.ttf"), int(rng.integers(60, 140))

@@ -2,8 +2,9 @@
 
 python train.py --config=configs/accurate.py
 
-99.65 ± 0.03 % of the test set (mean and standard deviation of seeds 0 to 2)
-after 44,000 steps, in 18 minutes on two CPU cores; the three together 99.72 %.
+Test accuracy: 99.65 ± 0.03 % (mean and standard deviation of seeds 0 to 2)
+after 44,000 steps, which take 18 minutes on two CPU cores. The ensemble of the
+three runs reaches 99.72 %.
 """
 
 import ml_collections
@@ -12,10 +13,10 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """AdamW, a cosine, deformed digits until the last tenth, and an average."""
+  """Uses AdamW, a cosine schedule, deformed digits and averaged parameters."""
   config = default.get_config()
-  # The values below were chosen with 15,000 images held out. Once they were,
-  # 1,000 sufficed to watch a run.
+  # The values below were chosen with 15,000 images held out. To watch a run,
+  # 1,000 are enough.
   config.train_split = "train[1000:]"
   config.validation_split = "train[:1000]"
   config.batch_size = 50

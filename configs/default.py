@@ -1,4 +1,4 @@
-"""The tutorial's recipe: plain SGD, 20,000 steps on batches of 100.
+"""The tutorial's recipe: plain SGD, 20,000 steps with batches of 100.
 
 python train.py --config=configs/default.py
 """
@@ -10,29 +10,29 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns every key with its default; presets change a few."""
   config = ml_collections.ConfigDict()
 
-  # Data: a name and splits, as TFDS writes them.
+  # Data: a name, and splits in the syntax of TFDS.
   config.dataset = "mnist"  # Or fashion_mnist, kmnist, idx, image_folder, ...
   config.train_split = "train[5000:]"
   config.validation_split = "train[:5000]"
   config.test_split = "test"
-  config.data_dir = ""  # Prepared data; "": TFDS's ~/tensorflow_datasets.
+  config.data_dir = ""  # Prepared data; "" is TFDS's ~/tensorflow_datasets.
   config.manual_dir = ""  # Your own images; "" is data/ beside train.py.
 
   # Training.
   config.batch_size = 100
   config.num_steps = 20000
-  config.learning_rate = 0.001  # Or the peak, if the schedule varies.
+  config.learning_rate = 0.001  # The peak, if the schedule varies it.
   config.schedule = "constant"  # Or one_cycle, cosine.
   config.warmup_steps = 0  # Steps until the peak.
   config.optimizer = "sgd"  # Or adam, adamw, nadamw.
   config.momentum = 0.0  # Nesterov momentum, for sgd.
   config.adam_b2 = 0.999  # Adam's second-moment decay rate.
   config.weight_decay = 0.0  # For the kernels, with adamw and nadamw.
-  config.label_smoothing = 0.0  # 0.1 spreads a tenth over all classes.
+  config.label_smoothing = 0.0  # 0.1 spreads a tenth evenly over all classes.
   config.ema_decay = 0.0  # Above 0, averaged parameters are evaluated.
   config.dropout_rate = 0.4
   config.dtype = "float32"  # Or bfloat16, for accelerators.
-  config.seed = 0  # Decides everything that is random.
+  config.seed = 0  # Determines everything that is random.
 
   # Augmentation: the largest random deformations; 0 is off.
   config.augment_rotation = 0.0  # Degrees, either way.

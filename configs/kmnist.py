@@ -2,8 +2,8 @@
 
 python train.py --config=configs/kmnist.py
 
-Downloads it, or takes its four IDX files from --config.manual_dir=DIR. What it
-reaches was not measured.
+This downloads the data, or reads its four IDX files from
+--config.manual_dir=DIR. Its accuracy has not been measured.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from configs import accurate
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """What is good for digits, written by hand as well."""
+  """Uses the recipe for digits, because these are handwritten too."""
   config = accurate.get_config()
   config.dataset = "kmnist"
   return config

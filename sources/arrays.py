@@ -1,4 +1,4 @@
-"""Reads a prepared data set as arrays, and caches them beside it."""
+"""Reads a prepared data set as arrays, and caches them in its folder."""
 
 import json
 import os
@@ -17,7 +17,8 @@ def read_split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Reads a split's images, [n, height, width, channels], and its labels.
 
-  They come from the split's array file, which is written if need be.
+  They come from the split's array file. If that is missing, outdated or
+  damaged, it is rebuilt from the records.
   """
   folder = pathlib.Path(builder.data_dir)
   files = [folder / "dataset_info.json"]
@@ -31,7 +32,7 @@ def read_split(
   )
   path = folder / f"{split}.arrays.npz"
   try:
-    # Reading checks the CRC that the zip format stores for each array.
+    # NumPy checks the CRC that the zip format stores for each array.
     with np.load(path, allow_pickle=False) as arrays:
       if arrays["source"].item() == source:
         return arrays["images"], arrays["labels"]
@@ -55,7 +56,7 @@ def read_split(
 def read_records(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Reads the same from the records, which takes seconds."""
+  """Reads a split's images and labels from its records, which takes seconds."""
   size = builder.info.splits[split].num_examples
   images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(size, np.int32)
@@ -67,10 +68,10 @@ def read_records(
       for index, example in enumerate(chunk, start):
         images[index], labels[index] = example["image"], example["label"]
       progress.update(len(chunk))
-  except Exception as error:  # TFDS and array_record raise anything.
+  except Exception as error:  # TFDS and array_record may raise anything.
     raise app.UsageError(
       f"{builder.data_dir}: the records of {split} are damaged: {error};"
-      " remove it and run again"
+      " remove this directory and run again"
     ) from error
   finally:
     progress.close()

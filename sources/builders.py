@@ -1,4 +1,4 @@
-"""Finds or prepares a data set, in a TFDS format with random access."""
+"""Finds or prepares a data set in a TFDS format with random access."""
 
 import contextlib
 import difflib
@@ -24,13 +24,13 @@ _NAMES = (*idx_dataset.NAMES, "idx", "image_folder")
 
 
 def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-  """Returns the builder of `config.dataset`, prepared.
+  """Returns the builder of `config.dataset`, preparing the data if needed.
 
   Args:
     config: its `dataset`, `data_dir` and `manual_dir` are read.
 
   Raises:
-    app.UsageError: names the key or the file that is wrong.
+    app.UsageError: if a key or a file is wrong; the message names it.
   """
   if config.dataset not in _NAMES and not config.dataset.startswith("idx/"):
     return _tfds_builder(config)
@@ -39,7 +39,7 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     _prepare(config, folder)
   try:
     return tfds.builder_from_directory(folder)
-  except Exception as error:  # TFDS raises anything.
+  except Exception as error:  # TFDS may raise anything.
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
       f" it is damaged: {error}; remove {folder} and run again"
@@ -47,7 +47,7 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
 
 
 def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
-  """Returns where a data set of ours is, or will be, prepared."""
+  """Returns the folder in which the data set is, or will be, prepared."""
   builder, subfolders = own_images.OwnImages, ()
   if config.dataset in idx_dataset.NAMES:
     builder, subfolders = idx_dataset.IdxDataset, (config.dataset,)
@@ -65,11 +65,11 @@ def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
 def _folder_of_manual_dir(
   config: ml_collections.ConfigDict, inner: pathlib.Path
 ) -> pathlib.Path:
-  """Returns where what is made from `config.manual_dir` is prepared.
+  """Returns the folder for the data set made from `config.manual_dir`.
 
-  The folder is named after that path and after the names, sizes and times of
-  its files, so other files are another data set. If the files are gone, the
-  newest data set made from that path is used.
+  Its name depends on that path and on the names, sizes and times of the files
+  there, so changed files make a new data set. If the files are gone, this is
+  the folder of the newest data set made from that path.
   """
   manual_dir = _manual_dir(config)
   name = re.sub(r"\W", "_", manual_dir.name)[:50]
@@ -83,15 +83,15 @@ def _folder_of_manual_dir(
   if not made:
     problem = "not a directory"
     if manual_dir.is_dir():
-      problem = f"has no files of {config.dataset}"
+      problem = f"has no files for {config.dataset}"
     raise app.UsageError(
       f"config.manual_dir={config.manual_dir}: {problem}, and nothing was"
       f" prepared from it; must be a folder with {_what(config.dataset)}"
     )
   folder = max(made, key=os.path.getmtime).parent
   logging.warning(
-    "The files in config.manual_dir=%s are gone; what was prepared from them is"
-    " read: %s",
+    "The files in config.manual_dir=%s are gone; reading what was prepared from"
+    " them: %s",
     config.manual_dir,
     folder,
   )
@@ -106,7 +106,7 @@ def _find(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
 
 
 def _what(dataset: str) -> str:
-  """Says which files a data set is made from."""
+  """Describes the files that a data set is made from."""
   if dataset == "image_folder":
     return (
       "a subfolder of images for each class, such as train/cat and test/cat"
@@ -132,22 +132,22 @@ def _prepare(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     if len(source.class_names) < 2:
       raise app.UsageError(
         f"config.manual_dir={config.manual_dir}: all images are of one class,"
-        f" {source.class_names[0]}; must be at least two"
+        f" {source.class_names[0]}; there must be at least two classes"
       )
     builder = own_images.OwnImages(source=source, data_dir=folder.parents[1])
   logging.info("Preparing %s in %s", config.dataset, folder)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  # Another process that prepares the same may come first.
+  # Another process may prepare the same data set first.
   with contextlib.suppress(FileExistsError):
-    with contextlib.redirect_stdout(None):  # It says more than we did.
+    with contextlib.redirect_stdout(None):  # TFDS prints too much.
       builder.download_and_prepare(file_format="array_record")
 
 
 def _tfds_builder(
   config: ml_collections.ConfigDict,
 ) -> tfds.core.DatasetBuilder:
-  """Returns a builder of TFDS's, if it has prepared images and labels."""
+  """Returns TFDS's builder of a prepared data set of images and labels."""
   _check_name(config)
   if config.manual_dir:
     raise app.UsageError(
@@ -156,7 +156,7 @@ def _tfds_builder(
     )
   try:
     builder = tfds.builder(config.dataset, data_dir=_root(config))
-  except Exception as error:  # TFDS raises anything, even its catalog.
+  except Exception as error:  # TFDS may raise anything, with a long message.
     raise app.UsageError(
       f"config.dataset={config.dataset}: TFDS cannot build it:"
       f" {textwrap.shorten(str(error), 300)}"
@@ -165,9 +165,9 @@ def _tfds_builder(
   if not formats & tfds.core.FileFormat.with_random_access():
     raise app.UsageError(
       f"config.dataset={config.dataset}: not prepared as array_record in"
-      f" {builder.data_dir_root}; where TensorFlow is installed, `tfds build"
-      f" {config.dataset} --file_format=array_record --data_dir=DIR` prepares"
-      " it, and --config.data_dir=DIR then reads it"
+      f" {builder.data_dir_root}; with TensorFlow installed, run `tfds build"
+      f" {config.dataset} --file_format=array_record --data_dir=DIR`, then use"
+      " --config.data_dir=DIR"
     )
   features = builder.info.features
   if not (
@@ -179,14 +179,14 @@ def _tfds_builder(
   ):
     raise app.UsageError(
       f"config.dataset={config.dataset}: has the features"
-      f" {' '.join(str(features).split())}; must have a class `label` and a"
-      " uint8 `image` of fixed [height, width, channels]"
+      f" {' '.join(str(features).split())}; must have a ClassLabel `label` and"
+      " a uint8 `image` of a fixed shape [height, width, channels]"
     )
   return builder
 
 
 def _check_name(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if neither we nor TFDS know such a data set."""
+  """Raises app.UsageError if neither this project nor TFDS knows the name."""
   root = _root(config)
   name = re.match(r"[\w-]*", config.dataset)[0]
   known = {*_NAMES, *tfds.list_builders(with_community_datasets=False)}
@@ -199,20 +199,20 @@ def _check_name(config: ml_collections.ConfigDict) -> None:
   if plain not in known:
     near = difflib.get_close_matches(plain, sorted(known))
   raise app.UsageError(
-    f"config.dataset={config.dataset}: is neither one of {', '.join(_NAMES)}"
-    f" nor prepared in {root}"
+    f"config.dataset={config.dataset}: must be one of {', '.join(_NAMES)},"
+    f" or a data set prepared in {root}"
     + (f"; did you mean {' or '.join(near)}?" if near else "")
   )
 
 
 def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
-  """Returns the folder of all prepared data sets."""
+  """Returns the folder that holds all prepared data sets."""
   data_dir = config.data_dir or tfds.core.constants.DATA_DIR
   root = os.path.expanduser(data_dir)
   if root.startswith("~/"):
     raise app.UsageError(
-      f"config.data_dir={config.data_dir}: must name a directory in full, as"
-      f" HOME is not set for {data_dir}"
+      f"config.data_dir={config.data_dir}: must be a full path, because"
+      f" {data_dir} needs HOME, which is not set"
     )
   return pathlib.Path(root)
 

@@ -1,7 +1,7 @@
-"""IDX files: MNIST, Fashion-MNIST, Kuzushiji-MNIST, EMNIST and your own.
+"""Reads IDX files: MNIST, Fashion-MNIST, Kuzushiji-MNIST, EMNIST or your own.
 
-TFDS's own builders need TensorFlow to prepare these data sets, and shuffle.
-Here they keep the order of the files: test example i is image i.
+TFDS's own builders need TensorFlow to prepare these data sets, and shuffle
+them. The builder here keeps the order of the files: test example i is image i.
 
 The IDX format: http://yann.lecun.com/exdb/mnist/
 """
@@ -28,8 +28,8 @@ _IMAGE_SHAPE = (28, 28)
 _NUM_CLASSES = 10
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
-# Names as in the originals, or as on Kaggle (`train-images.idx3-ubyte`). EMNIST
-# prefixes the name of the set: `emnist-letters-`.
+# Matches the original names and Kaggle's (`train-images.idx3-ubyte`). EMNIST's
+# names begin with that of the set: `emnist-letters-`.
 _FILE = re.compile(
   r"(?:(.+)-)?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?"
 )
@@ -57,12 +57,12 @@ _MNIST_SHA256 = {  # Hashes of the decompressed files.
 
 @dataclasses.dataclass(kw_only=True)
 class IdxConfig(tfds.core.BuilderConfig):
-  """One data set in this format.
+  """A data set in MNIST's format.
 
   Attributes:
-    url: the address of its four gzipped files, the same as TFDS's, so that TFDS
-      can check the download.
-    sha256: hashes of its decompressed files by name; empty if unknown.
+    url: the address of its four gzipped files. The downloads are checked if
+      TFDS's own data set has the same address.
+    sha256: the hashes of its decompressed files by name; empty if unknown.
     class_names: the names of labels 0 to 9.
   """
 
@@ -113,7 +113,7 @@ class IdxDataset(own_images.OwnImages, skip_registration=True):
   BUILDER_CONFIGS = _CONFIGS
 
   def __init__(self, *, config: str, manual_dir: os.PathLike, **kwargs):
-    """Reads the files in `manual_dir`, or downloads missing ones."""
+    """Uses the files in `manual_dir`, or downloads them if there are none."""
     class_names = self.builder_configs[config].class_names
     source = own_images.Source((*_IMAGE_SHAPE, 1), class_names, splits={})
     super().__init__(source=source, config=config, **kwargs)
@@ -132,21 +132,21 @@ class IdxDataset(own_images.OwnImages, skip_registration=True):
     }
 
   def _download(self, dl_manager):
-    import requests  # Takes a tenth of a second.
+    import requests  # Imported here because it takes a tenth of a second.
 
     config = self.builder_config
     urls = {name: f"{config.url}{name}.gz" for name in FILE_NAMES}
     logging.info("Downloading %s", config.url)
     try:
-      # TFDS retries for minutes, even if there is no network.
+      # Check first, because without a network TFDS would retry for minutes.
       first = requests.head(urls[FILE_NAMES[0]], timeout=5)
       first.raise_for_status()
       return dl_manager.download(urls)
-    except Exception as error:  # Raised by requests, urllib3 or TFDS.
+    except Exception as error:  # From requests, urllib3 or TFDS.
       raise app.UsageError(
         f"{config.url}: cannot be downloaded ({' '.join(str(error).split())});"
-        f" put its four files into {self._manual_dir / config.name}, or name"
-        f" their folder with config.manual_dir: {', '.join(FILE_NAMES)}"
+        f" put its four files into {self._manual_dir / config.name}, or set"
+        f" config.manual_dir to their folder: {', '.join(FILE_NAMES)}"
       ) from error
 
 
@@ -161,15 +161,16 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   """Finds IDX files, gzipped or not.
 
   Args:
-    manual_dir: where to look, after its subfolder named after the data set.
-    dataset: one of NAMES; "idx" for files of one's own; or "idx/NAME" for files
+    manual_dir: the folder to search. Its subfolder named after the data set, if
+      there is one, is searched first.
+    dataset: one of NAMES; "idx" for your own files; or "idx/NAME" for files
       whose names start with `NAME-`.
 
   Returns:
-    The path of each file, by its name in MNIST; {} if there are none.
+    The path of each file, by its name in MNIST; {} if no files are found.
 
   Raises:
-    app.UsageError: a file is missing, or several sets are there.
+    app.UsageError: if a file is missing, or if there are several sets.
   """
   name, _, wanted = dataset.partition("/")
   for folder in (manual_dir / name, manual_dir):
@@ -184,7 +185,7 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
       (wanted,) = sets
     if found := sets[wanted]:
       needed = set(FILE_NAMES)
-      if name == "idx":  # One split is enough.
+      if name == "idx":  # Your own files may have just one split.
         prefixes = tuple(each.split("-")[0] for each in found)
         needed = {each for each in FILE_NAMES if each.startswith(prefixes)}
       if missing := sorted(needed - found.keys()):
@@ -201,16 +202,16 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
 
 
 def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
-  """Reads IDX files of any number of images, of any size and classes.
+  """Reads IDX files with any number of images, any image size and any classes.
 
-  Classes are named after their labels; EMNIST's, after their characters.
-  EMNIST stores its images transposed; they are turned upright.
+  Classes are named after their labels, or, in EMNIST, after the characters.
+  EMNIST stores its images transposed; this turns them upright.
 
   Args:
-    paths: the files, as `find` returned them.
+    paths: the files, as returned by `find`.
 
   Raises:
-    app.UsageError: names the file that is wrong.
+    app.UsageError: if a file is wrong; the message names it.
   """
   images, labels, shape = {}, {}, (None, None, None)
   for split, (prefix, _) in _SPLITS.items():
@@ -224,7 +225,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
   values = np.unique(np.concatenate([*labels.values()])).tolist()
   first = next(iter(paths.values()))
   if emnist := re.match(r"emnist-(\w+)-", first.name):
-    logging.info("%s is EMNIST's: transposing the images", first)
+    logging.info("%s is from EMNIST; transposing the images", first)
     images = {split: array.swapaxes(1, 2) for split, array in images.items()}
     characters = _EMNIST_CLASSES.get(emnist[1], _EMNIST_OTHER_CLASSES)
     if values[-1] >= len(characters):
@@ -258,13 +259,14 @@ def read_split(
     paths: the IDX files, gzipped or not, by their original names.
     prefix: "train" or "t10k".
     num_examples: how many examples there must be.
-    sha256: hashes of the decompressed files by name, if known.
+    sha256: the hashes of the decompressed files by name, if known.
 
   Returns:
     Images, uint8 [num_examples, 28, 28, 1], and labels, uint8 [num_examples].
 
   Raises:
-    app.UsageError: names a file that is damaged or not the one expected.
+    app.UsageError: if a file is damaged or not the expected one; the message
+      names it.
   """
   images_name, labels_name = _file_names(prefix)
   images = read_idx(paths[images_name], (num_examples, *_IMAGE_SHAPE))
@@ -277,16 +279,16 @@ def read_split(
     if name in sha256 and found != sha256[name]:
       raise app.UsageError(
         f"{paths[name]}: is not the original file: its SHA-256 is {found}, not"
-        f" {sha256[name]}; config.dataset=idx takes other files"
+        f" {sha256[name]}; config.dataset=idx reads any files"
       )
     if name not in sha256 and found in _MNIST_SHA256.values():
       raise app.UsageError(
-        f"{paths[name]}: is a file of MNIST, not of this data set"
+        f"{paths[name]}: is a file from MNIST, not from this data set"
       )
   if labels.max() >= _NUM_CLASSES:
     raise app.UsageError(
-      f"{paths[labels_name]}: label {labels.max()} at index"
-      f" {labels.argmax()}; labels are 0 to {_NUM_CLASSES - 1}"
+      f"{paths[labels_name]}: has label {labels.max()} at index"
+      f" {labels.argmax()}; must be 0 to {_NUM_CLASSES - 1}"
     )
   return images[..., np.newaxis], labels
 
@@ -296,16 +298,16 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
 
   Args:
     path: the file.
-    shape: the shape that the file must have; None stands for any size. Without
-      None, no more is read than this shape needs.
+    shape: the shape that the file must have; None stands for any size. If no
+      size is None, no more is read than this shape needs.
 
   Returns:
     The uint8 array.
 
   Raises:
-    app.UsageError: names the file and what is wrong with it.
+    app.UsageError: if the file is wrong; the message names it and says why.
   """
-  magic = bytes([0, 0, 8, len(shape)])  # Unsigned bytes; dimensions.
+  magic = bytes([0, 0, 8, len(shape)])  # 8 stands for unsigned bytes.
   start = 4 + 4 * len(shape)
   limit = -1 if None in shape else start + math.prod(shape) + 1
   try:
@@ -325,8 +327,8 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
     found = tuple(np.frombuffer(content[4:start], ">u4").tolist())
   if any(n not in (None, m) for n, m in zip(shape, found, strict=True)):
     raise app.UsageError(
-      f"{path}: announces {'x'.join(map(str, found))} values; expected"
-      f" {'x'.join('any' if n is None else str(n) for n in shape)}"
+      f"{path}: declares {' x '.join(map(str, found))} values; expected"
+      f" {' x '.join('any' if n is None else str(n) for n in shape)}"
     )
   size = start + math.prod(found)
   if len(content) != size:

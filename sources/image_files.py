@@ -1,4 +1,4 @@
-"""Image files to arrays."""
+"""Reads image files as arrays."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,7 +14,7 @@ from PIL import ImageOps
 from sources import photographs
 from sources import sheets
 
-# Formats whose decoders Pillow has itself: others may start other programs.
+# Formats that Pillow decodes itself; for others, it may start other programs.
 _FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF HEIF".split()
 SUFFIXES = tuple(
   ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .avif .heic .heif"
@@ -24,14 +24,14 @@ SUFFIXES = tuple(
 LAYOUTS = ("auto", "hw", "hwc", "chw", "nhw", "nhwc", "nchw", "flat")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _NPY_MAGIC = b"\x93NUMPY"
-_SIDE = 28  # Of MNIST's images, in pixels.
-_MAX_GIVEN = 1200  # Larger images, by the longer side, only take memory.
+_SIDE = 28  # Height and width of MNIST's images.
+_MAX_GIVEN = 1200  # Longer sides are shrunk to this, to save memory.
 
 
 def read(
   source: pathlib.Path | bytes, layout: str = "auto"
 ) -> Iterator[np.ndarray]:
-  """Yields the images of a file: one, or those of a .npy array.
+  """Yields the images in a file: one, or any number from a .npy array.
 
   Args:
     source: a path, or the content of a file.
@@ -41,7 +41,7 @@ def read(
     uint8 [height, width] or [height, width, 3], as a person would see it.
 
   Raises:
-    ValueError: says what is wrong with the file.
+    ValueError: if the file cannot be read; the message says why.
   """
   try:
     if isinstance(source, bytes):
@@ -62,15 +62,15 @@ def read(
 
 
 def _read_array(file, layout: str) -> Iterator[np.ndarray]:
-  """Yields the images of a .npy file."""
+  """Returns the images in a .npy file."""
   try:
-    # Mapped, so that a header cannot claim more memory than the file has.
+    # Memory-mapped, so that no header can claim more memory than the file has.
     mode = None if isinstance(file, io.BytesIO) else "r"
     with warnings.catch_warnings(action="ignore"):
       array = np.load(file, mmap_mode=mode, allow_pickle=False)
-  except Exception as error:  # NumPy's parser of headers raises anything.
+  except Exception as error:  # NumPy's header parser may raise anything.
     reason = str(error).splitlines()[0]
-    raise ValueError(f"is not an array that can be read: {reason}") from error
+    raise ValueError(f"cannot be read as an array: {reason}") from error
   found = f"is an array of {array.dtype} {list(array.shape)}"
   if layout == "auto":
     layout = _layout(array.shape, found)
@@ -86,7 +86,7 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
   if not is_image or not array.size or array.dtype.kind not in "buif":
     raise ValueError(
       f"{found}; must be numbers, [height, width], [height, width, 1, 3 or 4],"
-      f" n such images, or [n, {_SIDE**2}]; --layout names other axes"
+      f" n such images, or [n, {_SIDE**2}]; for other axes, use --layout"
     )
   images = _to_uint8(array)
   if images.shape[-1] == 1:
@@ -97,12 +97,12 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
 
 
 def _layout(shape: tuple[int, ...], found: str) -> str:
-  """Returns the axes of an array; ValueError says what is ambiguous."""
+  """Infers an array's axes from its shape; raises ValueError if ambiguous."""
   match shape:
     case (n, 784) if 100 <= n <= 2000:
       raise ValueError(
-        f"{found}: --layout=flat if that is {n} images, --layout=hw if it is"
-        " one"
+        f"{found}: use --layout=flat if these are {n} images, --layout=hw if it"
+        " is one image"
       )
     case (_, 784):
       return "flat"
@@ -112,8 +112,8 @@ def _layout(shape: tuple[int, ...], found: str) -> str:
       return "hwc"
     case (3 | 4 as n, height, width) if (height, width) != (_SIDE, _SIDE):
       raise ValueError(
-        f"{found}: --layout=nhw if that is {n} images, --layout=chw if it is"
-        f" one of {n} colors"
+        f"{found}: use --layout=nhw if these are {n} images, --layout=chw if it"
+        f" is one image of {n} colors"
       )
     case (_, _, _):
       return "nhw"
@@ -121,10 +121,10 @@ def _layout(shape: tuple[int, ...], found: str) -> str:
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-  """From values up to 1, 255 (8 bit), 4,095 (12 bit) or 65,535 (16 bit)."""
+  """Scales values in [0, 1], or of 8, 12 or 16 bits, to uint8."""
   largest = np.max(values)
-  if not (np.min(values) >= 0 and largest < 2**16):  # Or not a number.
-    raise ValueError("has values other than 0 to 1, to 255 or to 65535")
+  if not (np.min(values) >= 0 and largest < 2**16):  # Also true for NaN.
+    raise ValueError("has values outside 0 to 1, 0 to 255 and 0 to 65535")
   if values.dtype == np.uint8 and largest > 1:
     return np.asarray(values)
   full = next(full for full in (1, 255, 4095, 65535) if largest <= full)
@@ -138,7 +138,7 @@ def _read_image(file, head: bytes) -> np.ndarray:
       warnings.simplefilter("error", Image.DecompressionBombWarning)
       with Image.open(file, formats=formats) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):  # 16 bit and more.
+        if image.mode.startswith(("I", "F")):  # 16 bits or more.
           image = image.convert("F" if image.mode == "F" else "I")
           image.thumbnail((_MAX_GIVEN, _MAX_GIVEN), Image.Resampling.BOX)
           return _to_uint8(np.asarray(image))
@@ -147,7 +147,7 @@ def _read_image(file, head: bytes) -> np.ndarray:
           mode = "RGBA"
         if image.mode != mode:
           image = image.convert(mode)
-        image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Smaller ones stay.
+        image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Never enlarges.
         if mode == "RGBA":
           return _flatten(np.asarray(image, np.float32))
         return _to_uint8(np.asarray(image))
@@ -157,7 +157,9 @@ def _read_image(file, head: bytes) -> np.ndarray:
       raise ValueError("is AVIF, which needs Pillow 11.3 or newer") from error
     if brand in _HEIC_BRANDS and "HEIF" not in formats:
       raise ValueError("is HEIC; pip install pillow-heif to read it") from error
-    raise ValueError(f"is none of {', '.join(formats)}") from error
+    raise ValueError(
+      f"is not an image in a supported format ({', '.join(formats)})"
+    ) from error
   except (
     Image.DecompressionBombWarning,
     Image.DecompressionBombError,
@@ -165,13 +167,13 @@ def _read_image(file, head: bytes) -> np.ndarray:
     raise ValueError(
       f"is larger than {Image.MAX_IMAGE_PIXELS:,} pixels"
     ) from error
-  except Exception as error:  # Pillow's decoders raise anything.
+  except Exception as error:  # Pillow's decoders may raise anything.
     raise ValueError(f"cannot be decoded: {error}") from error
 
 
 @functools.cache
 def supported_formats() -> list[str]:
-  """Returns the formats that this Pillow reads, with its plugin for HEIC."""
+  """Returns the formats that Pillow reads, with its HEIC plugin if present."""
   with contextlib.suppress(ImportError):
     import pillow_heif
 
@@ -183,11 +185,11 @@ def supported_formats() -> list[str]:
 def _flatten(rgba: np.ndarray) -> np.ndarray:
   """Puts a transparent image on a background that shows its ink."""
   rgb, alpha = rgba[..., :3], rgba[..., 3:]
-  alpha = alpha / max(alpha.max(), 1)  # Faint ink is ink.
+  alpha = alpha / max(alpha.max(), 1)  # Makes faint ink opaque.
   visible = photographs.to_gray(rgb)[alpha[..., 0] > 0.5]
   background = 255.0
   if visible.size and np.ptp(visible) > 2 * sheets.MIN_CONTRAST:
-    background = np.median(visible)  # It brings paper of its own.
+    background = np.median(visible)  # The image has its own paper.
   elif visible.size and visible.mean() > 127:
     background = 0.0
   flat = rgb * alpha + background * (1 - alpha)

@@ -1,4 +1,4 @@
-"""A folder of images with one subfolder per class: `train/cat/1.png`.
+"""Reads a folder of images with one subfolder per class: `train/cat/1.png`.
 
 TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
 """
@@ -19,10 +19,10 @@ _SPLITS = ("train", "validation", "valid", "val", "test")
 
 
 def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the path of each image by its name, "train/cat/1.png".
+  """Returns the path of each image by its name, such as "train/cat/1.png".
 
-  Without subfolders named after splits, those of the folder itself are the
-  classes, and all images are of "train".
+  If no subfolder is named after a split, the subfolders are the classes, and
+  all images belong to "train".
   """
   formats = image_files.supported_formats()
   extensions = Image.registered_extensions()
@@ -35,7 +35,7 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
     if (
       split in _SPLITS
       and extensions.get(path.suffix.lower()) in formats
-      # macOS and Jupyter leave files and folders of their own.
+      # Skip the hidden files and folders that macOS and Jupyter leave.
       and not any(part.startswith((".", "__MACOSX")) for part in parts)
     ):
       found[f"{split}/{label}/{name}"] = path
@@ -43,10 +43,11 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
-  """Reads the images that `find` returned, each when its turn comes.
+  """Reads the images that `find` returned, each only when it is needed.
 
   Raises:
-    app.UsageError: names an image that cannot be read; so do the splits.
+    app.UsageError: if an image cannot be read; the message names it. Iterating
+      over the splits may raise this too.
   """
   class_names = sorted({name.split("/")[1] for name in paths})
   for label in class_names:
@@ -60,15 +61,16 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
     splits[split].append((path, class_names.index(label)))
 
   def examples(files):
-    # A slice of a split, such as train[:10%], is to have all classes.
+    # Shuffle, so that a slice of a split, such as train[:10%], has all classes.
     random.Random(0).shuffle(files)
     for path, label in files:
       image = _read(path)
       if image.shape != image_shape:
         raise app.UsageError(
           f"{path}: is {_describe(image.shape)}, but {first} is"
-          f" {_describe(image_shape)}; all must be of one size, and all gray or"
-          " all RGB: convert a copy of the folder, as with ImageMagick"
+          f" {_describe(image_shape)}; all must have one size, and be all gray"
+          " or all RGB: convert a copy of the folder, for example with"
+          " ImageMagick"
         )
       yield image, label
 
@@ -85,14 +87,14 @@ def _read(path: pathlib.Path) -> np.ndarray:
     with Image.open(path, formats=image_files.supported_formats()) as image:
       image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "RGBA") and image.getextrema()[-1][0] == 255:
-      image = image.convert(image.mode[:-1])  # It is opaque.
+      image = image.convert(image.mode[:-1])  # The whole image is opaque.
     mode = {"1": "L", "P": "RGB"}.get(image.mode, image.mode)
     if mode not in ("L", "RGB") or image.has_transparency_data:
       raise ValueError(
-        f"its mode is {image.mode}; must be opaque, gray or RGB, of 8 bits"
+        f"its mode is {image.mode}; must be opaque 8-bit gray or RGB"
       )
     pixels = np.asarray(image.convert(mode))
-  except Exception as error:  # Pillow's decoders raise anything.
+  except Exception as error:  # Pillow's decoders may raise anything.
     raise app.UsageError(f"{path}: cannot be read: {error}") from error
   return pixels.reshape(*pixels.shape[:2], -1)
 

@@ -1,7 +1,7 @@
-"""A TFDS builder for images and labels that needs no TensorFlow.
+"""A TFDS builder for images and labels that does not need TensorFlow.
 
-It keeps the order it is given, and writes array_record under a name of its own,
-so that it does not interfere with anything else in a shared `data_dir`.
+It keeps the order of the examples, and writes array_record under its own name,
+so that it does not interfere with other data sets in the same `data_dir`.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class Source(NamedTuple):
   Attributes:
     image_shape: (height, width, channels) of every image.
     class_names: the names of labels 0, 1, ...
-    splits: uint8 images and labels, by the name of the split.
+    splits: each split's uint8 images and labels, by the split's name.
   """
 
   image_shape: tuple[int, int, int]
@@ -37,7 +37,7 @@ class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
       builder=self,
-      # Preparing and reading a Tensor is three times as fast as a PNG image.
+      # A Tensor is prepared and read three times as fast as a PNG image.
       features=tfds.features.FeaturesDict(
         {
           "image": tfds.features.Tensor(

@@ -1,4 +1,4 @@
-"""Finds the digits in drawings and photographs, and makes them MNIST's form."""
+"""Finds digits in drawings and photographs; converts them to MNIST's form."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from scipy import ndimage
 
 from sources import sheets
 
-_SIDE, _BOX = 28, 20  # Of the images, and of the digit in them, in pixels.
-_MAX_SIDE = 400  # More detail than this in finding the ink only takes time.
-_COARSE_SIDE = 100  # Of a square: enough to tell a sheet from its surroundings.
-_MAX_DIGITS = 20  # In one picture; more separate parts are no row of digits.
+_SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
+_MAX_SIDE = 400  # Pictures are shrunk to this; more detail only takes time.
+_COARSE_SIDE = 100  # For a square; enough to tell a sheet from the background.
+_MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
 _LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601.
 
 
@@ -19,9 +19,9 @@ class Digit(NamedTuple):
   """A digit found in a picture.
 
   Attributes:
-    seen: in MNIST's form, uint8 [28, 28].
-    box: (left, top, right, bottom) in the picture, in its pixels.
-    doubt: why it may be none, or not all of one; else empty.
+    seen: the digit in MNIST's form, uint8 [28, 28].
+    box: (left, top, right, bottom), in pixels of the picture.
+    doubt: why it may not be a digit, or only a part of one; otherwise empty.
   """
 
   seen: np.ndarray
@@ -36,9 +36,9 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
-  """Makes an image of one digit what MNIST's are, uint8 [28, 28].
+  """Converts an image of one digit to MNIST's form, uint8 [28, 28].
 
-  Takes and raises what `find_digits` does.
+  The arguments and errors are those of `find_digits`.
   """
   (digit,) = find_digits(image, invert, is_single=True)
   return digit.seen
@@ -47,21 +47,21 @@ def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
 def find_digits(
   image: np.ndarray, invert: str = "auto", is_single: bool = False
 ) -> list[Digit]:
-  """Finds the digits of a row, from left to right, and makes them MNIST's form.
+  """Finds the digits in a row, left to right, and puts them in MNIST's form.
 
-  MNIST's authors scaled each digit into 20x20 pixels with its aspect ratio
-  kept, and put its center of mass at the center of 28x28 pixels, light ink on
-  black: http://yann.lecun.com/exdb/mnist/. Before that, uneven light, specks,
-  ruled lines and what lies around the sheet are taken out here.
+  MNIST's authors scaled each digit to fit into 20x20 pixels, keeping its aspect
+  ratio, and put its center of mass at the center of 28x28 pixels, with light
+  ink on black: http://yann.lecun.com/exdb/mnist/. Before doing the same, this
+  removes uneven light, specks, ruled lines and the surroundings of the sheet.
 
   Args:
     image: uint8 [height, width] or [height, width, 3].
     invert: "yes" if the ink is darker than the paper, "no" if it is lighter,
       "auto" to find out.
-    is_single: whether all ink is that of one digit.
+    is_single: whether all ink belongs to one digit.
 
   Raises:
-    ValueError: there is no ink.
+    ValueError: if there is no ink.
   """
   ink, at_edge = _find_ink(image, invert)
   parts = [ink > 0] if is_single else _separate(ink > 0)
@@ -85,9 +85,10 @@ def find_digits(
 
 
 def _separate(ink: np.ndarray) -> list[np.ndarray]:
-  """Returns the ink of each digit of a row, [height, width], from the left.
+  """Returns the ink of each digit in a row, [height, width], from the left.
 
-  Parts of one digit are close, lie one above the other, or are small beside it.
+  A part of the ink belongs to a digit nearby if it is above, below or inside
+  it, or small. A small part with no digit nearby is dropped.
   """
   height = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
   near = ndimage.binary_dilation(ink, iterations=1 + height // 40)
@@ -115,7 +116,10 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
 
 
 def _gap(a, b, is_small: bool) -> float:
-  """Returns how far a part is from a digit; infinite if it stands beside it."""
+  """Returns how far part a is from digit b; infinity if a is a digit beside b.
+
+  Both are bounding boxes.
+  """
   across = min(a[1].stop, b[1].stop) - max(a[1].start, b[1].start)
   down = min(a[0].stop, b[0].stop) - max(a[0].start, b[0].start)
   narrower = min(box[1].stop - box[1].start for box in (a, b))
@@ -131,7 +135,7 @@ def _height(box: tuple[slice, slice]) -> int:
 def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns how much of each pixel is ink, 0 to 1, and the edge of the sheet.
 
-  Both are [height, width], of at most 400 pixels a side.
+  Both are [height, width], with at most 400 pixels per side.
   """
   x = _best_channel(image)
   sheet = None
@@ -163,11 +167,11 @@ def _clean(contrast: np.ndarray) -> np.ndarray:
   strokes = _without_specks(_without_lines(smooth > threshold))
   width = 1 + max(contrast.shape) // 100
   near = ndimage.binary_dilation(strokes, iterations=width)
-  # MNIST's paper is 0, here whatever noise it has; its ink is mostly 255.
+  # As in MNIST, paper becomes 0, however noisy it is, and most ink becomes 255.
   far = contrast[~near & (smooth <= threshold)]
   paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
   high = np.median(contrast[strokes])
-  # On paper without noise, an eighth, as exporting/page.html takes it.
+  # Without noise, low is an eighth of high, as in exporting/page.html.
   low = max(paper + threshold / 4, noise) if noise else high / 8
   ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
   ink[~near] = 0
@@ -177,7 +181,7 @@ def _clean(contrast: np.ndarray) -> np.ndarray:
 
 
 def _best_channel(image: np.ndarray) -> np.ndarray:
-  """Returns the luma, or the color in which the ink stands out much more."""
+  """Returns the luma, or a color channel if ink stands out much more in it."""
   gray = _shrink(to_gray(image), _MAX_SIDE)
   if image.ndim == 2 or np.ptp(image, axis=-1).max() < sheets.MIN_CONTRAST:
     return gray
@@ -188,18 +192,18 @@ def _best_channel(image: np.ndarray) -> np.ndarray:
     max(sheets.relief_of(x).max(), sheets.relief_of(255 - x).max())
     for x in coarse
   ]
-  if max(peaks) < sheets.MIN_CONTRAST:  # Ink from edge to edge.
+  if max(peaks) < sheets.MIN_CONTRAST:  # The ink may reach from edge to edge.
     peaks = [np.ptp(sheets.smoothed(x)) for x in coarse]
   peaks[0] *= 1.5
   return channels[int(np.argmax(peaks))]
 
 
 def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
-  """Returns the contrast of light ink, dark ink's as if it were in full light.
+  """Returns the contrast of ink, corrected for shadows if the ink was dark.
 
   Args:
     x: [height, width], with light ink.
-    is_dark: whether x is the negative of a picture.
+    is_dark: whether x is the negative of a picture with dark ink.
   """
   paper = sheets.paper_of(x)
   contrast = np.maximum(x - paper, 0)
@@ -212,7 +216,7 @@ def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
 def _without_surroundings(x: np.ndarray) -> np.ndarray:
   """Returns the contrast of light ink that may touch the edges.
 
-  What comes in from an edge and is nothing but that, a frame, is left out.
+  Parts that only run along an edge, such as a frame, are left out.
   """
   inner = np.maximum(x - sheets.paper_of(x), 0)
   whole = np.maximum(x - sheets.paper_of(x, reaches_out=False), 0)
@@ -234,7 +238,7 @@ def _without_surroundings(x: np.ndarray) -> np.ndarray:
 
 
 def _without_lines(strokes: np.ndarray) -> np.ndarray:
-  """Takes out thin straight lines from edge to edge, but for what crosses."""
+  """Removes thin straight lines from edge to edge, except where ink crosses."""
   if min(strokes.shape) < sheets.MIN_SIDE:
     return strokes
   rest = _without_rows(_without_rows(strokes).T).T
@@ -242,9 +246,9 @@ def _without_lines(strokes: np.ndarray) -> np.ndarray:
 
 
 def _without_rows(strokes: np.ndarray) -> np.ndarray:
-  """Takes out lines from left to right of the slope that has the longest.
+  """Removes lines from left to right that have the slope of the longest line.
 
-  A Hough transform: the count of a level is the length of the line there.
+  This is a Hough transform: a line's length is the pixel count of its level.
   """
   width = strokes.shape[1]
   rows, columns = np.nonzero(strokes)
@@ -261,7 +265,7 @@ def _without_rows(strokes: np.ndarray) -> np.ndarray:
     is_thin = thickness <= 2 + max(strokes.shape) // 25
     if not is_thin or best[band].max() < 0.85 * width:
       continue
-    first, stop = band.start - 2, band.stop + 2  # Its soft edges too.
+    first, stop = band.start - 2, band.stop + 2  # Includes the soft edges.
     in_line = (level >= first) & (level < stop)
     beside = (level >= first - 2) & (level < stop + 2) & ~in_line
     is_crossed = np.zeros(width + 2, bool)
@@ -281,7 +285,7 @@ def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
 
 
 def _center(digit: np.ndarray) -> np.ndarray:
-  """Puts its center of mass at the center of an image of MNIST's, uint8."""
+  """Returns a uint8 [28, 28] image with the center of mass at its center."""
   center = _SIDE / 2  # The mean over MNIST is 14.0, not 13.5.
   height, width = digit.shape
   top, left = (
@@ -296,7 +300,7 @@ def _center(digit: np.ndarray) -> np.ndarray:
 
 
 def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
-  """Scales an image, with its aspect ratio kept."""
+  """Scales an image, keeping its aspect ratio."""
   scale = longer_side / max(x.shape)
   height, width = (max(1, round(n * scale)) for n in x.shape)
   image = Image.fromarray(np.asarray(x, np.float32))
@@ -304,16 +308,16 @@ def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
 
 
 def _has_dark_ink(x: np.ndarray) -> bool:
-  """Whether what differs most from the border is darker than it."""
+  """Returns whether what differs most from the border is darker than it."""
   paper = np.median(sheets.border(x))
-  # A thin stroke is few pixels: not to be missed, as a percentile would.
+  # Not percentiles: they would miss a thin stroke, which has few pixels.
   smooth = sheets.smoothed(x)
   low, high = smooth.min(), smooth.max()
   return paper - low > high - paper
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
-  """Keeps the connected parts that are not tiny beside the largest."""
+  """Removes the connected parts that are tiny compared with the largest."""
   parts, _ = ndimage.label(mask, sheets.EIGHT)
   sizes = np.bincount(parts.ravel())
   sizes[0] = 0

@@ -1,4 +1,4 @@
-"""Finds the sheet of paper in a picture, whatever lies around it."""
+"""Finds the sheet of paper in a picture, whatever surrounds it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from PIL import ImageDraw
 from scipy import ndimage
 from scipy import spatial
 
-MIN_CONTRAST = 20.0  # Of ink to paper, of 255.
-MIN_SIDE = 20  # In fewer pixels a stroke looks like a line or a sheet.
-EIGHT = np.ones((3, 3))  # Neighbors of a pixel, the diagonal ones included.
+MIN_CONTRAST = 20.0  # Between ink and paper, out of 255.
+MIN_SIDE = 20  # In smaller pictures, a stroke looks like a line or a sheet.
+EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
 
 
 class Sheet(NamedTuple):
@@ -20,14 +20,15 @@ class Sheet(NamedTuple):
   has_dark_ink: bool
   paper: np.ndarray
   hull: np.ndarray
-  ink: np.ndarray  # The largest part of it, its holes filled.
-  prominence: float
+  ink: np.ndarray  # Its largest connected part, with holes filled.
+  prominence: float  # The size of the ink times its contrast.
 
 
 def find(x: np.ndarray) -> Sheet | None:
-  """Returns the sheet with the most prominent ink, the smallest of several.
+  """Returns the sheet with the most prominent ink, or the smallest of several.
 
-  Ink that covers another sheet is that sheet on a table, or a box around it.
+  Candidates are dropped if their ink covers a smaller one: they are a table
+  with the sheet on it, or paper with a box drawn around the digit.
   """
   sheets = [*_sheets(x, True), *_sheets(255 - x, False)]
   sheets = [
@@ -48,12 +49,12 @@ def find(x: np.ndarray) -> Sheet | None:
 
 
 def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[Sheet]:
-  """Yields the light regions that may be paper with ink that is dark."""
+  """Yields the light regions that may be paper with dark ink on it."""
   relief = relief_of(255 - light)
   shades = [relief_of(light), smoothed(light)]
   without_ink = 255 - paper_of(255 - light)
   if relief_of(without_ink).max() < 0.3 * relief.max():
-    shades.append(-relief)  # Paper in the light and in the shadow.
+    shades.append(-relief)  # For paper that is partly in shadow.
   for shade in shades:
     if np.ptp(shade) < MIN_CONTRAST:
       continue
@@ -74,11 +75,11 @@ def _sheets(light: np.ndarray, has_dark_ink: bool) -> Iterator[Sheet]:
 
 
 def _hull_of_sheet(paper: np.ndarray) -> np.ndarray | None:
-  """Returns the convex hull of a region if that is a rectangle, and closed."""
+  """Returns a region's convex hull if it is a rectangle edged with paper."""
   points = np.argwhere(paper)[:, ::-1]
   try:
     corners = points[spatial.ConvexHull(points).vertices]
-  except spatial.QhullError:  # A line.
+  except spatial.QhullError:  # All points are on one line.
     return None
   canvas = Image.new("1", paper.shape[::-1])
   ImageDraw.Draw(canvas).polygon(corners.ravel().tolist(), 1, 1)
@@ -101,10 +102,10 @@ def _hull_of_sheet(paper: np.ndarray) -> np.ndarray | None:
 def _largest_ink(
   relief: np.ndarray, hull: np.ndarray, x: np.ndarray
 ) -> np.ndarray | None:
-  """Returns the largest part of the ink on a sheet, its holes filled.
+  """Returns the largest connected part of a sheet's ink, with holes filled.
 
-  None if there is no ink, if the part goes on beyond the sheet, or if it ends
-  where nothing in the picture x, with light ink, does.
+  Returns None if there is no ink, or if that part continues beyond the sheet or
+  does not stand out from its surroundings in the picture x, whose ink is light.
   """
   inner = ndimage.binary_erosion(hull, iterations=2, border_value=1)
   peak = relief[inner].max(initial=0)
@@ -121,7 +122,7 @@ def _largest_ink(
 
 
 def _ends_there(region: np.ndarray, x: np.ndarray, step: float) -> bool:
-  """Returns whether a light region of x has a darker one all around it."""
+  """Returns whether a light region of x has darker pixels all around it."""
   edge = region & ~ndimage.binary_erosion(region, border_value=1)
   light = ndimage.maximum_filter(np.where(region, x, -np.inf), 5)[edge]
   dark = ndimage.minimum_filter(np.where(region, np.inf, x), 7)[edge]
@@ -129,7 +130,7 @@ def _ends_there(region: np.ndarray, x: np.ndarray, step: float) -> bool:
 
 
 def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the indices of the pixel of a mask that is nearest to each."""
+  """Returns, for every pixel, the indices of the mask's nearest pixel."""
   return tuple(
     ndimage.distance_transform_edt(
       ~mask, return_distances=False, return_indices=True
@@ -140,7 +141,7 @@ def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def with_paper_around(
   x: np.ndarray, sheet: Sheet
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Puts paper around a sheet; returns this, and what of it is the sheet."""
+  """Replaces a sheet's surroundings with paper; also returns its mask."""
   hull, paper = (
     np.asarray(Image.fromarray(mask).resize(x.shape[::-1]))
     for mask in (sheet.hull, sheet.paper)
@@ -154,15 +155,15 @@ def with_paper_around(
 
 
 def paper_of(light: np.ndarray, reaches_out: bool = True) -> np.ndarray:
-  """Returns the brightness under ink that is light and narrow.
+  """Returns the brightness of the paper under light, narrow ink.
 
-  A morphological opening by half of the picture: it follows uneven light, and
-  shadows too, whose edges it keeps.
+  This is a morphological opening by half of the picture. It follows uneven
+  light, and shadows too, keeping their edges.
 
   Args:
     light: [height, width].
-    reaches_out: whether what lies at an edge goes on beyond it; if so, it is
-      not narrow, whatever its width in the picture.
+    reaches_out: whether what lies at an edge continues beyond it, and so is not
+      narrow, whatever its width in the picture.
   """
   if min(light.shape) < MIN_SIDE:
     return np.full_like(light, np.median(border(light)))
@@ -180,7 +181,7 @@ def paper_of(light: np.ndarray, reaches_out: bool = True) -> np.ndarray:
 
 
 def relief_of(light: np.ndarray) -> np.ndarray:
-  """Returns how much lighter than its surroundings what lies inside is."""
+  """Returns how much lighter each pixel is than the paper around it."""
   return smoothed(light) - paper_of(light)
 
 
@@ -193,7 +194,7 @@ def border(x: np.ndarray) -> np.ndarray:
 
 
 def otsu(x: np.ndarray) -> float:
-  """The threshold between two classes of pixels (Otsu, 1979)."""
+  """Returns the threshold between two classes of pixels (Otsu, 1979)."""
   counts, edges = np.histogram(x, 256)
   centers = (edges[:-1] + edges[1:]) / 2
   below = np.cumsum(counts)[:-1]

@@ -17,7 +17,7 @@ from sources import idx_dataset
 
 @pytest.fixture
 def family_config(default_config, family, tmp_path):
-  """The config of a small data set that is not prepared."""
+  """The config of a small data set that is not prepared yet."""
   config = default_config.copy_and_resolve_references()
   config.update(
     dataset="kmnist",
@@ -38,7 +38,7 @@ def test_a_prepared_data_set_is_not_prepared_again(family_config, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["", "~/data"])
-def test_without_a_home_the_data_need_a_directory(
+def test_without_home_data_dir_must_be_a_full_path(
   folder, family_config, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
@@ -49,13 +49,15 @@ def test_without_a_home_the_data_need_a_directory(
   with pytest.raises(app.UsageError) as error:
     builders.prepared(family_config)
   assert str(error.value) == (
-    f"config.data_dir={folder}: must name a directory in full, as HOME is not"
-    f" set for {folder or '~/tensorflow_datasets'}"
+    f"config.data_dir={folder}: must be a full path, because"
+    f" {folder or '~/tensorflow_datasets'} needs HOME, which is not set"
   )
   assert not (tmp_path / "~").exists()
 
 
-def test_a_folder_without_a_data_set_is_named(family_config, tmp_path):
+def test_the_error_for_an_empty_prepared_folder_names_it(
+  family_config, tmp_path
+):
   family_config.manual_dir = ""
   folder = tmp_path / "data/idx_dataset/kmnist/1.0.0"
   folder.mkdir(parents=True)
@@ -68,7 +70,7 @@ def test_a_folder_without_a_data_set_is_named(family_config, tmp_path):
 def test_another_process_may_prepare_it_first(
   moment, family_config, monkeypatch
 ):
-  """The other process does all of it after this one's first step."""
+  """After this process's first step, the other one does all the work."""
   original = getattr(idx_dataset.IdxDataset, moment)
 
   def followed_by_another(*args, **kwargs):
@@ -86,7 +88,7 @@ def read_test_images(config):
   return images[..., 0]
 
 
-def test_each_manual_dir_is_a_data_set_of_its_own(family_config, family):
+def test_each_manual_dir_makes_its_own_data_set(family_config, family):
   folder, images, _ = family
   first = builders.prepared(family_config)
   other = shutil.copytree(folder, folder.with_name("other") / folder.name)
@@ -94,7 +96,7 @@ def test_each_manual_dir_is_a_data_set_of_its_own(family_config, family):
   path = other / "t10k-images-idx3-ubyte"
   mtime_ns = path.stat().st_mtime_ns
   path.write_bytes(idx_bytes(changed))
-  os.utime(path, ns=(mtime_ns, mtime_ns))  # Names and sizes are the same too.
+  os.utime(path, ns=(mtime_ns, mtime_ns))  # Names and sizes are also the same.
   np.testing.assert_array_equal(read_test_images(family_config), images)
   family_config.manual_dir = str(other)
   np.testing.assert_array_equal(read_test_images(family_config), changed)
@@ -102,15 +104,15 @@ def test_each_manual_dir_is_a_data_set_of_its_own(family_config, family):
   assert builders.prepared(family_config).data_dir == first.data_dir
 
 
-def test_changed_files_are_prepared_anew(family_config, family):
+def test_changed_files_are_prepared_again(family_config, family):
   folder, images, _ = family
   np.testing.assert_array_equal(read_test_images(family_config), images)
   path = folder / "t10k-images-idx3-ubyte"
-  path.write_bytes(idx_bytes(images[::-1]))  # Of the same size.
+  path.write_bytes(idx_bytes(images[::-1]))  # The size stays the same.
   np.testing.assert_array_equal(read_test_images(family_config), images[::-1])
 
 
-def test_files_that_are_gone_are_not_needed(
+def test_a_prepared_data_set_is_read_even_if_its_files_are_gone(
   family_config, family, tmp_path, monkeypatch
 ):
   folder, images, _ = family
@@ -120,23 +122,23 @@ def test_files_that_are_gone_are_not_needed(
   warnings = []
   monkeypatch.setattr(logging, "warning", lambda *args: warnings.append(args))
   for remove in (lambda: folder.rename(tmp_path / "moved"), folder.mkdir):
-    remove()  # Then as an empty mount point.
+    remove()  # The second time, leaves an empty folder, like a mount point.
     np.testing.assert_array_equal(read_test_images(family_config), images[::-1])
     message, *args = warnings.pop()
     assert message % tuple(args) == (
-      f"The files in config.manual_dir={folder} are gone; what was prepared"
-      f" from them is read: {last.data_dir}"
+      f"The files in config.manual_dir={folder} are gone; reading what was"
+      f" prepared from them: {last.data_dir}"
     )
   family_config.dataset = "fashion_mnist"
   with pytest.raises(app.UsageError) as error:
     builders.prepared(family_config)
   assert str(error.value).startswith(
-    f"config.manual_dir={folder}: has no files of fashion_mnist, and nothing"
+    f"config.manual_dir={folder}: has no files for fashion_mnist, and nothing"
     " was prepared from it; must be a folder with train-images-idx3-ubyte, "
   )
 
 
-def test_files_of_ones_own_need_a_folder(family_config):
+def test_own_files_need_manual_dir(family_config):
   family_config.update(dataset="idx", manual_dir="")
   with pytest.raises(app.UsageError, match="idx: needs config.manual_dir, a f"):
     builders.prepared(family_config)
@@ -151,7 +153,7 @@ def test_images_of_one_class_are_refused(family_config, family):
     path = folder / f"{prefix}-labels-idx1-ubyte"
     path.write_bytes(idx_bytes(np.full(size, 7)))
   family_config.dataset = "idx"
-  with pytest.raises(app.UsageError, match="are of one class, 7; must be at l"):
+  with pytest.raises(app.UsageError, match="are of one class, 7; there must b"):
     builders.prepared(family_config)
 
 
@@ -166,7 +168,7 @@ def test_images_of_one_class_are_refused(family_config, family):
     "no_such_set": "",
   }.items(),
 )
-def test_an_unknown_name_is_answered_with_what_was_meant(
+def test_the_error_for_an_unknown_name_suggests_similar_ones(
   name, hint, family_config, tmp_path
 ):
   (tmp_path / "data/my_digits").mkdir(parents=True)
@@ -174,12 +176,12 @@ def test_an_unknown_name_is_answered_with_what_was_meant(
   with pytest.raises(app.UsageError) as error:
     builders.prepared(family_config)
   assert str(error.value) == (
-    f"config.dataset={name}: is neither one of mnist, fashion_mnist, kmnist,"
-    f" idx, image_folder nor prepared in {tmp_path / 'data'}{hint}"
+    f"config.dataset={name}: must be one of mnist, fashion_mnist, kmnist, idx,"
+    f" image_folder, or a data set prepared in {tmp_path / 'data'}{hint}"
   )
 
 
-def test_a_data_set_of_tfdss_is_not_made_from_a_manual_dir(family_config):
+def test_manual_dir_is_refused_with_a_tfds_data_set(family_config):
   family_config.dataset = "cifar10"
   with pytest.raises(app.UsageError, match='must be "" with config.dataset=c'):
     builders.prepared(family_config)

@@ -17,7 +17,7 @@ CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_loads_locked_with_the_default_keys(path):
+def test_every_config_is_locked_and_has_the_default_keys(path):
   config = runpy.run_path(str(path))["get_config"]()
   assert list(config) == list(default.get_config())
   assert config.is_locked
@@ -29,12 +29,12 @@ def test_config_loads_locked_with_the_default_keys(path):
     config.batch_size = "many"
 
 
-def test_every_key_is_read():
-  rooms = (".", "machine", "report", "rundir", "sources")
-  files = [path for room in rooms for path in (PROJECT / room).glob("*.py")]
+def test_every_key_is_used():
+  folders = (".", "machine", "report", "rundir", "sources")
+  files = [path for name in folders for path in (PROJECT / name).glob("*.py")]
   code = "".join(path.read_text() for path in files)
   read = set(re.findall(r"config\.(\w+)", code))
-  # The splits are read in a loop over their names.
+  # The splits are read by computed names.
   read |= {"train_split", "validation_split", "test_split"}
   for table in (optimizer.OPTIMIZERS, optimizer.SCHEDULES):
     for entry in table.values():
@@ -42,7 +42,7 @@ def test_every_key_is_read():
   assert set(default.get_config()) <= read
 
 
-def test_kmnist_trains_on_files_in_the_users_home(
+def test_kmnist_trains_on_files_in_the_home_directory(
   family, tmp_path, monkeypatch
 ):
   _, images, _ = family
@@ -71,7 +71,7 @@ def test_kmnist_trains_on_files_in_the_users_home(
   assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
-def test_the_defaults_are_the_tutorials():
+def test_the_default_values_are_those_of_the_tutorial():
   config = default.get_config()
   assert config.to_dict() == {
     "dataset": "mnist",
@@ -110,7 +110,7 @@ def test_the_defaults_are_the_tutorials():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_image_is_in_two_splits(path, default_config, mnist):
-  """The whole family has as many images as MNIST, which is prepared."""
+  """All presets' data sets have as many images as MNIST, so MNIST is used."""
   del mnist
   splits = builders.prepared(default_config).info.splits
   config = runpy.run_path(str(path))["get_config"]()

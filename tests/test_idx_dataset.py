@@ -45,8 +45,8 @@ BAD = {
   "not IDX": (b"<html>" + GOOD, "starts with 3c 68 74 6d"),
   "not bytes": (b"\0\0\x0d" + GOOD[3:], "starts with 00 00 0d 02"),
   "other dimensions": (idx_bytes(np.arange(6)), "starts with 00 00 08 01"),
-  "other shape": (idx_bytes(np.zeros((3, 2))), "announces 3x2"),
-  "2^31 rows": (GOOD[:4] + b"\x80\0\0\0" + GOOD[8:], "announces 2147483648x3"),
+  "other shape": (idx_bytes(np.zeros((3, 2))), "declares 3 x 2"),
+  "2^31 rows": (GOOD[:4] + b"\x80\0\0\0" + GOOD[8:], "declares 2147483648 x 3"),
   "cut in the header": (GOOD[:9], "has 9 bytes; expected 18"),
   "cut after the header": (GOOD[:12], "has 12 bytes; expected 18"),
   "cut in the data": (GOOD[:-1], "has 17 bytes; expected 18"),
@@ -58,7 +58,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("content, message", BAD.values(), ids=BAD.keys())
-def test_read_idx_names_a_bad_file(tmp_path, content, message):
+def test_the_error_for_a_bad_file_names_it(tmp_path, content, message):
   path = tmp_path / "some-file"
   path.write_bytes(content)
   with pytest.raises(app.UsageError, match=message) as error:
@@ -66,14 +66,14 @@ def test_read_idx_names_a_bad_file(tmp_path, content, message):
   assert str(path) in str(error.value)
 
 
-def test_read_idx_of_any_size(tmp_path):
+def test_read_idx_accepts_any_size_for_none(tmp_path):
   path = tmp_path / "file"
   path.write_bytes(GOOD)
   np.testing.assert_array_equal(
     idx_dataset.read_idx(path, (None, 3)), [[0, 1, 2], [3, 4, 5]]
   )
   for content, shape, message in (
-    (GOOD, (None, 4), "announces 2x3 values; expected anyx4"),
+    (GOOD, (None, 4), "declares 2 x 3 values; expected any x 4"),
     (GOOD[:9], (None, None), "has 9 bytes; expected 12"),
     (GOOD[:-1], (None, None), "has 17 bytes; expected 18"),
     (
@@ -91,7 +91,7 @@ def test_read_idx_of_any_size(tmp_path):
 @hypothesis.given(
   st.binary(max_size=100) | damaged([GOOD, gzip.compress(GOOD, mtime=0)])
 )
-def test_any_bytes_are_the_right_array_or_a_clean_error(content):
+def test_any_bytes_give_the_right_array_or_a_clean_error(content):
   with contextlib.suppress(OSError, EOFError, zlib.error):
     is_gzip = content[:2] == b"\x1f\x8b"
     plain = gzip.decompress(content) if is_gzip else content
@@ -116,7 +116,7 @@ def test_any_bytes_are_the_right_array_or_a_clean_error(content):
   ],
   ids=["many values", "more bytes", "gzip", "gzip in gzip"],
 )
-def test_memory_is_bounded_by_the_shape_that_is_expected(tmp_path, content):
+def test_memory_is_bounded_by_the_expected_shape(tmp_path, content):
   (tmp_path / "file").write_bytes(content)
   tracemalloc.start()
   try:
@@ -134,7 +134,7 @@ def test_a_changed_mnist_file_is_refused(tmp_path):
   content[100] = (content[100] + 1) % 10
   for file in FILES:
     shutil.copy(SHIPPED / f"{file}.gz", tmp_path)
-  (tmp_path / name).write_bytes(content)  # Preferred to the .gz beside it.
+  (tmp_path / name).write_bytes(content)  # Takes precedence over the .gz.
   builder = idx_dataset.IdxDataset(
     config="mnist", data_dir=tmp_path / "data", manual_dir=tmp_path
   )
@@ -151,7 +151,7 @@ def prepare(config, manual_dir, data_dir):
   return builder
 
 
-def test_bad_sets_of_files_are_refused(family, tmp_path):
+def test_wrong_sets_of_files_are_refused(family, tmp_path):
   folder, _, labels = family
 
   def refuses(message):
@@ -169,15 +169,15 @@ def test_bad_sets_of_files_are_refused(family, tmp_path):
   link(FILES, of=(*FILES[1::-1], *FILES[2:]))  # Images and labels swapped.
   refuses(f"{FILES[0]}: starts with 00 00 08 01")
   link(FILES, of=(*FILES[2:], *FILES[:2]))  # Training and test swapped.
-  refuses(f"{FILES[0]}: announces 100x28x28")
+  refuses(f"{FILES[0]}: declares 100 x 28 x 28")
   link(FILES[:3], of=FILES[:3])
   labels = labels.copy()
   labels[43] = 10
   (tmp_path / FILES[3]).write_bytes(idx_bytes(labels))
-  refuses(f"{FILES[3]}: label 10 at index 43; labels are 0 to 9")
+  refuses(f"{FILES[3]}: has label 10 at index 43; must be 0 to 9")
 
 
-def test_prepares_from_plain_files_in_the_order_of_the_files(family, tmp_path):
+def test_plain_files_are_prepared_in_their_order(family, tmp_path):
   folder, images, labels = family
   builder = prepare("kmnist", folder, tmp_path)
   assert builder.info.features["label"].names[9] == "wo"
@@ -192,12 +192,12 @@ def test_prepares_from_plain_files_in_the_order_of_the_files(family, tmp_path):
 @pytest.mark.parametrize(
   "train, test",
   [
-    ("train-{}.idx{}-ubyte", "t10k-{}.idx{}-ubyte"),  # Kaggle's.
+    ("train-{}.idx{}-ubyte", "t10k-{}.idx{}-ubyte"),  # As on Kaggle.
     ("train-{0}-idx{1}-ubyte/train-{0}-idx{1}-ubyte", "t10k-{}.idx{}-ubyte"),
     ("train-{}-idx{}-ubyte", "test-{}-idx{}-ubyte.gz"),
   ],
 )
-def test_files_are_found_by_other_names(train, test, family, tmp_path):
+def test_files_with_other_common_names_are_found(train, test, family, tmp_path):
   folder, *_ = family
   for name in FILES:
     split, kind, dimensions, _ = name.split("-")
@@ -222,7 +222,7 @@ def read_own(folder, dataset="idx"):
   return idx_dataset.read(idx_dataset.find(folder, dataset))
 
 
-def test_files_of_ones_own_have_any_number_size_and_classes(tmp_path):
+def test_own_files_may_have_images_of_any_number_size_and_class(tmp_path):
   images = np.arange(5 * 3 * 4).reshape(5, 3, 4)
   write_idx(tmp_path, "train-{}", images, [7, 40, 7, 200, 7])
   write_idx(tmp_path, "t10k-{}", images[:2] + 100, [40, 3])
@@ -242,7 +242,7 @@ def test_emnists_letters_are_turned_upright(tmp_path):
   upright = np.arange(3 * 28 * 28).reshape(3, 28, 28) % 251
   lying = upright.swapaxes(1, 2)
   write_idx(tmp_path, "emnist-letters-train-{}", lying, [1, 26, 2])
-  source = read_own(tmp_path)  # It has no test set, which is fine.
+  source = read_own(tmp_path)  # A test set is not required.
   assert source.class_names == ("A", "B", "Z")
   images, labels = zip(*source.splits["train"], strict=True)
   np.testing.assert_array_equal(images, upright[..., None])
@@ -263,12 +263,12 @@ def test_emnists_letters_are_turned_upright(tmp_path):
     read_own(tmp_path, "idx/emnist-byclass")
 
 
-def test_bad_files_of_ones_own_are_named(tmp_path):
+def test_the_error_for_a_bad_own_file_names_it(tmp_path):
   images = np.zeros((2, 3, 4))
   write_idx(tmp_path, "train-{}", images, [0, 1])
   for test, labels, message in (
-    (images, [0], "t10k-labels.*announces 1 values; expected 2"),
-    (np.zeros((2, 4, 4)), [0, 1], "announces 2x4x4 values; expected anyx3x4"),
+    (images, [0], "t10k-labels.*declares 1 values; expected 2"),
+    (np.zeros((2, 4, 4)), [0, 1], "declares 2 x 4 x 4 values; expected any x"),
     (images[:0], [], "t10k-images-idx3-ubyte.gz: has no images"),
   ):
     write_idx(tmp_path, "t10k-{}", test, labels)
@@ -279,21 +279,21 @@ def test_bad_files_of_ones_own_are_named(tmp_path):
     read_own(tmp_path)
 
 
-def test_nothing_is_retried_where_there_is_no_network(tmp_path, monkeypatch):
+def test_a_download_without_a_network_is_not_retried(tmp_path, monkeypatch):
   config = idx_dataset.IdxDataset.builder_configs["fashion_mnist"]
-  monkeypatch.setattr(config, "url", "http://127.0.0.1:1/")  # Nobody listens.
+  monkeypatch.setattr(config, "url", "http://127.0.0.1:1/")  # No server.
   monkeypatch.setattr(tfds.download.DownloadManager, "download", pytest.fail)
   with pytest.raises(app.UsageError) as error:
     prepare("fashion_mnist", tmp_path, tmp_path / "data")
   assert re.fullmatch(
     r"http://127.0.0.1:1/: cannot be downloaded \(.*refused.*\); put its four"
-    rf" files into {tmp_path}/fashion_mnist, or name their folder with"
-    rf" config.manual_dir: {', '.join(FILES)}",
+    rf" files into {tmp_path}/fashion_mnist, or set config.manual_dir to their"
+    rf" folder: {', '.join(FILES)}",
     str(error.value),
   )
 
 
-def test_downloads_what_is_not_there(family, tmp_path, monkeypatch):
+def test_missing_files_are_downloaded(family, tmp_path, monkeypatch):
   folder, images, _ = family
   (tmp_path / "served").mkdir()
   for name in FILES:
@@ -328,7 +328,7 @@ def test_downloads_what_is_not_there(family, tmp_path, monkeypatch):
   np.testing.assert_array_equal(image[..., 0], images[77])
 
 
-def test_urls_are_tfdss_so_that_its_checksums_hold():
+def test_tfds_knows_the_checksums_of_all_urls():
   from tensorflow_datasets.core.download import checksums
 
   known = checksums.get_all_url_infos()
@@ -337,7 +337,7 @@ def test_urls_are_tfdss_so_that_its_checksums_hold():
       assert f"{config.url}{name}.gz" in known
 
 
-def test_prepared_mnist_is_the_shipped_files_in_order(mnist):
+def test_prepared_mnist_equals_the_shipped_files_in_order(mnist):
   def shipped(name, header):
     content = gzip.decompress((SHIPPED / f"{name}.gz").read_bytes())
     return np.frombuffer(content, np.uint8, offset=header)
@@ -353,12 +353,12 @@ def test_prepared_mnist_is_the_shipped_files_in_order(mnist):
   np.testing.assert_array_equal(mnist.test.labels, shipped(FILES[3], 8))
 
 
-def test_stays_out_of_the_way_of_tfdss_own_mnist(mnist, data_dir):
-  del mnist  # Prepares it.
+def test_mnist_is_not_prepared_where_tfds_puts_its_own(mnist, data_dir):
+  del mnist  # The fixture prepares it.
   names = {path.name for path in pathlib.Path(data_dir).iterdir()}
   assert names == {"downloads", "idx_dataset"}
 
 
 def test_mnist_is_not_prepared_as_another_data_set(tmp_path):
-  with pytest.raises(app.UsageError, match="is a file of MNIST, not of this"):
+  with pytest.raises(app.UsageError, match="is a file from MNIST, not from"):
     prepare("kmnist", SHIPPED, tmp_path)

@@ -10,7 +10,7 @@ from sources import image_folder
 
 
 def write(path, value, mode="RGB", size=(6, 5)):
-  """Writes an image of one color, and returns its pixels."""
+  """Writes an image of one color and returns its pixels."""
   path.parent.mkdir(parents=True, exist_ok=True)
   image = Image.new(mode, size, value)
   image.save(path)
@@ -19,13 +19,13 @@ def write(path, value, mode="RGB", size=(6, 5)):
 
 @pytest.fixture
 def animals(tmp_path):
-  """A folder of three classes: red tells the class, green the image."""
+  """A folder of three classes; red encodes the class, green the image."""
   folder = tmp_path / "animals"
   for split, size in (("train", 20), ("test", 4)):
     for index, name in enumerate(("cat", "dog", "owl")):
       for i in range(size):
         write(folder / split / name / f"{i}.png", (index, i, 255))
-  # What is no image of the data set.
+  # These are not images of the data set.
   (folder / "train/cat/._1.png").write_bytes(b"")
   (folder / "train/cat/notes.txt").touch()
   write(folder / "sketches/cat/1.png", (9, 9, 9))
@@ -33,7 +33,9 @@ def animals(tmp_path):
   return folder
 
 
-def test_a_folder_of_images_is_a_data_set(animals, default_config, tmp_path):
+def test_a_folder_of_images_loads_as_a_data_set(
+  animals, default_config, tmp_path
+):
   config = default_config.copy_and_resolve_references()
   config.update(
     dataset="image_folder",
@@ -51,7 +53,7 @@ def test_a_folder_of_images_is_a_data_set(animals, default_config, tmp_path):
     pixels = np.asarray(examples.unflatten(examples.images))
     assert (pixels == pixels[:, :1, :1]).all()
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], examples.labels)
-    assert {*np.asarray(examples.labels)} == {0, 1, 2}  # Not one after another.
+    assert {*np.asarray(examples.labels)} == {0, 1, 2}  # They are shuffled.
     seen[split] = {tuple(pixel) for pixel in pixels[:, 0, 0, :2]}
   assert seen["test"] == {(label, i) for label in range(3) for i in range(4)}
   assert len(seen["train"]) == 48 and len(seen["validation"]) == 12
@@ -62,7 +64,7 @@ def test_a_folder_of_images_is_a_data_set(animals, default_config, tmp_path):
   assert input_pipeline.load(config).crc32 == data.crc32
 
 
-def test_a_folder_without_splits_is_for_training(animals):
+def test_a_folder_without_splits_is_the_train_split(animals):
   found = image_folder.find(animals / "test")
   assert {*found} == {
     f"train/{name}/{i}.png" for name in ("cat", "dog", "owl") for i in range(4)
@@ -89,7 +91,9 @@ def test_a_class_whose_name_cannot_be_printed_is_refused(name, animals):
     ("RGBA", (1, 2, 3, 255), [1, 2, 3]),
   ],
 )
-def test_modes_that_lose_nothing_are_read(mode, value, expected, tmp_path):
+def test_modes_that_convert_without_loss_are_read(
+  mode, value, expected, tmp_path
+):
   path = tmp_path / "train/cat/1.png"
   write(path, value, mode)
   if mode == "P":
@@ -110,19 +114,21 @@ def test_modes_that_lose_nothing_are_read(mode, value, expected, tmp_path):
     (
       "RGB",
       (7, 5),
-      "is 7x5 RGB, but {first} is 6x5 RGB; all must be of one size, and",
+      "is 7x5 RGB, but {first} is 6x5 RGB; all must have one size, and",
     ),
     (
       "L",
       (6, 5),
-      "is 6x5 gray, but {first} is 6x5 RGB; all must be of one size, and",
+      "is 6x5 gray, but {first} is 6x5 RGB; all must have one size, and",
     ),
-    ("RGBA", (6, 5), "cannot be read: its mode is RGBA; must be opaque, gray"),
-    ("I;16", (6, 5), "cannot be read: its mode is I;16; must be opaque, gray"),
+    ("RGBA", (6, 5), "cannot be read: its mode is RGBA; must be opaque 8-bit"),
+    ("I;16", (6, 5), "cannot be read: its mode is I;16; must be opaque 8-bit"),
     (None, None, "cannot be read: cannot identify image file"),
   ],
 )
-def test_an_image_that_differs_is_named(mode, size, message, animals):
+def test_the_error_for_an_image_that_differs_names_it(
+  mode, size, message, animals
+):
   path, first = animals / "train/dog/20.png", animals / "test/cat/0.png"
   if mode:
     write(path, 0, mode, size)

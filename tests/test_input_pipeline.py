@@ -26,7 +26,7 @@ jitted_next_indices = jax.jit(next_indices, static_argnums=2)
 
 
 def take(order, num_batches, batch_size, rng=KEY):
-  """The indices of the next batches, one array, and the order after them."""
+  """Returns the indices of the next batches, and the order after them."""
   batches = [np.zeros(0, np.int32)]
   for _ in range(num_batches):
     batch, order = jitted_next_indices(order, rng, batch_size)
@@ -35,7 +35,7 @@ def take(order, num_batches, batch_size, rng=KEY):
 
 
 @pytest.mark.parametrize("batch_size", [1, 30, 100])
-def test_every_epoch_has_every_example_once(batch_size):
+def test_every_epoch_has_every_example_exactly_once(batch_size):
   size, epochs = 100, 6
   num_batches = -(-size * epochs // batch_size)
   indices, _ = take(order_at(KEY, 0, batch_size, size), num_batches, batch_size)
@@ -45,20 +45,20 @@ def test_every_epoch_has_every_example_once(batch_size):
   assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
-def test_order_is_the_same_whatever_the_batch_size():
+def test_order_does_not_depend_on_the_batch_size():
   one, _ = take(order_at(KEY, 0, 1, 100), 300, 1)
   many, _ = take(order_at(KEY, 0, 30, 100), 10, 30)
   np.testing.assert_array_equal(one, many)
 
 
 @pytest.mark.parametrize("step", [0, 1, 6, 7, 8, 29])
-def test_order_at_a_step_is_the_order_after_the_steps_before(step):
+def test_order_at_a_step_is_the_order_after_the_steps_before_it(step):
   _, walked = take(order_at(KEY, 0, 30, 100), step, 30)
   jumped = order_at(KEY, step, 30, 100)
   jax.tree.map(np.testing.assert_array_equal, walked, jumped)
 
 
-def test_order_is_a_function_of_the_seed():
+def test_order_depends_only_on_the_seed():
   first = order_at(jax.random.key(7), 0, 10, 1000).indices
   again = order_at(jax.random.key(7), 0, 10, 1000).indices
   other = order_at(jax.random.key(8), 0, 10, 1000).indices
@@ -66,19 +66,19 @@ def test_order_is_a_function_of_the_seed():
   assert (first != other).mean() > 0.99
 
 
-def test_order_far_beyond_int32_examples():
+def test_order_does_not_overflow_int32():
   step = 10**9
   order = order_at(KEY, step, 1024, 55_000)
   epoch, offset = divmod(step * 1024, 55_000)
   assert (order.epoch, order.offset) == (epoch, offset)
 
 
-def test_to_float_scales_to_one():
+def test_to_float_scales_255_to_one():
   scaled = input_pipeline.to_float(jnp.array([0, 51, 255], jnp.uint8))
   np.testing.assert_allclose(scaled, [0, 0.2, 1], rtol=1e-6)
 
 
-def test_splits_are_tfdss(mnist, default_config):
+def test_splits_have_the_syntax_of_tfds(mnist, default_config):
   default_config = default_config.copy_and_resolve_references()
   default_config.update(
     train_split="train[10%:20%]+test[-7:]",
@@ -104,7 +104,7 @@ def test_splits_are_tfdss(mnist, default_config):
 
 @pytest.fixture
 def tiny_builder(tmp_path):
-  """Some data set of TFDS's kind, prepared."""
+  """The builder of a small TFDS data set, prepared in tmp_path."""
 
   class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("2.0.0")
@@ -149,7 +149,7 @@ def tiny_set_config(default_config, tmp_path):
   return config
 
 
-def test_other_data_sets_are_read_where_prepared(tiny_builder, tiny_set_config):
+def test_a_prepared_tfds_data_set_is_read(tiny_builder, tiny_set_config):
   del tiny_builder
   for _ in range(2):  # From the records, then from the arrays beside them.
     data = input_pipeline.load(tiny_set_config)
@@ -159,7 +159,7 @@ def test_other_data_sets_are_read_where_prepared(tiny_builder, tiny_set_config):
     np.testing.assert_array_equal(data.test.labels, np.arange(12) % 4)
 
 
-def test_a_split_that_does_not_fit_is_answered_with_what_does(
+def test_the_error_for_a_split_that_is_too_long_suggests_percentages(
   tiny_builder, tiny_set_config
 ):
   del tiny_builder
@@ -167,13 +167,14 @@ def test_a_split_that_does_not_fit_is_answered_with_what_does(
   with pytest.raises(app.UsageError) as error:
     input_pipeline.load(tiny_set_config)
   assert str(error.value) == (
-    "config.train_split=train[5000:]: not a split of tiny_set, which has 40 in"
-    " train and 12 in test: Requested slice [5000:40] incompatible with 40"
-    " examples; percentages fit any size, such as train[10%:] and train[:10%]"
+    "config.train_split=train[5000:]: not a split of tiny_set, which has 40"
+    " examples in train and 12 examples in test: Requested slice [5000:40]"
+    " incompatible with 40 examples; percentages fit any size, such as"
+    " train[10%:] and train[:10%]"
   )
 
 
-def test_a_class_without_training_examples_is_told(
+def test_a_class_without_training_examples_causes_a_warning(
   tiny_builder, tiny_set_config, monkeypatch
 ):
   del tiny_builder
@@ -185,11 +186,13 @@ def test_a_class_without_training_examples_is_told(
   input_pipeline.load(tiny_set_config)
   message, *args = warn.call_args.args
   assert message % tuple(args) == (
-    "config.train_split=train[4:6] has no example of 2, 3"
+    "config.train_split=train[4:6] has no examples of 2, 3"
   )
 
 
-def test_a_data_set_in_another_format_is_named(tiny_builder, tiny_set_config):
+def test_the_error_for_another_format_says_how_to_convert_it(
+  tiny_builder, tiny_set_config
+):
   info = pathlib.Path(tiny_builder.data_dir) / "dataset_info.json"
   content = json.loads(info.read_text())
   info.write_text(json.dumps({**content, "fileFormat": "tfrecord"}))
@@ -198,7 +201,9 @@ def test_a_data_set_in_another_format_is_named(tiny_builder, tiny_set_config):
   assert "tfds build tiny_set --file_format=array_record" in str(error.value)
 
 
-def test_a_data_set_of_tfds_that_is_not_prepared_is_named(tiny_set_config):
+def test_the_error_for_an_unprepared_data_set_says_how_to_prepare_it(
+  tiny_set_config,
+):
   tiny_set_config.dataset = "cifar10"
   with pytest.raises(app.UsageError) as error:
     input_pipeline.load(tiny_set_config)
@@ -218,7 +223,7 @@ def arrays_file(config):
 
 @pytest.fixture
 def prepared_set(tiny_builder, tiny_set_config, monkeypatch):
-  """Its config, and how often its records were read."""
+  """The tiny set's builder, its config, and the splits read from records."""
   input_pipeline.load(tiny_set_config)
   reads = []
   read_records = arrays.read_records
@@ -231,7 +236,7 @@ def prepared_set(tiny_builder, tiny_set_config, monkeypatch):
   return tiny_builder, tiny_set_config, reads
 
 
-def test_arrays_are_kept(prepared_set):
+def test_the_arrays_are_cached(prepared_set):
   _, config, reads = prepared_set
   input_pipeline.load(config)
   assert not reads
@@ -248,10 +253,10 @@ def test_arrays_are_kept(prepared_set):
     ),
     lambda path: np.savez(path, images=np.zeros(3)),
     lambda path: np.savez(path, source=np.array([Trap()])),
-    lambda path: path.write_bytes(b"no zip file"),
+    lambda path: path.write_bytes(b"not a zip file"),
   ],
 )
-def test_damaged_arrays_are_made_anew(prepared_set, damage):
+def test_damaged_arrays_are_rebuilt(prepared_set, damage):
   _, config, reads = prepared_set
   damage(arrays_file(config))
   expected = np.repeat(np.arange(12), 144).reshape(12, 8, 6, 3)
@@ -271,7 +276,9 @@ def truncate(path):
 
 
 @pytest.mark.parametrize("damage", [remove, truncate])
-def test_damaged_records_are_named(tiny_builder, tiny_set_config, damage):
+def test_the_error_for_damaged_records_names_them(
+  tiny_builder, tiny_set_config, damage
+):
   (records,) = tiny_builder.info.splits["test"].filepaths
   damage(pathlib.Path(records))
   with pytest.raises(app.UsageError, match="tiny_set/2.0.0") as error:
@@ -280,7 +287,7 @@ def test_damaged_records_are_named(tiny_builder, tiny_set_config, damage):
   assert "test" in str(error.value)
 
 
-def test_outdated_arrays_are_made_anew(prepared_set):
+def test_outdated_arrays_are_rebuilt(prepared_set):
   builder, config, reads = prepared_set
   (records,) = builder.info.splits["test"].filepaths
   os.utime(records, ns=(0, 0))  # As if prepared at another time.
@@ -288,7 +295,7 @@ def test_outdated_arrays_are_made_anew(prepared_set):
   assert reads == ["test"]
 
 
-def test_arrays_that_cannot_be_written_are_done_without(
+def test_loading_works_even_if_the_arrays_cannot_be_written(
   tiny_builder, tiny_set_config, monkeypatch
 ):
   del tiny_builder
@@ -301,8 +308,8 @@ def test_arrays_that_cannot_be_written_are_done_without(
   assert data.test.labels.shape == (12,)
 
 
-def test_windows_is_told_to_use_wsl2(default_config, monkeypatch):
-  # As on Windows, where requirements.txt leaves it out.
+def test_windows_users_are_told_to_use_wsl2(default_config, monkeypatch):
+  # On Windows, requirements.txt does not install array_record.
   monkeypatch.setattr(importlib.util, "find_spec", {}.get)
   with pytest.raises(app.UsageError, match="array_record.*on Windows.*WSL2"):
     input_pipeline.load(default_config)
@@ -317,14 +324,18 @@ def augmented(images, seed=0, **limits):
 
 
 def bars(count):
-  """Images of one upright bar, 4 pixels wide and 20 high."""
+  """Returns images of one upright bar each, 4 pixels wide and 20 high."""
   images = np.zeros((count, 28, 28, 1), np.float32)
   images[:, 4:24, 12:16] = 1
   return images
 
 
 def moments(images):
-  """The centers (row, column) and the angles of the long axes, in degrees."""
+  """Returns the centers (row, column), the angles in degrees and the sizes.
+
+  An image's angle is that of its long axis; its sizes are the standard
+  deviations of its rows and columns.
+  """
   rows, columns = np.indices(images.shape[1:3])
   weights = images[..., 0] / images.sum(axis=(1, 2, 3))[:, None, None]
 
@@ -365,15 +376,16 @@ def test_images_are_scaled_within_the_limit():
   square[:, 6:22, 6:22] = 1
   _, _, before = moments(square)
   _, _, sizes = moments(augmented(np.tile(square, (300, 1, 1, 1)), scale=0.1))
-  factors = sizes / before  # Interpolation adds half a hundredth.
+  factors = sizes / before  # Interpolation adds about 0.005.
   assert ((factors > 1 / 1.11) & (factors < 1.11)).all()
   assert (factors.max(axis=1) > 1.09).all()
   assert (factors.min(axis=1) < 0.93).all()
-  assert abs(np.corrcoef(factors)[0, 1]) < 0.2  # Each direction by itself.
+  # Height and width are scaled independently.
+  assert abs(np.corrcoef(factors)[0, 1]) < 0.2
 
 
 def test_images_are_sheared_within_the_limit():
-  """Their rows move sideways, by up to the tangent."""
+  """The rows move sideways, by up to the limit per row."""
   result = augmented(bars(300), shear=0.2)[..., 0]
   columns = (result * np.arange(28)).sum(axis=2) / result.sum(axis=2).clip(1e-9)
   slopes, _ = np.polyfit(np.arange(5, 23), columns[:, 5:23].T, 1)
@@ -386,7 +398,7 @@ def test_an_elastic_deformation_bends_a_bar():
   result = augmented(images, elastic=8)
   assert result.shape == images.shape
   assert (abs(result - images).max(axis=(1, 2, 3)) > 0.1).all()
-  # Neighbors move together: what is inside stays one piece.
+  # Neighbors move together, so the inside of the bar stays in one piece.
   np.testing.assert_array_equal(result[:, 10:18, 13:15] > 0.9, True)
   centers, _, _ = moments(result)
   assert abs(centers - 13.5).max() < 2
@@ -398,7 +410,7 @@ def test_deformed_images_stay_sharp(mnist):
   def contrast(images):
     return (np.diff(images[..., 0], axis=2) ** 2).mean()
 
-  # Linear interpolation of the images themselves leaves 0.67 and 0.70.
+  # Interpolating linearly in the original images would leave 0.67 and 0.70.
   assert contrast(augmented(images, shift=2)) > 0.8 * contrast(images)
   assert contrast(augmented(images, rotation=12)) > 0.8 * contrast(images)
 
@@ -407,7 +419,7 @@ def test_a_tpu_interpolates_to_the_same_values():
   rng = np.random.default_rng(0)
   image = np.float32(rng.random((12, 9, 3)))
   sources = np.float32(rng.uniform(-3, 14, (2, 20, 10)))  # Some are outside.
-  sources[:, 0, :9] = np.arange(9)  # Pixels as they are.
+  sources[:, 0, :9] = np.arange(9)  # These are exactly on pixels.
   by_products = augmentation._interpolate_by_products(image, sources)
   np.testing.assert_allclose(by_products[0, :9], image.diagonal().T[:9])
   np.testing.assert_allclose(
@@ -432,7 +444,7 @@ def test_only_a_tpu_interpolates_by_products():
   assert count("dot_general", "tpu") == count("dot_general", "cpu") + 1
 
 
-def test_deformations_follow_from_the_key(mnist):
+def test_deformations_depend_only_on_the_key(mnist):
   images = input_pipeline.to_float(pixels(mnist.train)[:5])
   limits = dict(rotation=10, scale=0.1, shear=0.1, shift=2, elastic=8)
   first = augmented(images, **limits)
@@ -441,14 +453,14 @@ def test_deformations_follow_from_the_key(mnist):
     (first != augmented(images, seed=1, **limits)).any(axis=(1, 2, 3)).all()
   )
   assert first.min() >= 0 and first.max() <= 1
-  # Of each channel alike, and of each image differently.
+  # All channels of an image are deformed alike; different images are not.
   same = np.tile(images[:1], (5, 1, 1, 3))
   result = augmented(same, **limits)
   np.testing.assert_array_equal(result[..., 0], result[..., 2])
   assert (result[0] != result[1]).any()
 
 
-def test_augmentation_is_off_where_all_is_0(default_config):
+def test_augmentation_is_off_if_all_limits_are_0(default_config):
   config = default_config.copy_and_resolve_references()
   assert augmentation.from_config(config) is None
   config.augment_shear = 0.5

@@ -1,4 +1,4 @@
-"""The network against values that TensorFlow 2.15 computed."""
+"""Compares the network with values that TensorFlow 2.15 computed."""
 
 import collections
 import functools
@@ -16,8 +16,9 @@ import input_pipeline
 from model import CNN
 import steps
 
-# The tutorial's network, from tf.compat.v1.layers in float32 on a CPU, on the
-# first 16 test images, without dropout. Made once; never from this code.
+# Computed by the tutorial's network in tf.compat.v1.layers, in float32 on a
+# CPU, from the first 16 test images, without dropout. Never compute them with
+# this code.
 GOLDEN = np.load(pathlib.Path(__file__).parent / "tf_layers.npz")
 LAYERS = {
   "conv1": (5, 5, 1, 32),
@@ -28,7 +29,7 @@ LAYERS = {
 
 
 def golden_params():
-  """The weights behind the golden values, made by the recipe they came with."""
+  """Returns the weights from which the golden values were computed."""
   rng = np.random.RandomState(0)
   params = {}
   for name, shape in LAYERS.items():
@@ -80,7 +81,7 @@ def grads():
   return jit(jax.grad(loss))(state.params)
 
 
-def test_forward_pass_is_tensorflows():
+def test_the_forward_pass_agrees_with_tensorflow():
   images, labels = golden_batch()
   logits = jit(CNN().apply)({"params": golden_params()}, images)
   assert_golden(logits, "logits")
@@ -91,7 +92,7 @@ def test_forward_pass_is_tensorflows():
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_gradient_norms_are_tensorflows(grads, layer):
+def test_gradient_norms_agree_with_tensorflow(grads, layer):
   for kind in ("kernel", "bias"):
     norm = np.linalg.norm(np.asarray(grads[layer][kind], np.float64))
     assert_golden(norm, f"grad_norm_{layer}_{kind}")
@@ -110,12 +111,12 @@ def test_gradient_norms_are_tensorflows(grads, layer):
     ("grad_logits_bias", lambda grads: grads["logits"]["bias"]),
   ],
 )
-def test_gradients_are_tensorflows(grads, key, part):
+def test_gradients_agree_with_tensorflow(grads, key, part):
   assert_golden(part(grads), key)
 
 
 @pytest.mark.parametrize("learning_rate", [0.001, 0.1])
-def test_five_training_steps_are_tensorflows(learning_rate):
+def test_five_training_steps_agree_with_tensorflow(learning_rate):
   state = golden_state(learning_rate)
   train_step = jit(steps.train_step)
   for _ in range(5):
@@ -152,7 +153,7 @@ def initial_params():
   ).params
 
 
-def test_number_of_parameters_is_the_tutorials():
+def test_the_number_of_parameters_is_that_of_the_tutorial():
   shapes = jax.tree.map(jnp.shape, initial_params())
   assert shapes == {
     name: {"kernel": shape, "bias": shape[-1:]}
@@ -164,7 +165,7 @@ def test_number_of_parameters_is_the_tutorials():
   )
 
 
-def test_initializers_are_those_of_tf_layers():
+def test_the_initializers_are_those_of_tf_layers():
   params = initial_params()
   for name, shape in LAYERS.items():
     kernel, bias = params[name]["kernel"], params[name]["bias"]
@@ -175,7 +176,7 @@ def test_initializers_are_those_of_tf_layers():
     assert not bias.any()
 
 
-def test_image_shapes_give_the_same_logits():
+def test_all_shapes_of_an_image_give_the_same_logits():
   images, _ = golden_batch()
   variables = {"params": golden_params()}
   apply = jit(CNN().apply)
@@ -196,7 +197,7 @@ def test_other_image_shapes_are_refused(shape):
   assert str(list(shape)) in str(error.value)
 
 
-def test_images_of_other_shapes_where_the_model_is_made_for_them():
+def test_a_model_can_be_built_for_other_image_shapes():
   model = CNN(num_classes=7, image_shape=(33, 20, 3))
   images = jax.random.uniform(jax.random.key(0), (2, 33, 20, 3))
   logits, variables = model.init_with_output(jax.random.key(1), images)
@@ -206,7 +207,7 @@ def test_images_of_other_shapes_where_the_model_is_made_for_them():
     model.apply(variables, images[..., :1])
 
 
-def test_dropout_is_in_training_alone():
+def test_dropout_is_active_only_in_training():
   images, _ = golden_batch()
   variables = {"params": golden_params()}
 
@@ -225,7 +226,7 @@ def test_dropout_is_in_training_alone():
 
 
 def equations(jaxpr):
-  """The equations of a jaxpr and of all those within it."""
+  """Yields the equations of a jaxpr and of all jaxprs inside it."""
   for equation in jaxpr.eqns:
     yield equation
     for value in jax.tree.leaves(
@@ -235,14 +236,15 @@ def equations(jaxpr):
         yield from equations(value)
 
 
-def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32():
+def test_bfloat16_is_used_for_layers_and_float32_for_everything_else():
   state = golden_state(learning_rate=0.1).replace(
     apply_fn=CNN(dropout_rate=0.0, dtype="bfloat16").apply
   )
   images, labels = golden_batch()
   logits = jit(state.apply_fn)({"params": state.params}, images)
   error = np.abs(logits - GOLDEN["logits"]).max()
-  # It has 8 bits where float32 has 24: near the reference, and not at it.
+  # bfloat16 has 8 bits of precision, float32 has 24: the logits must be near
+  # the reference, but not equal to it.
   assert 1e-4 < error < 0.02 * np.abs(GOLDEN["logits"]).max()
   new_state, metrics, probabilities = jit(steps.train_step)(
     state, images, labels, jax.random.key(0)
@@ -258,11 +260,11 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32():
     if equation.primitive.name in ("conv_general_dilated", "dot_general")
   )
   assert found == {
-    # Forward, and the gradients of both kernels and of what lies between.
+    # Forward, and the gradients of both kernels and of conv2's input.
     ("conv_general_dilated", "bfloat16", "bfloat16"): 2 + 3,
     # The dense layer: forward, the gradients of its kernel and its input.
     ("dot_general", "bfloat16", "bfloat16"): 3,
-    # The last layer likewise, and the first examples' logits.
+    # The same for the last layer, and the first examples' logits.
     ("dot_general", "float32", "float32"): 3 + 1,
   }
   # The probabilities and the loss are computed in float32 too.

@@ -25,9 +25,9 @@ import train
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 6, 5), (2, 7, 5, 3), (1, 3, 3, 1)])
-def test_max_pool_is_flaxs_to_the_bit_with_ties(shape):
+def test_max_pool_equals_flaxs_bit_for_bit_even_with_ties(shape):
   rng = np.random.default_rng(0)
-  # Four values in windows of four: most windows tie.
+  # With only four values, most windows have ties.
   x = jnp.asarray(rng.integers(0, 4, shape), jnp.float32)
   flax_max_pool = functools.partial(
     nn.max_pool, window_shape=(2, 2), strides=(2, 2)
@@ -47,7 +47,7 @@ def test_max_pool_sends_the_gradient_of_a_tie_to_the_first_maximum():
   )
 
 
-def test_unknown_compiler_options_are_left_out(monkeypatch):
+def test_unknown_compiler_options_are_skipped(monkeypatch):
   unknown, known = (
     {"xla_no_such_option": "1"},
     {"xla_cpu_enable_fast_math": False},
@@ -65,14 +65,14 @@ def test_unknown_compiler_options_are_left_out(monkeypatch):
     compiling.compiler_options.cache_clear()
 
 
-def test_jit_loop_applies_the_step_so_many_times():
+def test_jit_loop_applies_the_step_the_given_number_of_times():
   run = compiling.jit_loop(lambda carry, x: (carry[0] + 1, carry[1] * x))
   for num_steps in (0, 1, 5):
     count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
     assert (count, product) == (num_steps, 2.0**num_steps)
 
 
-def test_the_options_of_each_jax_release_are_those_that_were_measured():
+def test_each_jax_release_gets_the_options_measured_for_it():
   if jax.__version_info__ < (0, 8):
     expected = {"xla_cpu_use_xnnpack": False}
   else:
@@ -93,10 +93,10 @@ def test_a_gpu_is_told_to_be_deterministic_with_an_option_that_xla_knows(
 
 
 @pytest.mark.parametrize("path", ["train", "evaluate", "predict"])
-def test_all_of_a_network_is_compiled_with_the_options(
+def test_every_program_compiles_the_network_with_the_options(
   path, tiny_run, tiny_config, tmp_path, monkeypatch
 ):
-  """An option that XLA does not know is refused wherever it gets to."""
+  """XLA raises an error wherever an unknown option reaches it."""
   monkeypatch.setattr(
     compiling, "compiler_options", lambda: {"xla_unknown": True}
   )
@@ -112,7 +112,7 @@ def test_all_of_a_network_is_compiled_with_the_options(
       train.train_and_evaluate(tiny_config, tmp_path)
 
 
-def test_what_is_looked_at_is_compiled_with_the_options_and_stops_no_run(
+def test_the_inspection_uses_the_options_and_its_errors_do_not_stop_a_run(
   tiny_config, tmp_path, monkeypatch, caplog
 ):
   jit_loop, options = compiling.jit_loop, compiling.compiler_options()
@@ -135,10 +135,10 @@ def test_what_is_looked_at_is_compiled_with_the_options_and_stops_no_run(
 
 
 @pytest.mark.skipif(
-  platform.libc_ver()[0] != "glibc", reason="glibc has the setting"
+  platform.libc_ver()[0] != "glibc", reason="only glibc has the setting"
 )
 def test_freed_memory_is_kept():
-  """A large array does not leave the heap when it is freed."""
+  """A large block stays in the heap when it is freed."""
   code = """if True:
     import ctypes, sys
     from machine import compiling
@@ -162,14 +162,14 @@ def test_freed_memory_is_kept():
 
 
 def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
-  """Else a progress bar would count steps that only wait in a queue."""
+  """Otherwise a progress bar would count steps that are still queued."""
   waited_for = []
   monkeypatch.setattr(jax, "block_until_ready", waited_for.append)
   assert compiling.jit_loop(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
   assert waited_for == [0, 1, 2, 3, 4]
 
 
-def test_the_users_compilation_cache_is_kept(monkeypatch, tmp_path):
+def test_the_users_compilation_cache_takes_precedence(monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   names = (
@@ -192,7 +192,7 @@ def test_the_users_compilation_cache_is_kept(monkeypatch, tmp_path):
       jax.config.update(name, value)
 
 
-def test_without_a_home_nothing_is_cached_and_a_line_says_so(
+def test_without_home_nothing_is_cached_and_a_warning_says_so(
   monkeypatch, caplog
 ):
   before = jax.config.jax_compilation_cache_dir
@@ -210,11 +210,9 @@ def test_without_a_home_nothing_is_cached_and_a_line_says_so(
   ]
 
 
-def test_a_damaged_entry_of_the_cache_is_named_once_and_replaced(
-  monkeypatch, caplog
-):
+def test_a_damaged_cache_entry_is_named_once_and_replaced(monkeypatch, caplog):
   monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-  compiling.cache_compilations()  # The tests' directory stays.
+  compiling.cache_compilations()  # Keeps the tests' cache directory.
 
   def compile_as_a_new_process():
     def double_damaged(x):

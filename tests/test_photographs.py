@@ -1,4 +1,4 @@
-"""Files of every kind, good and bad, and MNIST's form."""
+"""Reading of good and bad image files, and conversion to MNIST's form."""
 
 import io
 import os
@@ -26,7 +26,7 @@ from sources import photographs
 
 
 def drawing(height=60, width=90, paper=255, ink=0):
-  """A thick L, left of the middle: [height, width], uint8."""
+  """Returns a thick L, left of the middle: uint8 [height, width]."""
   image = np.full((height, width), paper, np.uint8)
   image[10:50, 20:28] = ink
   image[42:50, 20:50] = ink
@@ -89,8 +89,8 @@ def test_exif_orientation_is_applied():
 
 @pytest.mark.parametrize("hidden", [0, 128, 255])
 @pytest.mark.parametrize("ink", [0, 255])
-def test_ink_on_nothing_stays_visible(ink, hidden):
-  """Transparent drawings: black ink gets white paper, and the reverse."""
+def test_ink_on_a_transparent_background_stays_visible(ink, hidden):
+  """Black ink gets white paper, and white ink gets black paper."""
   rgba = np.full((60, 90, 4), (hidden, hidden, hidden, 0), np.uint8)
   rgba[drawing() == 0] = (ink, ink, ink, 255)
   rgba[42:50, 50] = (ink, ink, ink, 51)  # The edge is a fifth of the ink.
@@ -100,7 +100,7 @@ def test_ink_on_nothing_stays_visible(ink, hidden):
   np.testing.assert_array_equal(image, np.stack([expected] * 3, axis=-1))
 
 
-HIDDEN = Image.fromarray(drawing(paper=60))  # 60 is to be transparent.
+HIDDEN = Image.fromarray(drawing(paper=60))  # 60 will be transparent.
 OPACITY = Image.fromarray(255 - drawing())
 
 
@@ -116,12 +116,12 @@ OPACITY = Image.fromarray(255 - drawing())
       Image.merge("RGBA", (HIDDEN, HIDDEN, HIDDEN, OPACITY)),
       "WEBP",
       lossless=True,
-      exact=True,  # Else the encoder may change what is hidden.
+      exact=True,  # Otherwise the encoder may change transparent pixels.
     ),
   ],
   ids="png-gray png-rgb png-palette gif png-la webp".split(),
 )
-def test_what_is_transparent_in_any_format_is_white_under_black_ink(content):
+def test_transparency_in_any_format_becomes_white_under_black_ink(content):
   np.testing.assert_array_equal(
     photographs.to_gray(read_one(content)), drawing()
   )
@@ -131,8 +131,8 @@ def test_what_is_transparent_in_any_format_is_white_under_black_ink(content):
   ("paper", "ink"),
   [(255, 0), (200, 40), (128, 0), (0, 255), (60, 220), (128, 255)],
 )
-def test_paper_with_transparent_edges_reaches_them(paper, ink):
-  """Whatever is hidden there, and whether the ink is dark or light."""
+def test_paper_fills_the_transparent_edges_around_it(paper, ink):
+  """This holds for any hidden color, and for dark and light ink."""
   whole = np.stack([drawing(paper=paper, ink=ink)] * 3, axis=-1)
   rgba = np.full((60, 90, 4), 255 - paper, np.uint8)
   rgba[..., 3] = 0
@@ -188,38 +188,38 @@ def huge_header(shape):
 
 BAD = {
   "nothing": (b"", "is empty"),
-  "text": (b"a digit", "is none of PNG, JPEG"),
+  "text": (b"a digit", "is not an image in a supported"),
   "truncated png": (encode(GRAY, "PNG")[:100], "cannot be decoded"),
   "truncated jpeg": (encode(GRAY, "JPEG")[:-200], "cannot be decoded"),
   "bad png": (
     encode(GRAY, "PNG").replace(b"IHDR", b"JHDR"),
-    "is none of",
+    "is not an image in",
   ),
-  "pickle": (pickle.dumps(Trap()), "is none of"),
-  "npy of objects": (npy(np.array([Trap()])), "is not an array that can"),
-  "truncated npy": (npy(drawing())[:-1], "is not an array that can"),
+  "pickle": (pickle.dumps(Trap()), "is not an image in"),
+  "npy of objects": (npy(np.array([Trap()])), "cannot be read as an array"),
+  "truncated npy": (npy(drawing())[:-1], "cannot be read as an array"),
   "npy of text": (npy(np.array([["a"]])), "is an array of <U1"),
   "garbled npy": (
     npy(drawing()).replace(b"(60, 90)", b"(60, 9(("),
-    "is not an array that can",
+    "cannot be read as an array",
   ),
   "npy with a shape beyond counting": (
     npy(drawing()).replace(b"(60, 90), }  ", b"(9999999999,) * 9, }"),
-    "is not an array that can",
+    "cannot be read as an array",
   ),
-  "npy of negative numbers": (npy(-np.eye(28)), "has values other than"),
-  "npy of nan": (npy(np.full((28, 28), np.nan)), "has values other than"),
+  "npy of negative numbers": (npy(-np.eye(28)), "has values outside"),
+  "npy of nan": (npy(np.full((28, 28), np.nan)), "has values outside"),
   "npy of one number": (npy(np.array(1)), "is an array of int64"),
   "npy of nothing": (npy(np.zeros((0, 28, 28))), "is an array of float64"),
   "npy with a huge header": (
     huge_header((99999999, 99999)),
-    "is not an array that can",
+    "cannot be read as an array",
   ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_with_the_reason(name, tmp_path):
+def test_the_error_for_a_bad_file_says_why(name, tmp_path):
   content, message = BAD[name]
   (tmp_path / "file").write_bytes(content)
   for source in (content, tmp_path / "file"):
@@ -238,7 +238,7 @@ WHOLE = [
 
 @hypothesis.settings(deadline=None, max_examples=300)
 @hypothesis.given(st.binary(max_size=200) | damaged(WHOLE))
-def test_any_bytes_are_images_or_a_clean_error(content):
+def test_any_bytes_give_images_or_a_clean_error(content):
   try:
     read = list(image_files.read(content))
   except ValueError as error:
@@ -250,10 +250,10 @@ def test_any_bytes_are_images_or_a_clean_error(content):
 
 
 @pytest.mark.skipif(
-  not os.path.exists("/proc/self/status"), reason="it reads /proc"
+  not os.path.exists("/proc/self/status"), reason="the test reads /proc"
 )
 def test_memory_is_bounded(tmp_path):
-  """By 1 GiB: the largest image that is read, and larger ones that are not."""
+  """The largest image that is read takes at most 1 GiB, as do larger ones."""
   side = int(Image.MAX_IMAGE_PIXELS**0.5)
   whole = encode(
     Image.new("RGBA", (side, side), "#000f"), "PNG", compress_level=1
@@ -286,7 +286,7 @@ def test_memory_is_bounded(tmp_path):
   )
   *lines, peak = output.strip().splitlines()
   assert [line.partition(":")[0] for line in lines] == [
-    "is not an array that can be read",
+    "cannot be read as an array",
     *2 * ["is larger than 89,478,485 pixels"],
     "(1200, 1200, 3)",
   ]
@@ -339,7 +339,7 @@ def test_the_center_of_mass_is_at_the_center(flip):
   )
 
 
-def test_both_polarities_give_the_same():
+def test_dark_and_light_ink_give_the_same_image():
   image = drawing(paper=250, ink=30)
   expected = photographs.to_mnist_form(image)
   assert expected[14, 14] < expected.max()  # The L is hollow there.
@@ -353,7 +353,7 @@ def test_both_polarities_give_the_same():
   np.testing.assert_array_equal(inverted, expected)
 
 
-def test_uneven_light_noise_and_specks_do_not_count():
+def test_uneven_light_noise_and_specks_are_removed():
   clean = drawing(paper=200, ink=40).astype(np.float64)
   clean[5:7, 80:82] = 60  # A speck.
   rows, columns = np.indices(clean.shape)
@@ -369,8 +369,8 @@ def test_uneven_light_noise_and_specks_do_not_count():
 
 
 @pytest.mark.parametrize("shape", [(280, 280), (2000, 2000)])
-def test_a_thin_stroke_is_found_whatever_the_paper(shape):
-  """Few pixels are ink: 0.4 % here."""
+def test_a_thin_stroke_is_found_on_paper_of_any_size(shape):
+  """Only 0.4 % of the pixels are ink."""
   image = np.full(shape, 255, np.uint8)
   size = shape[0]
   image[size // 3 : 2 * size // 3, size // 2 : size // 2 + size // 90] = 0
@@ -386,7 +386,7 @@ def test_a_blank_image_has_no_ink(value):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3000, 3)])
-def test_no_shape_crashes(shape):
+def test_no_image_shape_causes_a_crash(shape):
   noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
   try:
     assert photographs.to_mnist_form(noise).shape == (28, 28)
@@ -394,8 +394,7 @@ def test_no_shape_crashes(shape):
     assert "no ink" in str(error)
 
 
-def test_mnists_own_digits_keep_their_form(mnist):
-  """What has the form already changes little."""
+def test_mnists_own_digits_change_little(mnist):
   originals = np.asarray(pixels(mnist.test)[:50, ..., 0])
   results = np.stack([photographs.to_mnist_form(image) for image in originals])
   difference = np.abs(results.astype(int) - originals)
@@ -403,26 +402,26 @@ def test_mnists_own_digits_keep_their_form(mnist):
 
 
 def differs(form, expected):
-  """The mean difference of two forms beside the mean of ink, 0 to 2."""
+  """Returns the mean difference of two images over the mean ink, 0 to 2."""
   form, expected = np.float32(form), np.float32(expected)
   return abs(form - expected).sum() / expected.sum()
 
 
 @pytest.mark.parametrize("kind", digit_pictures.KINDS)
-def test_what_lies_around_a_digit_does_not_change_it(mnist, kind):
+def test_the_surroundings_of_a_digit_do_not_change_it(mnist, kind):
   rng = np.random.default_rng(0)
   for image in np.asarray(pixels(mnist.test)[:5, ..., 0]):
     ink = digit_pictures.enlarge(image)
     picture = digit_pictures.KINDS[kind](ink, rng)
     (digit,) = photographs.find_digits(picture)
     expected = photographs.to_mnist_form(digit_pictures.plain(ink, rng))
-    # A shift by one pixel is 0.3; thin strokes are drawn thinner.
+    # A shift by one pixel gives 0.3; "thin" draws thinner strokes.
     assert differs(digit.seen, expected) < (0.9 if kind == "thin" else 0.5)
 
 
 @pytest.mark.parametrize("width", [1, 6])
 @pytest.mark.parametrize("brightness", [0, 100])
-def test_the_photograph_is_read_in_a_frame_too(width, brightness):
+def test_a_frame_around_the_photograph_changes_little(width, brightness):
   photograph = np.asarray(Image.open(PROJECT / "docs/photograph.png"))
   framed = np.full(photograph.shape, brightness, np.uint8)
   inner = (slice(width, -width),) * 2
@@ -432,7 +431,7 @@ def test_the_photograph_is_read_in_a_frame_too(width, brightness):
 
 
 def row_of_digits(mnist, count, gap=40):
-  """Digits beside each other, and each one alone."""
+  """Returns a picture of digits side by side, then one of each digit alone."""
   inks = [
     digit_pictures.enlarge(np.asarray(image))
     for image in pixels(mnist.test)[:count, ..., 0]
@@ -461,8 +460,8 @@ def test_digits_in_a_row_are_found_from_the_left(mnist):
   np.testing.assert_array_equal(single.seen, photographs.to_mnist_form(row))
 
 
-def test_a_digit_in_pieces_is_one(mnist):
-  """As a five whose bar stands apart, or strokes with gaps."""
+def test_a_digit_in_pieces_is_found_as_one():
+  """The bar of a five may stand apart, and its strokes may have gaps."""
   five = np.full((280, 280), 235, np.uint8)
   five[60:72, 120:190] = five[84:150, 112:124] = 30
   five[138:150, 112:180] = five[150:210, 168:180] = five[200:212, 110:180] = 30
@@ -472,7 +471,7 @@ def test_a_digit_in_pieces_is_one(mnist):
   assert len(photographs.find_digits(broken)) == 1
 
 
-def test_what_may_be_no_digit_is_doubtful():
+def test_doubts_about_a_digit_are_reported():
   clear = drawing()
   assert photographs.find_digits(clear)[0].doubt == ""
   (cut,) = photographs.find_digits(clear[:45])
@@ -512,18 +511,18 @@ def test_arrays_of_every_layout_are_read():
 @pytest.mark.parametrize(
   ("shape", "message"),
   [
-    ((600, 784), "--layout=flat if that is 600 images, --layout=hw if it is"),
-    ((3, 30, 40), "--layout=nhw if that is 3 images, --layout=chw if it is o"),
+    ((600, 784), "use --layout=flat if these are 600 images, --layout=hw if"),
+    ((3, 30, 40), "use --layout=nhw if these are 3 images, --layout=chw if"),
   ],
 )
-def test_an_ambiguous_array_is_named(shape, message):
+def test_the_error_for_an_ambiguous_array_names_the_layouts(shape, message):
   with pytest.raises(
     ValueError, match=f"{re.escape(str([*shape]))}: {message}"
   ):
     list(image_files.read(npy(np.zeros(shape, np.uint8))))
 
 
-def test_an_array_may_be_transparent():
+def test_an_array_may_have_an_alpha_channel():
   rgba = np.zeros((*drawing().shape, 4), np.uint8)
   rgba[..., 3] = 255 - drawing()
   np.testing.assert_array_equal(
@@ -531,7 +530,7 @@ def test_an_array_may_be_transparent():
   )
 
 
-def test_few_values_and_faint_ink_are_stretched():
+def test_narrow_ranges_of_values_and_faint_ink_are_stretched():
   twelve = npy(drawing().astype(np.uint16) * 16)
   np.testing.assert_allclose(read_one(twelve), drawing(), atol=1)
   mask = encode(Image.fromarray(drawing() // 255), "PNG")
@@ -543,7 +542,7 @@ def test_few_values_and_faint_ink_are_stretched():
 
 
 @pytest.mark.skipif(
-  not features.check("avif"), reason="this Pillow reads no AVIF"
+  not features.check("avif"), reason="this Pillow does not read AVIF"
 )
 def test_avif_is_read():
   image = photographs.to_gray(read_one(encode(GRAY.convert("RGB"), "AVIF")))
@@ -557,7 +556,7 @@ def test_avif_is_read():
     (b"avif", "is AVIF, which needs Pillow 11.3 or newer"),
   ],
 )
-def test_a_format_that_is_not_read_says_what_would_read_it(
+def test_the_error_for_heic_or_avif_says_what_is_needed_to_read_it(
   brand, message, monkeypatch
 ):
   monkeypatch.setattr(image_files, "supported_formats", lambda: ["PNG"])

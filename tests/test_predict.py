@@ -136,7 +136,7 @@ def test_bad_files_are_named_and_the_rest_is_predicted(
   )
   assert completed.returncode == 1
   errors = sorted(completed.stderr.splitlines())
-  names = ("blank.png: has no", "empty.png: is empty", "text.jpg: is none of")
+  names = ("blank.png: has no", "empty.png: is empty", "text.jpg: is not an")
   names += ("truncated.png: cannot be decoded", "none.png: No such file")
   assert len(errors) == len(names), completed.stderr
   for name in names:

@@ -26,7 +26,7 @@ def create_state(seed=0, learning_rate=0.1):
 
 
 def trained(num_steps, examples, order_rng, dropout_rng, **static):
-  """What the training loop carries after some steps from `create_state()`."""
+  """Returns the loop's carry after `num_steps` steps from `create_state()`."""
   batch_size, size = static["batch_size"], examples.labels.size
   training = steps.start_training(
     create_state(),
@@ -47,7 +47,7 @@ def test_metrics_are_sums():
   losses = -np.log([np.exp(2) / (np.exp(2) + 1), 1 / (1 + np.e), 0.5])
   metrics = steps.Metrics.of(logits, labels)
   np.testing.assert_allclose(metrics.sums["loss"], losses.sum(), rtol=1e-6)
-  # A tie is the first class's, here wrongly.
+  # A tie predicts the first class, which is wrong here.
   assert (metrics.sums["accuracy"], metrics.num_examples) == (1, 3)
   part = steps.Metrics.of(logits[::2], labels[::2])
   means = (part + metrics).means()
@@ -56,7 +56,7 @@ def test_metrics_are_sums():
   assert means["accuracy"] == 2 / 5
 
 
-def test_a_metric_of_the_batch_is_refused(monkeypatch):
+def test_a_metric_with_one_value_per_batch_is_refused(monkeypatch):
   monkeypatch.setattr(
     steps, "compute_metrics", lambda logits, labels: {"loss": logits.mean()}
   )
@@ -64,7 +64,7 @@ def test_a_metric_of_the_batch_is_refused(monkeypatch):
     steps.Metrics.of(jnp.zeros((3, 2)), jnp.zeros(3, jnp.int32))
 
 
-def test_a_network_with_other_variables_is_refused():
+def test_a_network_with_batch_statistics_is_refused():
   class Network(nn.Module):
     image_shape = (28, 28, 1)
 
@@ -78,7 +78,7 @@ def test_a_network_with_other_variables_is_refused():
 
 @pytest.mark.parametrize("batch_size", [1000, 300, 7, 20_000])
 def test_evaluation_counts_every_test_image_once(mnist, batch_size):
-  # A predictor that reads a pixel: no two batch sizes may disagree on it.
+  # Each image's logits depend on that image only.
   def logits(variables, images):
     return variables["params"] * images.sum(axis=(1, 2, 3))[:, None] / 784
 
@@ -122,12 +122,12 @@ def test_loss_falls_on_a_fixed_batch(mnist):
   for _ in range(20):
     state, metrics, _ = step(state, images, labels, jax.random.key(0))
     losses.append(metrics.means()["loss"])
-  assert abs(losses[0] - np.log(10)) < 0.2  # It begins by guessing.
+  assert abs(losses[0] - np.log(10)) < 0.2  # An untrained network guesses.
   assert losses[-1] < losses[0] / 2
   assert all(np.isfinite(losses))
 
 
-def test_dropout_is_a_function_of_seed_and_step(mnist):
+def test_dropout_depends_only_on_the_seed_and_the_step(mnist):
   images = input_pipeline.to_float(pixels(mnist.train)[:8])
   labels = mnist.train.labels[:8]
   step = jit(steps.train_step)
@@ -145,7 +145,7 @@ def test_dropout_is_a_function_of_seed_and_step(mnist):
 
 
 @pytest.mark.parametrize("batch_size", [3, 40])
-def test_the_first_examples_are_kept_to_the_bit(mnist, batch_size):
+def test_the_first_examples_are_kept_exactly(mnist, batch_size):
   rows = jax.tree.map(lambda x: x[:100], mnist.train)
   rngs = jax.random.split(jax.random.key(0))
   training = trained(1, rows, *rngs, batch_size=batch_size)
@@ -156,7 +156,7 @@ def test_the_first_examples_are_kept_to_the_bit(mnist, batch_size):
   np.testing.assert_array_equal(steps._first(logits), logits[:5])
 
 
-def test_training_takes_the_batches_of_the_order(mnist):
+def test_training_takes_its_batches_in_the_given_order(mnist):
   """The loop's steps equal train_step on batches gathered with NumPy."""
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
@@ -180,7 +180,7 @@ def test_training_takes_the_batches_of_the_order(mnist):
   np.testing.assert_array_equal(training.labels, labels[:5])
 
 
-def test_inspection_is_what_numpy_finds(mnist):
+def test_inspection_agrees_with_numpy(mnist):
   state = create_state()
   examples = jax.tree.map(lambda x: x[:30], mnist.train)
   rng = jax.random.key(2)
@@ -191,14 +191,14 @@ def test_inspection_is_what_numpy_finds(mnist):
   assert inspection.layer_names == ("conv1", "conv2", "dense")
   layers = inspection.layers
   assert [x.shape for x in layers] == [(14, 14, 32), (7, 7, 64), (1024,)]
-  # The last layer of the activations gives the probabilities.
+  # The last layer turns the last activations into the probabilities.
   last = jax.device_get(state.params["logits"])
   logits = np.maximum(layers[-1], 0) @ last["kernel"]
   logits += last["bias"]
   np.testing.assert_allclose(
     inspection.probabilities, jax.nn.softmax(logits), rtol=1e-4
   )
-  # A step of plain SGD moves each parameter by rate times the gradient.
+  # A step of plain SGD moves each parameter by the rate times its gradient.
   images = input_pipeline.to_float(pixels(examples)[:20])
   step = jit(steps.train_step)
   after, _, _ = step(state, images, examples.labels[:20], rng)
@@ -218,7 +218,7 @@ def make_config(**changes):
   return config
 
 
-def test_the_default_learning_rate_is_one_number():
+def test_the_default_learning_rate_is_constant():
   schedule = optimizer.schedule(make_config())
   assert schedule(0) == schedule(19_999) == 0.001
 
@@ -228,7 +228,7 @@ def test_the_default_learning_rate_is_one_number():
   [
     # Linear up to the peak at step 20, then half a cosine down to step 100.
     ("cosine", {0: 0, 10: 0.5, 20: 1, 60: 0.5, 100: 0}),
-    # Linear up from 1/25, down to it at step 85, and on to nothing.
+    # Linear up from 1/25 of the peak, back to it at step 85, then down to 0.
     ("one_cycle", {0: 0.04, 10: 0.52, 20: 1, 85: 0.04, 100: 0}),
   ],
 )
@@ -242,8 +242,8 @@ def test_schedules(schedule, expected):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
-def test_the_peak_is_at_the_end_of_the_warm_up(schedule):
-  """Whatever its share of the steps is, which optax rounds down."""
+def test_the_peak_is_at_the_end_of_the_warmup(schedule):
+  """optax rounds the warmup down to whole steps; it must not lose any step."""
   for warmup_steps in range(1, 51):
     config = make_config(
       schedule=schedule,
@@ -257,7 +257,7 @@ def test_the_peak_is_at_the_end_of_the_warm_up(schedule):
 
 
 def updates(config, params, grads):
-  """The parameters after each of the gradients."""
+  """Returns the parameters after each update by one of the gradients."""
   tx = optimizer.create(config)
   state = tx.init(params)
   result = []
@@ -268,7 +268,7 @@ def updates(config, params, grads):
   return result
 
 
-def test_momentum_is_nesterovs():
+def test_momentum_is_that_of_nesterov():
   config = make_config(momentum=0.9, learning_rate=0.1)
   found = updates(config, jnp.float32(1), [jnp.float32(2), jnp.float32(-1)])
   velocity, param = 0.0, 1.0
@@ -280,7 +280,7 @@ def test_momentum_is_nesterovs():
 
 @pytest.mark.parametrize("is_nesterov", [False, True])
 def test_adam_and_nadam(is_nesterov):
-  """As in Kingma and Ba, and Dozat, by NumPy."""
+  """Compares them with the formulas of Kingma and Ba, and of Dozat."""
   config = make_config(
     optimizer="nadamw" if is_nesterov else "adamw",
     adam_b2=0.8,
@@ -299,7 +299,7 @@ def test_adam_and_nadam(is_nesterov):
     np.testing.assert_allclose(new, param, rtol=1e-5)
 
 
-def test_weight_decay_shrinks_kernels_alone():
+def test_weight_decay_shrinks_only_kernels():
   config = make_config(
     optimizer="adamw", weight_decay=0.5, learning_rate=0.1, ema_decay=0.0
   )
@@ -309,7 +309,7 @@ def test_weight_decay_shrinks_kernels_alone():
   np.testing.assert_array_equal(found["bias"], 1)
 
 
-def test_the_average_of_the_parameters_is_evaluated(mnist):
+def test_evaluation_uses_the_average_of_the_parameters(mnist):
   images = input_pipeline.to_float(pixels(mnist.train)[:8])
   step = jit(steps.train_step)
   state = steps.create_train_state(
@@ -337,7 +337,7 @@ def test_the_average_of_the_parameters_is_evaluated(mnist):
   )
 
 
-def test_smoothed_labels_shape_the_gradients_alone(mnist):
+def test_smoothed_labels_affect_only_the_gradients(mnist):
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = trained(
@@ -358,8 +358,8 @@ def test_smoothed_labels_shape_the_gradients_alone(mnist):
   )
 
 
-def test_training_deforms_the_images_by_seed_and_step(mnist):
-  """And dropout is the same as without."""
+def test_deformations_depend_on_the_seed_and_the_step(mnist):
+  """Dropout is the same as without deformations."""
   limits = augmentation.Limits(10, 0, 0, 2, 0)
   augment = jit(functools.partial(augmentation.augment, limits=limits))
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
@@ -379,21 +379,21 @@ def test_training_deforms_the_images_by_seed_and_step(mnist):
   np.testing.assert_allclose(
     training.probabilities, probabilities, rtol=1e-4, atol=1e-6
   )
-  # What is shown are the first images, with the key of the step.
+  # The inspection deforms the first images with the key of its step.
   inspect = jit(
     functools.partial(network.inspect, batch_size=20, limits=limits)
   )
   inspection = inspect(state, examples, dropout_rng)
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, 2), 1)
   images = input_pipeline.to_float(pixels(examples)[:20])
-  # JAX 0.7.2 divides differently in a larger program.
+  # In a larger program, JAX 0.7.2 rounds divisions differently.
   np.testing.assert_allclose(inspection.originals, images, rtol=2e-7)
   np.testing.assert_allclose(
     inspection.deformed, augment(rng, images), atol=1e-6
   )
 
 
-def test_the_last_steps_see_the_images_as_they_are(mnist):
+def test_the_last_steps_see_undeformed_images(mnist):
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:20], mnist.train)
 
@@ -416,7 +416,7 @@ def test_the_last_steps_see_the_images_as_they_are(mnist):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_one_bad_parameter_is_not_finite(mnist, value):
+def test_is_finite_notices_a_single_bad_parameter(mnist, value):
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   rngs = jax.random.split(jax.random.key(0))
   training = trained(1, examples, *rngs, batch_size=10)
