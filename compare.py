@@ -57,7 +57,7 @@ def summarize(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
 
   Args:
     run: the run directory.
-    num_steps: the length of the run, if its config gives one.
+    num_steps: the planned number of steps, if its config has one.
   """
   newest, rates = {}, []
   for record in files.read_metrics(run):
@@ -130,7 +130,7 @@ def _cell(key: str, group: list[dict[str, Any]]) -> str:
       return console.printable(values[0])
     prefix = os.path.commonprefix(values)
     name = re.sub(r",seed=\d*$", "", prefix)
-    # Runs with names of other kinds share only the beginning.
+    # If the runs were named by hand, the common prefix is not a name.
     is_named = name != prefix or name in values
     return console.printable(name if is_named else f"{prefix}…")
   if key == "steps_done" and (left := group[0].get("steps_left")):
@@ -166,7 +166,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _align(columns: Iterable[list[str]]) -> list[str]:
-  """Returns the lines of a table; the first column alone is left-aligned."""
+  """Returns the lines of a table with only the first column left-aligned."""
   first, *others = columns
   padded = [[cell.ljust(max(map(len, first))) for cell in first]]
   for column in others:

@@ -3,8 +3,8 @@
     python evaluate.py --workdir=runs/default --split=test
 
 Writes metrics.json, predictions.csv and pictures to `evaluation/test` in the
-run directory; other splits, checkpoints and data go to other folders there. The
-last line on stdout is the result as JSON. Several runs are scored as an
+run directory; another split, checkpoint or data set gets its own folder there.
+The last line on stdout is the result as JSON. Several runs are scored as an
 ensemble, by the mean of their probabilities:
 
     python evaluate.py --workdir=runs/a --workdir=runs/b
@@ -117,7 +117,7 @@ def check_writable(folder: pathlib.Path) -> None:
   """Creates a folder and checks that files can be written to it.
 
   Raises:
-    app.UsageError: they cannot.
+    app.UsageError: the folder is not writable.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _write(
   evaluated: evaluation.Evaluation,
   result: dict[str, Any],
 ) -> None:
-  """Writes metrics.json, which includes the result, a table and pictures."""
+  """Writes metrics.json (the details and the result), a table and pictures."""
   details = evaluation.details(evaluated)
   files.write_json(folder / "metrics.json", {**details, **result})
   files.write_text(folder / "predictions.csv", evaluation.to_csv(evaluated))
@@ -148,7 +148,10 @@ def _one_or_all(values: list[Any]) -> Any:
 def changed(
   config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
 ) -> ml_collections.ConfigDict:
-  """Returns a copy with every change that is not None, with absolute paths."""
+  """Returns a copy of a config with the changes that are not None.
+
+  Changed paths are made absolute.
+  """
   for key in ("data_dir", "manual_dir"):
     if changes.get(key):
       changes[key] = files.local_path(changes[key]).absolute()
@@ -270,8 +273,12 @@ def main() -> None:
   parser.add_argument(
     "--checkpoint", default="last", help="last (the default), best or a step"
   )
-  parser.add_argument("--data_dir", help="the folder of prepared data sets")
-  parser.add_argument("--manual_dir", help="the folder of your own images")
+  parser.add_argument(
+    "--data_dir", help="the folder of prepared data sets; by default the run's"
+  )
+  parser.add_argument(
+    "--manual_dir", help="the folder of your own images; by default the run's"
+  )
   parser.add_argument(
     "--output",
     help="where to write; by default a folder in the run's evaluation/",

@@ -191,8 +191,12 @@ def main() -> None:
     choices=("float16", "float32", "int8"),
     help="how html stores the weights; by default float16",
   )
-  parser.add_argument("--data_dir", help="the folder of prepared data sets")
-  parser.add_argument("--manual_dir", help="the folder of your own images")
+  parser.add_argument(
+    "--data_dir", help="the folder of prepared data sets; by default the run's"
+  )
+  parser.add_argument(
+    "--manual_dir", help="the folder of your own images; by default the run's"
+  )
   args = parser.parse_args()
   console.setup()
   compiling.cache_compilations()

@@ -41,7 +41,7 @@ _MAX_ON_SHEET = 50
 
 
 def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns a function that classifies images like those of the training.
+  """Returns a function that predicts the classes of images.
 
   Args:
     run: from `runs.open_run`.
@@ -189,7 +189,7 @@ def load(
 def _digits(
   image: np.ndarray, image_shape: tuple[int, int, int], args
 ) -> list[photographs.Digit]:
-  """Returns the digits in an image, or all of it with --raw."""
+  """Returns the digits in an image; with --raw, all of it is one digit."""
   if args.raw:
     height, width = image.shape[:2]
     seen = to_network(image, image_shape, args.invert)
@@ -277,7 +277,10 @@ def main() -> None:
   )
   parser.error = console.exit_with
   parser.add_argument(
-    "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="or - for stdin"
+    "images",
+    nargs="+",
+    metavar="IMAGE_OR_FOLDER",
+    help="a file, a folder or - for standard input",
   )
   parser.add_argument(
     "--workdir",
@@ -293,7 +296,7 @@ def main() -> None:
   parser.add_argument(
     "--raw",
     action="store_true",
-    help="take images as they are; they must have the size of the training's",
+    help="take the images as they are, in the size of the training images",
   )
   parser.add_argument(
     "--invert",

@@ -156,7 +156,7 @@ def next_due(
     "evaluate": config.eval_every_steps,
     "save": config.checkpoint_every_steps,
   }
-  if compiling.takes_single_steps():  # To move the progress bar.
+  if compiling.takes_single_steps():  # Update the progress bar after each.
     following = step + 1
   else:
     following = min(
@@ -240,7 +240,7 @@ def _train(
       with devices.on_host():  # The rate that the last step used.
         rate = float(schedule(step - 1))
       logger.train(step, metrics.means(), rate)
-      # Keep the sums after a final log off the interval: runs can be extended.
+      # A final log may come early; if the run is extended, the sums continue.
       if step % config.log_every_steps == 0:
         training = steps.reset_metrics(training)
     accuracy = None

@@ -1,1 +1,1 @@
-"""Exports networks as ONNX models and as pages to draw on."""
+"""Writes networks as ONNX models and as HTML pages."""

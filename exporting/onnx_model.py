@@ -99,7 +99,7 @@ def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 class _Graph:
-  """An ONNX graph in the making, and the value of each name in the trace."""
+  """An ONNX graph under construction, and the values by name."""
 
   def __init__(self, params: Mapping[str, np.ndarray]):
     self.nodes = []
@@ -152,7 +152,7 @@ class _Graph:
     return output
 
   def reshape(self, x: str | _Constant, shape: Sequence[Any]):
-    # Only one size can depend on the batch size; ONNX infers a -1.
+    # At most one size depends on the batch size; ONNX infers it from -1.
     shape = [n if isinstance(n, int) else -1 for n in shape]
     if isinstance(x, _Constant):
       return x._replace(array=x.array.reshape(shape))

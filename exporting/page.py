@@ -30,8 +30,8 @@ def round_weights(params: steps.Params, dtype: str) -> steps.Params:
 
   Args:
     params: float32 arrays.
-    dtype: "float16", "float32" or "int8". With int8, each output of a kernel
-      has 255 levels of its own, and biases stay float32.
+    dtype: "float16", "float32" or "int8". With int8, the weights of each output
+      of a kernel take at most 255 values, and biases stay float32.
 
   Returns:
     The rounded parameters, float32.
@@ -91,7 +91,7 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,
   }
-  # Primitives may have NumPy integers, which json cannot write by itself.
+  # Some parameters are NumPy integers, which json cannot serialize.
   text = json.dumps(description, default=int).replace("<", "\\u003c")
   page = PATH.read_text().replace("$NETWORK", text)
   return page.replace("$WEIGHTS", base64.b64encode(b"".join(blobs)).decode())

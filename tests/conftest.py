@@ -168,7 +168,7 @@ def _warm_python():
 
 
 def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
-  """Runs one of the programs like a user, but with the imports already done.
+  """Runs a program as a user would, except that its imports are done already.
 
   If `is_read` is false, the program's stdout is a pipe whose reader has exited.
   """
@@ -193,7 +193,7 @@ def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
 
 
 def run_train(*args, cwd, **environment):
-  """Runs train.py like a user."""
+  """Runs train.py as a user would."""
   return subprocess.run(
     [sys.executable, str(PROJECT / "train.py"), *map(str, args)],
     capture_output=True,

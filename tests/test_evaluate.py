@@ -43,7 +43,8 @@ def test_the_scores_equal_those_of_numpy(run, mnist, monkeypatch):
   monkeypatch.setattr(figures, "confusion_matrix", draw)
   folder = run / "evaluation/test_70"
   folder.mkdir(parents=True)
-  for name in ("metrics.json", "predictions.csv"):  # From earlier.
+  # Files of an earlier evaluation.
+  for name in ("metrics.json", "predictions.csv"):
     (folder / name).write_text("old")
     os.link(folder / name, run / f"old_{name}")
   result, report = evaluate.evaluate([run])

@@ -43,7 +43,7 @@ def file(tiny_run, tmp_path_factory):
   return file
 
 
-# Requests these fixtures because Orbax fails once Playwright has the event loop.
+# Requests these fixtures first: Orbax fails once Playwright runs an event loop.
 @pytest.fixture(scope="module")
 def browser(run, file, images):
   with sync_api.sync_playwright() as playwright:
@@ -251,7 +251,7 @@ def random_strokes(rng):
     yield points.clip(15, 265).tolist()
 
 
-def test_drawings_are_brought_to_the_same_form_as_by_predict(file, opened):
+def test_the_page_and_predict_bring_drawings_to_the_same_form(file, opened):
   tab, rng = opened(file), np.random.default_rng(0)
   for _ in range(50):
     form = tab.evaluate(_DRAW, [*random_strokes(rng)])

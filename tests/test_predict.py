@@ -333,7 +333,7 @@ def predict_in_process(monkeypatch, *args):
 
 @pytest.fixture
 def sure_run(tiny_run, tmp_path):
-  """Copies the run and records a usual probability in the copy."""
+  """A function that copies the run and records a usual probability in it."""
 
   def copy(usual):
     run = shutil.copytree(tiny_run, tmp_path / f"run {usual}")

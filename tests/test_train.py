@@ -66,7 +66,7 @@ def without_speed(records):
   return [{k: r[k] for k in r if k not in speed} for r in records]
 
 
-def test_a_run_directory_has_everything(tiny_run, tiny_config):
+def test_a_run_directory_is_complete(tiny_run, tiny_config):
   result = json.loads((tiny_run / "result.json").read_text())
   config = json.loads((tiny_run / "config.json").read_text())
   records = read_jsonl(tiny_run)
@@ -181,7 +181,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
   result = train.train_and_evaluate(tiny_config, tmp_path)
   assert result == json.loads((tiny_run / "result.json").read_text())
   assert_same_state(restore(tmp_path), restore(tiny_run))
-  # Each line is there once, in order, with the same numbers, although the run
+  # Each line appears once, in order, with the same numbers, although the run
   # was stopped between two logs.
   assert without_speed(read_jsonl(tmp_path)) == without_speed(
     read_jsonl(tiny_run)
@@ -322,7 +322,7 @@ def test_a_run_on_an_accelerator_is_the_same(
   tiny_config.learning_rate = 0.001
   train.train_and_evaluate(tiny_config, tmp_path / "cpu")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  dispatches = []  # The number of steps of each, and of fetches after it.
+  dispatches = []  # [the number of steps, the number of fetches after it]
   guard = contextlib.ExitStack()
   jit_loop, train_loop = compiling.jit_loop, train._train
   device_get = jax.device_get
@@ -369,7 +369,7 @@ def test_a_run_on_an_accelerator_is_the_same(
 def test_the_logged_speed_is_that_of_training_only(
   tiny_config, tmp_path, monkeypatch
 ):
-  """On a clock where a step takes 1 second and anything else 1,000."""
+  """The clock counts 1 second for a step and 1,000 for anything else."""
   now = 0.0
 
   def passes(seconds, result):
