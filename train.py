@@ -156,7 +156,7 @@ def next_due(
     "evaluate": config.eval_every_steps,
     "save": config.checkpoint_every_steps,
   }
-  if compiling.takes_single_steps():  # Update the progress bar after each.
+  if compiling.takes_single_steps():  # Each step moves the progress bar.
     following = step + 1
   else:
     following = min(
@@ -240,7 +240,7 @@ def _train(
       with devices.on_host():  # The rate that the last step used.
         rate = float(schedule(step - 1))
       logger.train(step, metrics.means(), rate)
-      # A final log may come early; if the run is extended, the sums continue.
+      # If the last log comes early, keep the sums: the run may be extended.
       if step % config.log_every_steps == 0:
         training = steps.reset_metrics(training)
     accuracy = None

@@ -99,7 +99,7 @@ def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 class _Graph:
-  """An ONNX graph under construction, and the values by name."""
+  """An ONNX graph under construction; `values` are named as in the trace."""
 
   def __init__(self, params: Mapping[str, np.ndarray]):
     self.nodes = []

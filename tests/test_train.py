@@ -198,7 +198,7 @@ def scored_by_numpy(logits, labels):
 
 @pytest.mark.slow
 def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
-  """Also, evaluation uses the averaged parameters and undeformed images."""
+  """It is evaluated with the averaged parameters on undeformed images."""
   pictures = mock.Mock()
   monkeypatch.setattr(logs.Logger, "_draw", pictures)
   tiny_config.update(
