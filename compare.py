@@ -1,8 +1,8 @@
-"""Compares runs: how their configs differ, and how well they did.
+"""Compares runs: how their configs differ and how well they did.
 
     python compare.py runs/ --plot=comparison.png
 
-Runs that differ by their seed alone share a row: mean ± standard deviation.
+Runs that differ only in their seed share a row: mean ± standard deviation.
 """
 
 import argparse
@@ -21,27 +21,27 @@ from machine import console
 from rundir import directory
 from rundir import files
 
-_WIDTH = 100  # Characters of a table.
+_WIDTH = 100  # The widest table, in characters.
 
 
 def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-  """Finds all run directories at or below the folders.
+  """Finds all run directories in the folders, at any depth.
 
   Raises:
-    app.UsageError: names a folder without any.
+    app.UsageError: a folder contains none.
   """
   runs = []
   for folder in folders:
     folder = files.local_path(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
-      raise app.UsageError(f"{folder}: there is no run directory in it")
+      raise app.UsageError(f"{folder}: contains no run directory")
     runs += [path for path in found if path not in runs]
   return runs
 
 
 def is_readable(run: pathlib.Path) -> bool:
-  """Says what is wrong with a run directory, if something is."""
+  """Returns whether a run can be read; prints what is wrong if it cannot."""
   try:
     directory.check_contained(run)
     files.read_json(run / "config.json")
@@ -53,11 +53,11 @@ def is_readable(run: pathlib.Path) -> bool:
 
 
 def summarize(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
-  """Returns the newest metrics of a run, as far as it has any.
+  """Returns the progress, newest metrics and median speed of a run.
 
   Args:
-    run: its directory.
-    num_steps: how many steps it is to take, if its config says so.
+    run: the run directory.
+    num_steps: the planned number of steps, if its config has one.
   """
   newest, rates = {}, []
   for record in files.read_metrics(run):
@@ -76,10 +76,10 @@ def summarize(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
 
 
 def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
-  """Returns one row for each run, the best by validation accuracy first.
+  """Returns one row per run, the best validation accuracy first.
 
-  A row has the run's directory, the config keys that are not the same in all
-  runs, and what `summarize` returns. What a run lacks is None.
+  A row has the run directory, the config keys that differ between the runs, and
+  what `summarize` returns. Missing values are None.
   """
   configs = [files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs))
@@ -105,13 +105,13 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
 
 
 def _is_result(key: str) -> bool:
-  """Returns whether a column is not of the config, as test_split is."""
+  """Returns whether a column holds results; test_split is a config key."""
   is_named_so = key.startswith(("run", "steps_", "validation_", "test_"))
   return is_named_so and not key.endswith("_split")
 
 
 def group_seeds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-  """Puts together the rows that differ by the seed and the results alone."""
+  """Groups the rows that differ only in the seed and the results."""
   groups = {}
   for row in rows:
     same = {key: x for key, x in row.items() if not _is_result(key)}
@@ -121,7 +121,7 @@ def group_seeds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _cell(key: str, group: list[dict[str, Any]]) -> str:
-  """Returns what a table says in one column of a group of runs."""
+  """Returns the text of one column for a group of runs."""
   values = [row[key] for row in group if row[key] is not None]
   if not values:
     return "-"
@@ -130,7 +130,7 @@ def _cell(key: str, group: list[dict[str, Any]]) -> str:
       return console.printable(values[0])
     prefix = os.path.commonprefix(values)
     name = re.sub(r",seed=\d*$", "", prefix)
-    # Runs that were named otherwise have no name in common.
+    # If the runs were named by hand, the common prefix is not a name.
     is_named = name != prefix or name in values
     return console.printable(name if is_named else f"{prefix}…")
   if key == "steps_done" and (left := group[0].get("steps_left")):
@@ -145,7 +145,7 @@ def _cell(key: str, group: list[dict[str, Any]]) -> str:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-  """Prints a row for each group of seeds; two tables if one is too wide."""
+  """Prints a row per group of seeds; two tables if one is too wide."""
   groups = group_seeds(rows)
   columns = {
     key: [
@@ -166,7 +166,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _align(columns: Iterable[list[str]]) -> list[str]:
-  """Returns the lines of a table: names to the left, numbers to the right."""
+  """Returns the lines of a table with only the first column left-aligned."""
   first, *others = columns
   padded = [[cell.ljust(max(map(len, first))) for cell in first]]
   for column in others:
@@ -177,7 +177,7 @@ def _align(columns: Iterable[list[str]]) -> list[str]:
 def show(
   rows: list[dict[str, Any]], as_csv: bool, plot: pathlib.Path | None
 ) -> None:
-  """Prints a table or CSV, and plots the learning curves."""
+  """Prints a table or CSV and, if asked, plots the learning curves."""
   if as_csv:
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -198,9 +198,13 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = console.exit_with
-  parser.add_argument("folders", nargs="+")
-  parser.add_argument("--csv", action="store_true", help="print CSV")
-  parser.add_argument("--plot", help="a picture file for the learning curves")
+  parser.add_argument(
+    "folders", nargs="+", metavar="FOLDER", help="where to look for runs"
+  )
+  parser.add_argument(
+    "--csv", action="store_true", help="print CSV instead of a table"
+  )
+  parser.add_argument("--plot", help="a file to draw the learning curves in")
   args = parser.parse_args()
   with console.one_line_errors():
     plot = args.plot and files.local_path(args.plot)

@@ -1,11 +1,11 @@
-"""Scores a run on any split, and shows where it is wrong.
+"""Scores a run on any split and shows its mistakes.
 
     python evaluate.py --workdir=runs/default --split=test
 
 Writes metrics.json, predictions.csv and pictures to `evaluation/test` in the
-run directory; each other question has another folder beside it. The last line
-on stdout is the result, as JSON. Several runs are scored as one, an ensemble:
-the mean of their probabilities.
+run directory; another split, checkpoint or data set gets its own folder there.
+The last line on stdout is the result as JSON. Several runs are scored as an
+ensemble, by the mean of their probabilities:
 
     python evaluate.py --workdir=runs/a --workdir=runs/b
 """
@@ -45,31 +45,31 @@ def evaluate(
   data_dir: str | os.PathLike | None = None,
   manual_dir: str | os.PathLike | None = None,
 ) -> tuple[dict[str, Any], str]:
-  """Scores a run, or the mean of the probabilities of several.
+  """Scores a run, or several as an ensemble.
 
   Args:
     workdirs: the run directories.
-    split: in TFDS's syntax; by default the first config's test split.
-    dataset: by default the first config's.
+    split: in TFDS syntax; by default the first run's test split.
+    dataset: a data set; by default the first run's.
     checkpoint: "last", "best" or a step.
     output: where to write; by default a folder in `evaluation/` in the first
       run directory, named after the other arguments.
-    data_dir: where data sets are prepared; by default as in the first config.
-    manual_dir: where the images are; by default as in the first config.
+    data_dir: the folder of prepared data sets; by default the first run's.
+    manual_dir: the folder of your own images; by default the first run's.
 
   Returns:
-    The means of the metrics, global_step and n; and a report for people. For
-    several runs, global_step is a list.
+    The mean metrics with global_step and n, and a report to print. For several
+    runs, global_step is a list.
 
   Raises:
-    app.UsageError: names what is wrong with an argument or the directory.
+    app.UsageError: an argument or a run directory is invalid.
   """
   workdirs = [files.local_path(workdir) for workdir in workdirs]
   folder = output and files.local_path(output)
   opened = runs.open_ensemble(workdirs, checkpoint)
   own = opened[0].config
   if dataset not in (None, own.dataset):
-    manual_dir = manual_dir or ""  # The run's own has other files.
+    manual_dir = manual_dir or ""  # The run's own holds other data.
   config = changed(
     own,
     test_split=split,
@@ -85,7 +85,7 @@ def evaluate(
     message = str(error).replace("config.test_split=", "--split=")
     raise app.UsageError(message) from error
   folder = folder or _folder(workdirs, checkpoint, config, own)
-  check_writable(folder)  # Now, not after all the work.
+  check_writable(folder)  # Fail before the work, not after it.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
 
   result = {
@@ -114,7 +114,11 @@ def evaluate(
 
 
 def check_writable(folder: pathlib.Path) -> None:
-  """Makes a folder; app.UsageError says if no file can be made in it."""
+  """Creates a folder and checks that files can be written to it.
+
+  Raises:
+    app.UsageError: the folder is not writable.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
@@ -129,7 +133,7 @@ def _write(
   evaluated: evaluation.Evaluation,
   result: dict[str, Any],
 ) -> None:
-  """Writes the result with all else to metrics.json, a table and pictures."""
+  """Writes metrics.json (the details and the result), a table and pictures."""
   details = evaluation.details(evaluated)
   files.write_json(folder / "metrics.json", {**details, **result})
   files.write_text(folder / "predictions.csv", evaluation.to_csv(evaluated))
@@ -144,7 +148,10 @@ def _one_or_all(values: list[Any]) -> Any:
 def changed(
   config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
 ) -> ml_collections.ConfigDict:
-  """Returns a copy with those changes that are not None; paths are absolute."""
+  """Returns a copy of a config with the changes that are not None.
+
+  Changed paths are made absolute.
+  """
   for key in ("data_dir", "manual_dir"):
     if changes.get(key):
       changes[key] = files.local_path(changes[key]).absolute()
@@ -159,13 +166,13 @@ def load(
   workdirs: Sequence[pathlib.Path],
   opened: Sequence[runs.Run],
 ) -> input_pipeline.Data:
-  """Loads the test split, and checks that the runs can be scored on it."""
+  """Loads the test split and checks that the runs can be scored on it."""
   data, run = input_pipeline.load(config, ["test"]), opened[0]
   shape, classes = data.test.image_shape, len(data.class_names)
   if (shape, classes) != (run.image_shape, len(run.class_names)):
     raise app.UsageError(
-      f"--dataset={config.dataset}: has {classes} classes of images"
-      f" {list(shape)}; must have {len(run.class_names)} of"
+      f"--dataset={config.dataset}: has {classes} classes and images of shape"
+      f" {list(shape)}; must have {len(run.class_names)} and"
       f" {list(run.image_shape)}, as in training"
     )
   for workdir, run in zip(workdirs, opened, strict=True):
@@ -179,14 +186,14 @@ def _warn_of_other_data(
   config: ml_collections.ConfigDict,
   crc32: int,
 ) -> None:
-  """Says if a run's own test split is no longer what it was in training."""
+  """Warns if a run's own test split has changed since training."""
   if (config.dataset, config.test_split) != (own.dataset, own.test_split):
     return
   path = workdir / "dataset.json"
   match files.read_json(path):
     case {"crc32": {"test": int(recorded)}} if recorded != crc32:
       logging.warning(
-        "%s of %s has the checksum %d, but %d in %s: its examples have changed",
+        "%s of %s has checksum %d but had %d in %s: its examples have changed",
         *(config.test_split, config.dataset, crc32, recorded, path),
       )
 
@@ -196,7 +203,7 @@ def _score(
   examples: input_pipeline.Examples,
   batch_size: int,
 ) -> tuple[dict[str, float], np.ndarray]:
-  """Returns the means of the metrics and the probabilities, [n, classes]."""
+  """Returns the mean metrics and the probabilities, [n, classes]."""
   evaluator = steps.evaluator(examples, batch_size)
   scores = [evaluator(run.state) for run in opened]
   means, probabilities = scores[0]
@@ -214,7 +221,7 @@ def _folder(
   config: ml_collections.ConfigDict,
   own: ml_collections.ConfigDict,
 ) -> pathlib.Path:
-  """Returns a folder for this question alone, in the first run directory."""
+  """Returns the folder for these options, in the first run directory."""
   parts = [config.test_split]
   if checkpoint != "last":
     parts.append(f"checkpoint={checkpoint}")
@@ -232,7 +239,7 @@ def _title(
   config: ml_collections.ConfigDict,
   size: int,
 ) -> str:
-  """Says in one line what was scored."""
+  """Returns a line that says what was scored."""
   steps_taken = []
   for workdir, run in zip(workdirs, opened, strict=True):
     num_steps = run.config.num_steps
@@ -254,18 +261,27 @@ def main() -> None:
     required=True,
     action="append",
     dest="workdirs",
-    help="a run directory; several for an ensemble",
+    metavar="DIR",
+    help="a run directory; give several for an ensemble",
   )
-  parser.add_argument("--split", help="in TFDS's syntax; by default the run's")
-  parser.add_argument("--dataset", help="another one with images of this shape")
   parser.add_argument(
-    "--checkpoint", default="last", help="last, best or a step"
+    "--split", help="in TFDS syntax; by default the run's test split"
   )
-  parser.add_argument("--data_dir", help="where data sets are prepared")
-  parser.add_argument("--manual_dir", help="where the images are")
+  parser.add_argument(
+    "--dataset", help="another data set with images of the same shape"
+  )
+  parser.add_argument(
+    "--checkpoint", default="last", help="last (the default), best or a step"
+  )
+  parser.add_argument(
+    "--data_dir", help="the folder of prepared data sets; by default the run's"
+  )
+  parser.add_argument(
+    "--manual_dir", help="the folder of your own images; by default the run's"
+  )
   parser.add_argument(
     "--output",
-    help="where to write; by default evaluation/ in the run directory",
+    help="where to write; by default a folder in the run's evaluation/",
   )
   args = parser.parse_args()
   console.setup()

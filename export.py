@@ -2,11 +2,11 @@
 
     python export.py --workdir=runs/default --format=onnx --output=mnist.onnx
 
-onnx: a model of images to logits. stablehlo: the same as a function that JAX
-reads with `jax.export.deserialize`. safetensors: the parameters under their
-names. html: a page that reads a digit while one draws it, offline. The last
-line on stdout is the result, as JSON: the accuracy is the exported weights' on
-the run's test split.
+onnx: a model from images to logits. stablehlo: the same, as a function that
+`jax.export.deserialize` reads. safetensors: the parameters by name. html: a
+page that reads a digit as you draw it, offline. The last line on stdout is the
+result as JSON; its accuracy is that of the exported weights on the run's test
+split.
 """
 
 import argparse
@@ -42,29 +42,32 @@ def export(
   data_dir: str | os.PathLike | None = None,
   manual_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-  """Writes what a run has trained: the parameters that evaluation takes.
+  """Exports a trained network, with the parameters that evaluation uses.
 
   Args:
     workdir: the run directory.
     format: "onnx", "stablehlo", "safetensors" or "html".
     output: the file to write.
     checkpoint: "last", "best" or a step.
-    dtype: of the images that onnx and stablehlo take: "uint8", 0 to 255, by
-      default, or "float32", 0 to 1.
-    weights: how html stores them: "float16" by default, "float32" or "int8".
-    data_dir: where data sets are prepared; by default as in the config.
-    manual_dir: where the images are; by default as in the config.
+    dtype: the type of the images that onnx and stablehlo take: "uint8", 0 to
+      255 (the default), or "float32", 0 to 1.
+    weights: how html stores the weights: "float16" (the default), "float32" or
+      "int8".
+    data_dir: the folder of prepared data sets; by default the run's.
+    manual_dir: the folder of your own images; by default the run's.
 
   Returns:
-    The accuracy on the run's test split, bytes and global_step.
+    The accuracy on the run's test split, the size of the file in bytes and
+    global_step.
 
   Raises:
-    app.UsageError: names what is wrong with an argument or the directory.
+    app.UsageError: an argument or the run directory is invalid, or the network
+      cannot be exported.
   """
   workdir, output = files.local_path(workdir), files.local_path(output)
   _check(format, output, dtype, weights)
   run = runs.open_run(workdir, checkpoint)
-  evaluate.check_writable(output.parent)  # Now, not after all the work.
+  evaluate.check_writable(output.parent)  # Fail before the work.
   if format == "html":
     params = page.round_weights(run.state.eval_params, weights or "float16")
     state = run.state.replace(params=params, ema_params=None)
@@ -123,14 +126,14 @@ def _check(
 
 
 def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
-  """Returns the images that a network takes, any number of them."""
+  """Returns the shape and dtype of the images, with a symbolic batch size."""
   (batch,) = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((batch, *run.image_shape), np.dtype(dtype))
   try:
     jax.eval_shape(trace.logits_fn(run.state), images)
-  except Exception as error:  # JAX's types of these are not public.
+  except Exception as error:  # JAX has no public type for these errors.
     raise app.UsageError(
-      "model.py: must not depend on the batch size to be exported:"
+      "model.py: must accept any batch size to be exported:"
       f" {str(error).splitlines()[0]}"
     ) from error
   return images
@@ -147,7 +150,8 @@ def _to_onnx(run: runs.Run, dtype: str, metadata: dict[str, str]) -> bytes:
 
 
 def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
-  state = jax.device_get(run.state)  # Else it is for as many devices as here.
+  # Otherwise the export would require as many devices as hold the state.
+  state = jax.device_get(run.state)
   exported = jax.export.export(
     jax.jit(trace.logits_fn(state)), platforms=("cpu", "cuda", "tpu")
   )
@@ -166,7 +170,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = console.exit_with
-  parser.add_argument("--workdir", required=True, help="a run directory")
+  parser.add_argument("--workdir", required=True, help="the run directory")
   parser.add_argument(
     "--format",
     required=True,
@@ -174,20 +178,25 @@ def main() -> None:
   )
   parser.add_argument("--output", required=True, help="the file to write")
   parser.add_argument(
-    "--checkpoint", default="last", help="last, best or a step"
+    "--checkpoint", default="last", help="last (the default), best or a step"
   )
   parser.add_argument(
     "--dtype",
     choices=("uint8", "float32"),
-    help="of the images, 0 to 255 (the default) or 0 to 1; onnx and stablehlo",
+    help="the type of the images for onnx and stablehlo: uint8, 0 to 255 (the"
+    " default), or float32, 0 to 1",
   )
   parser.add_argument(
     "--weights",
     choices=("float16", "float32", "int8"),
-    help="how html stores them, by default float16",
+    help="how html stores the weights; by default float16",
   )
-  parser.add_argument("--data_dir", help="where data sets are prepared")
-  parser.add_argument("--manual_dir", help="where the images are")
+  parser.add_argument(
+    "--data_dir", help="the folder of prepared data sets; by default the run's"
+  )
+  parser.add_argument(
+    "--manual_dir", help="the folder of your own images; by default the run's"
+  )
   args = parser.parse_args()
   console.setup()
   compiling.cache_compilations()

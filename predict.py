@@ -2,15 +2,15 @@
 
     python predict.py --workdir=runs/default digit.png photos/ --sheet=sheet.png
 
-Images are files, folders, .npy arrays, or - for standard input. Drawings and
-photographs of digits are brought to MNIST's form first: light ink on black,
-scaled and centerd as in the database. Several digits in a row are read one by
-one, from left to right. A prediction is marked unsure if ink touches the edge
-of the picture or sheet, or if its probability is below the run's usual one:
-what 98 % of its validation images exceeded (0.5 for runs that did not keep
-it). Several --workdir are an ensemble: the mean of their probabilities. From
-Python, arrays of MNIST's form are predicted by
-`predictor(runs.open_run("runs/default"))(images)`.
+Takes image files, folders, .npy arrays and - for standard input. Drawings and
+photographs of digits are first brought to MNIST's form: light ink on black,
+scaled and centered as in the database. Several digits in a row are read one by
+one, from left to right. A prediction is marked unsure if the ink touches the
+edge of the picture or sheet or is in more than 20 places, or if the probability
+is below what 98% of the run's validation images exceeded (0.5 if the run did
+not record that). Several --workdir form an ensemble: their probabilities are
+averaged. From Python, `predictor(runs.open_run("runs/default"))(images)` takes
+arrays in MNIST's form.
 """
 
 import argparse
@@ -41,14 +41,14 @@ _MAX_ON_SHEET = 50
 
 
 def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns a function that predicts images of the form of the training's.
+  """Returns a function that predicts the classes of images.
 
   Args:
     run: from `runs.open_run`.
 
   Returns:
-    A function of uint8 images [n, *run.image_shape], for MNIST [n, 28, 28, 1],
-    that returns the probabilities of run.class_names, float32 [n, classes]. It
+    A function from uint8 images [n, *run.image_shape], [n, 28, 28, 1] for
+    MNIST, to the probabilities of run.class_names, float32 [n, classes]. It
     raises ValueError if the images have another shape or dtype.
   """
 
@@ -65,8 +65,9 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
         f"images are {images.dtype} {list(images.shape)}; must be uint8 [n,"
         f" {', '.join(map(str, run.image_shape))}]"
       )
+    # Only full batches: another size would have to be compiled too.
     padded = -(-len(images) // _BATCH_SIZE) * _BATCH_SIZE or _BATCH_SIZE
-    batches = np.zeros((padded, *run.image_shape), np.uint8)  # Compiled once.
+    batches = np.zeros((padded, *run.image_shape), np.uint8)
     batches[: len(images)] = images
     probabilities = [
       np.asarray(predict_batch(run.state, batches[start : start + _BATCH_SIZE]))
@@ -80,7 +81,7 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
 def find(
   arguments: Iterable[str],
 ) -> Iterator[tuple[str, pathlib.Path | bytes]]:
-  """Yields the name and the source of each file that the arguments mean."""
+  """Yields the name and the path or content of each image to read."""
   for argument in arguments:
     path = files.local_path(argument)
     if argument == "-":
@@ -101,17 +102,17 @@ def find(
 
 
 def _is_macs_own(path: pathlib.Path) -> bool:
-  """Returns whether macOS wrote a file beside an image, on a stick or a zip."""
+  """Returns whether a file is metadata that macOS puts beside images."""
   return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
 def to_network(
   image: np.ndarray, image_shape: tuple[int, int, int], invert: str
 ) -> np.ndarray:
-  """Returns an image of the training's form as the network takes it.
+  """Returns an image as network input: uint8 [height, width, channels].
 
   Raises:
-    ValueError: it has another shape than `image_shape`.
+    ValueError: its height and width are not those of `image_shape`.
   """
   if image.shape[:2] != image_shape[:2]:
     raise ValueError(
@@ -125,14 +126,14 @@ def to_network(
 
 
 class Loaded(NamedTuple):
-  """A digit, and the image it is from if a sheet is to show that.
+  """A digit found in an image.
 
   Attributes:
     file: the name of the image.
-    part: which digit of the image it is, from 1.
-    parts: how many digits the image has.
-    given: the image, or None.
-    digit: as the network sees it, where it is, and what is odd about it.
+    part: the position of the digit in the image, from 1.
+    parts: the number of digits in the image.
+    given: the image, or None if no sheet will show it.
+    digit: what the network sees, its place in the image and any doubt.
   """
 
   file: str
@@ -150,7 +151,11 @@ class Loaded(NamedTuple):
 def load(
   args: argparse.Namespace, image_shape: tuple[int, int, int]
 ) -> tuple[list[Loaded], bool]:
-  """Reads all images; says which cannot be, and returns whether all could."""
+  """Reads all images and reports those that cannot be read.
+
+  Returns:
+    The digits, and whether all images could be read.
+  """
   result, all_good = [], True
 
   def complain(name, error):
@@ -184,7 +189,7 @@ def load(
 def _digits(
   image: np.ndarray, image_shape: tuple[int, int, int], args
 ) -> list[photographs.Digit]:
-  """Returns the digits in an image; if it is raw, it is one as it is."""
+  """Returns the digits in an image; with --raw, all of it is one digit."""
   if args.raw:
     height, width = image.shape[:2]
     seen = to_network(image, image_shape, args.invert)
@@ -196,11 +201,11 @@ def _digits(
 def _doubts(
   images: list[Loaded], probabilities: np.ndarray, usual: float
 ) -> list[str]:
-  """Returns why each prediction is unsure, or an empty text."""
+  """Returns why each prediction is unsure; "" if it is not."""
   return [
     "; ".join(
       [image.digit.doubt] * bool(image.digit.doubt)
-      + [f"below {usual:.4f}, the usual probability"] * bool(top < usual)
+      + [f"probability below the usual {usual:.4f}"] * bool(top < usual)
     )
     for image, top in zip(images, probabilities.max(axis=1), strict=True)
   ]
@@ -239,7 +244,7 @@ def _print(
 
 
 def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
-  """Prints the predictions, and draws them if that is asked for."""
+  """Prints the predictions and draws them if --sheet is given."""
   seen = np.stack([image.digit.seen for image in images])
   probabilities = np.mean([predictor(run)(seen) for run in opened], axis=0)
   usual = float(np.mean([run.usual_probability for run in opened]))
@@ -263,7 +268,7 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
   figures.save(picture, args.sheet)
   if len(images) > _MAX_ON_SHEET:
     sheet = console.printable(str(args.sheet))
-    print(f"{sheet} shows the first {_MAX_ON_SHEET}", file=sys.stderr)
+    print(f"{sheet} shows only the first {_MAX_ON_SHEET}", file=sys.stderr)
 
 
 def main() -> None:
@@ -271,38 +276,48 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.error = console.exit_with
-  parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+  parser.add_argument(
+    "images",
+    nargs="+",
+    metavar="IMAGE_OR_FOLDER",
+    help="a file, a folder or - for standard input",
+  )
   parser.add_argument(
     "--workdir",
     required=True,
     action="append",
     dest="workdirs",
-    help="a run directory; several for an ensemble",
+    metavar="DIR",
+    help="a run directory; give several for an ensemble",
   )
   parser.add_argument(
-    "--checkpoint", default="last", help="last, best or a step"
+    "--checkpoint", default="last", help="last (the default), best or a step"
   )
   parser.add_argument(
-    "--raw", action="store_true", help="the images have MNIST's form already"
+    "--raw",
+    action="store_true",
+    help="take the images as they are, in the size of the training images",
   )
   parser.add_argument(
     "--invert",
     choices=("auto", "yes", "no"),
     default="auto",
-    help="whether the ink is darker than the paper",
+    help="whether the ink is darker than the paper; by default auto",
   )
   parser.add_argument(
-    "--single", action="store_true", help="each image holds one digit"
+    "--single", action="store_true", help="read each image as one digit"
   )
   parser.add_argument(
     "--layout",
     choices=image_files.LAYOUTS,
     default="auto",
     help="the axes of .npy arrays: n images of height h, width w and c colors;"
-    f" flat: [n, {28**2}]",
+    f" flat is [n, {28**2}]",
   )
-  parser.add_argument("--json", action="store_true", help="one object a line")
-  parser.add_argument("--sheet", help="a picture file to draw all this in")
+  parser.add_argument(
+    "--json", action="store_true", help="print one JSON object per line"
+  )
+  parser.add_argument("--sheet", help="a file to draw the predictions in")
   args = parser.parse_args()
   console.setup()
   compiling.cache_compilations()
@@ -312,12 +327,13 @@ def main() -> None:
     run = opened[0]
     if run.config.dataset != "mnist" and not args.raw:
       raise app.UsageError(
-        f"{args.workdirs[0]}: trained on {run.config.dataset}, and the form of"
-        f" mnist alone is known; --raw takes images of {list(run.image_shape)}"
+        f"{args.workdirs[0]}: was trained on {run.config.dataset}, but pictures"
+        " can only be brought to mnist's form; --raw takes images of"
+        f" {list(run.image_shape)} as they are"
       )
     images, all_good = load(args, run.image_shape)
     if images:
-      # A file's name may have what the terminal's encoding lacks.
+      # File names may have characters that the terminal cannot encode.
       sys.stdout.reconfigure(errors="backslashreplace")
       _report(args, opened, images)
   sys.exit(0 if all_good else 1)

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/default.py --config.batch_size=256
 
-The same command again resumes the run, and evaluates it once it is complete.
-The last line on stdout is the result, as JSON.
+Run the same command again to resume; a complete run is only evaluated again.
+The last line on stdout is the result as JSON.
 """
 
 from collections.abc import Sequence
@@ -49,30 +49,31 @@ def train_and_evaluate(
   init_from: str | os.PathLike | None = None,
   profile_steps: int = 0,
 ) -> dict[str, Any]:
-  """Trains to `config.num_steps` and evaluates the test split.
+  """Trains up to `config.num_steps` and evaluates on the test split.
 
   Resumes from the newest checkpoint in the run directory, if there is one.
 
   Args:
     config: see configs/default.py.
     workdir: the run directory.
-    init_from: the directory of a run whose last parameters to begin with.
-    profile_steps: how many steps to trace after the first log.
+    init_from: a run directory; a new run starts from its last parameters.
+    profile_steps: the number of steps to trace after the first log.
 
   Returns:
-    accuracy and loss on the test split, and global_step; also in result.json.
+    The accuracy and loss on the test split, and global_step. result.json holds
+    the same.
 
   Raises:
-    app.UsageError: names what is wrong with the config, the data or the
-      directory, or says that the loss is not a finite number.
-    SystemExit: SIGINT, SIGTERM or SIGHUP came, and the state was saved.
+    app.UsageError: the config, the data or a directory is invalid, or the loss
+      is not finite.
+    SystemExit: SIGINT, SIGTERM or SIGHUP arrived, and the state was saved.
   """
   console.setup()
   workdir = files.local_path(workdir)
   directory.check_path(workdir, directory.UNWRITABLE)
   init_from = init_from and files.local_path(init_from)
   if init_from and not checkpoints.all_steps(workdir):
-    runs.open_run(init_from)  # Or refuses it, before anything is made.
+    runs.open_run(init_from)  # Fail before creating anything.
   experiment.validate(config)
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)
@@ -115,22 +116,22 @@ def train_and_evaluate(
 
 
 def _draw_learning_curves(workdir: pathlib.Path, has_dropout: bool) -> None:
-  from report import figures  # matplotlib takes half a second.
+  from report import figures  # Importing matplotlib takes half a second.
 
   try:
     picture = figures.learning_curves(files.read_metrics(workdir), has_dropout)
     figures.save(picture, workdir / "learning_curve.png")
-  except Exception as error:  # No picture is worth the result.
-    logging.warning("No learning curves: %s", error)
+  except Exception as error:  # A failed plot must not cost the result.
+    logging.warning("Cannot draw the learning curves: %s", error)
 
 
 def _following(step: int, interval: int) -> int:
-  """Returns the first multiple of an interval after a step."""
+  """Returns the first multiple of `interval` after `step`."""
   return step - step % interval + interval
 
 
 class Due(NamedTuple):
-  """A step, and what the host has to do after it."""
+  """A step and what the host must do after it."""
 
   step: int
   show: bool
@@ -142,11 +143,11 @@ class Due(NamedTuple):
 def next_due(
   config: ml_collections.ConfigDict, step: int, stops: Sequence[int] = ()
 ) -> Due:
-  """Returns the next step after which the host has something to do, and what.
+  """Returns the next step after which the host has work to do, and the work.
 
   Args:
-    config: its `*_every_steps` and `num_steps` are read.
-    step: the number of steps so far, fewer than `num_steps`.
+    config: provides `num_steps` and the intervals, `*_every_steps`.
+    step: the number of steps taken so far, less than `num_steps`.
     stops: other steps at which to return to the host.
   """
   every = {
@@ -155,7 +156,7 @@ def next_due(
     "evaluate": config.eval_every_steps,
     "save": config.checkpoint_every_steps,
   }
-  if compiling.takes_single_steps():  # The bar then moves at each step.
+  if compiling.takes_single_steps():  # Each step moves the progress bar.
     following = step + 1
   else:
     following = min(
@@ -179,14 +180,14 @@ def _train(
   profiler: profiling.Profiler,
   stop: signals.Stop,
 ) -> steps.TrainState:
-  """Takes the steps that are left; logs, evaluates and saves on the way."""
+  """Takes the remaining steps; logs, evaluates and saves along the way."""
   rngs = steps.rngs(config.seed)
   static = {
     "batch_size": config.batch_size,
     "label_smoothing": config.label_smoothing,
     "limits": augmentation.from_config(config),
   }
-  # `steps.train_step` on the next batches, many of them in one dispatch.
+  # Takes many training steps in one dispatch, except on a CPU.
   train_steps = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, **static)
   )
@@ -214,16 +215,16 @@ def _train(
     training = train_steps(
       training, due.step - step, data.train, rngs.order, rngs.dropout
     )
-    if step == start_step:  # Compiling is no training time.
+    if step == start_step:  # Exclude compilation from the timing.
       jax.block_until_ready(training)
       logger.restart_clock(due.step)
     step = due.step
     logger.progress(step)
-    signal_ = stop.check()  # Asked once: one may come at any moment.
+    signal_ = stop.check()  # Read once: a signal may arrive at any time.
     if not (any(due[1:]) or signal_):
       continue
 
-    is_finite, metrics, *first = jax.device_get(  # All in one fetch.
+    is_finite, metrics, *first = jax.device_get(  # In a single transfer.
       (
         steps.is_finite(training),
         training.metrics,
@@ -236,10 +237,11 @@ def _train(
     if due.show:
       logger.probabilities(step, *first)
     if due.log:
-      with devices.on_host():  # The rate of the step before this count.
+      with devices.on_host():  # The rate that the last step used.
         rate = float(schedule(step - 1))
       logger.train(step, metrics.means(), rate)
-      if step % config.log_every_steps == 0:  # The last log may come earlier.
+      # If the last log comes early, keep the sums: the run may be extended.
+      if step % config.log_every_steps == 0:
         training = steps.reset_metrics(training)
     accuracy = None
     if due.evaluate:
@@ -254,7 +256,7 @@ def _train(
       manager.wait()
       _stop(signal_, step)
     if due.evaluate:
-      logger.restart_clock(step)  # All that was no training time.
+      logger.restart_clock(step)  # Exclude all this from the timing.
   manager.wait()
   return training.state
 
@@ -264,16 +266,20 @@ def _not_finite(
 ) -> app.UsageError:
   manager.wait()
   last = manager.latest_step()
-  kept = f"the checkpoint of step {last} is kept" if last else "none was saved"
+  if last:
+    kept = f"the checkpoint of step {last} is kept"
+  else:
+    kept = "no checkpoint was saved"
   return app.UsageError(
-    f"the loss is not a finite number at step {step}, with"
+    f"the loss is not finite at step {step} with"
     f" config.learning_rate={config.learning_rate}; {kept}"
   )
 
 
 def _stop(signal_: signal.Signals, step: int) -> NoReturn:
   logging.info(
-    "%s: stopped after step %d, which is saved; the same command resumes",
+    "%s: stopped after step %d, which was saved; run the same command to"
+    " resume",
     signal_.name,
     step,
   )

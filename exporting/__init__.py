@@ -1,1 +1,1 @@
-"""What takes a network elsewhere: its trace, ONNX, and a page that draws."""
+"""Writes networks as ONNX models and as HTML pages."""

@@ -1,4 +1,4 @@
-"""A network as an ONNX model, written with the `onnx` package alone."""
+"""Writes a network as an ONNX model, with only the `onnx` package."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from onnx import numpy_helper
 
 from exporting import trace
 
-OPSET, _IR_VERSION = 18, 8  # Of 2022: old enough for every runtime in use.
+OPSET, _IR_VERSION = 18, 8  # From 2022; all current runtimes read them.
 
-_SAME = {  # Primitives that are one operator.
+_SAME = {  # Primitives with an equivalent operator.
   "abs": "Abs",
   "add": "Add",
   "and": "And",
@@ -53,15 +53,15 @@ def build(
   images: jax.ShapeDtypeStruct,
   metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
-  """Builds a model of `images` to `logits`, of any batch size.
+  """Builds a model from `images` to `logits`, for any batch size.
 
   Args:
-    network: as traced with the images.
-    images: with a symbolic batch size.
+    network: the network, traced with these images.
+    images: their shape and dtype, with a symbolic batch size.
     metadata: texts by name.
 
   Raises:
-    app.UsageError: names a layer that ONNX cannot express.
+    app.UsageError: ONNX cannot express a layer.
   """
   graph = _Graph(network.params)
   for op in network.ops:
@@ -88,7 +88,7 @@ def build(
 
 
 class _Constant(NamedTuple):
-  """An array that is known, and what to name it after."""
+  """A known array and the name to store it under."""
 
   name: str
   array: np.ndarray
@@ -99,7 +99,7 @@ def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 class _Graph:
-  """Nodes, and the values that their names stand for."""
+  """An ONNX graph under construction; `values` are named as in the trace."""
 
   def __init__(self, params: Mapping[str, np.ndarray]):
     self.nodes = []
@@ -110,7 +110,7 @@ class _Graph:
     self._layer = ""
 
   def used_nodes(self) -> list[onnx.NodeProto]:
-    """Leaves out transposes that were canceled."""
+    """Returns the nodes without transposes that canceled out."""
     used = {"logits"}.union(*(node.input for node in self.nodes))
     return [node for node in self.nodes if node.output[0] in used]
 
@@ -118,7 +118,7 @@ class _Graph:
     return [numpy_helper.from_array(x, n) for n, x in self._arrays.items()]
 
   def name(self, value: Any) -> str:
-    """Returns the name of a value in the graph; stores it if it is constant."""
+    """Returns the name of a value in the graph; stores constants there."""
     if isinstance(value, str):
       return value
     if not isinstance(value, _Constant):
@@ -129,7 +129,7 @@ class _Graph:
     return name
 
   def add(self, operator: str, *inputs: Any, output="", **attributes) -> str:
-    """Appends a node, and returns its output's name."""
+    """Appends a node and returns the name of its output."""
     layer = f"{self._layer}/".lstrip("/")
     output = output or f"{layer}{operator}_{len(self.nodes)}"
     self.nodes.append(
@@ -140,7 +140,7 @@ class _Graph:
     return output
 
   def transpose(self, x: str | _Constant, axes: Sequence[int]):
-    """Transposes; a transpose and its inverse cancel out."""
+    """Transposes a value; a transpose and its inverse cancel out."""
     if isinstance(x, _Constant):
       return x._replace(array=x.array.transpose(axes))
     source, before = self._transposed.get(x, (x, range(len(axes))))
@@ -152,14 +152,14 @@ class _Graph:
     return output
 
   def reshape(self, x: str | _Constant, shape: Sequence[Any]):
-    # Of the sizes, only one can depend on the batch's.
+    # At most one size depends on the batch size; ONNX infers it from -1.
     shape = [n if isinstance(n, int) else -1 for n in shape]
     if isinstance(x, _Constant):
       return x._replace(array=x.array.reshape(shape))
     return self.add("Reshape", x, np.array(shape))
 
   def convert(self, op: trace.Op) -> str | _Constant:
-    """Appends the nodes of a primitive, and returns its value."""
+    """Appends the nodes of a primitive and returns its value."""
     self._layer, params = op.layer, op.params
     inputs = [self.values[x] if isinstance(x, str) else x for x in op.inputs]
     x = inputs[0] if inputs else None

@@ -1,4 +1,4 @@
-"""A network as one HTML page that reads what is drawn on it, offline."""
+"""Writes a network as one HTML page that reads drawings or images offline."""
 
 import base64
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import steps
 
 PATH = pathlib.Path(__file__).with_name("page.html")
 
-# Primitives of one pixel at a time that the page has.
+# The elementwise primitives that the page implements.
 ELEMENTWISE = set(
   "abs add and convert_element_type div eq exp expm1 ge gt le log"
   " logistic lt max min mul neg not or pow rsqrt select_n sqrt square sub"
@@ -26,12 +26,12 @@ _NHWC = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 def round_weights(params: steps.Params, dtype: str) -> steps.Params:
-  """Rounds parameters to what a page stores.
+  """Rounds parameters to the values that a page stores.
 
   Args:
-    params: float32.
-    dtype: "float16", "float32" or "int8": 255 values for each output of a
-      kernel; biases stay float32.
+    params: float32 arrays.
+    dtype: "float16", "float32" or "int8". With int8, the weights of each output
+      of a kernel take at most 255 values, and biases stay float32.
 
   Returns:
     The rounded parameters, float32.
@@ -45,7 +45,7 @@ def round_weights(params: steps.Params, dtype: str) -> steps.Params:
 
 
 def _encode(x: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what is stored, and the factors that restore it."""
+  """Returns the values to store and the factors that restore x from them."""
   if dtype != "int8":
     return x.astype(dtype), np.ones(1, np.float32)
   if x.ndim < 2:
@@ -59,12 +59,12 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
   """Builds the page.
 
   Args:
-    run: with rounded parameters.
+    run: a run with rounded parameters.
     dtype: how to store them, as for `round_weights`.
-    metadata: the run's name, "run", and "accuracy".
+    metadata: contains the run's name as "run", and "accuracy".
 
   Raises:
-    app.UsageError: names a layer that the page cannot compute.
+    app.UsageError: the page cannot compute a layer.
   """
   images = jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8)
   network = trace.trace(run.state, images)
@@ -91,14 +91,14 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,
   }
-  # Primitives may hold NumPy's integers, which JSON has to be told of.
+  # Some parameters are NumPy integers, which json cannot serialize.
   text = json.dumps(description, default=int).replace("<", "\\u003c")
   page = PATH.read_text().replace("$NETWORK", text)
   return page.replace("$WEIGHTS", base64.b64encode(b"".join(blobs)).decode())
 
 
 def _operation(op: trace.Op) -> dict[str, Any]:
-  """Returns a call of one of the page's functions."""
+  """Describes an operation as a call to one of the page's functions."""
   for x in op.inputs:
     if isinstance(x, np.ndarray) and (x.ndim or not np.isfinite(x)):
       raise op.unsupported()
@@ -107,7 +107,7 @@ def _operation(op: trace.Op) -> dict[str, Any]:
 
 
 def _function(op: trace.Op) -> dict[str, Any]:
-  """Returns the name of the page's function, and the sizes that it needs."""
+  """Returns the name of the page's function and the sizes that it needs."""
   params, shape = op.params, op.input_shapes[0] if op.inputs else ()
   match op.primitive:
     case "convert_element_type" if np.issubdtype(
@@ -201,12 +201,12 @@ def _strides(
   target: Sequence[int] | None = None,
   axes: Sequence[int] | None = None,
 ) -> list[int]:
-  """Returns how far apart the elements of flat rows are along each axis.
+  """Returns the strides of an array along each axis, in elements.
 
   Args:
-    shape: of the array.
-    target: what to broadcast it to, by default nothing else.
-    axes: which of the target's the array has, by default the last ones.
+    shape: the shape of the array.
+    target: the shape to broadcast it to; by default its own.
+    axes: the axes of the target that the array has; by default the last ones.
   """
   target = shape if target is None else target
   if axes is None:

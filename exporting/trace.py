@@ -1,4 +1,4 @@
-"""A network as a list of JAX's primitives, for formats that have operators."""
+"""Traces a network to a list of JAX primitives, for the export formats."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +22,12 @@ class Op(NamedTuple):
 
   Attributes:
     primitive: its name in JAX.
-    layer: the module that it belongs to, such as CNN/conv1.
+    layer: the module that computes it, such as CNN/conv1.
     inputs: names of parameters and of earlier outputs, or constants.
-    input_shapes: of the inputs; the batch size may be symbolic.
+    input_shapes: the shapes of the inputs; the batch size may be symbolic.
     output: the name of the result.
-    shape: of the result.
-    params: the primitive's own.
+    shape: the shape of the result.
+    params: the parameters of the primitive.
   """
 
   primitive: str
@@ -39,10 +39,10 @@ class Op(NamedTuple):
   params: dict[str, Any]
 
   def unsupported(self) -> app.UsageError:
-    """Returns the error for a format that has nothing like this."""
+    """Returns the error for a format without an equivalent."""
     return app.UsageError(
       f"model.py: {self.layer} computes {self.primitive} in a way that this"
-      " format cannot express; --format=stablehlo takes every network"
+      " format cannot express; --format=stablehlo takes any network"
     )
 
 
@@ -50,8 +50,8 @@ class Network(NamedTuple):
   """A network from "images" to logits.
 
   Attributes:
-    ops: in the order of computation.
-    params: the arrays of evaluation by name.
+    ops: the operations, in the order of computation.
+    params: the arrays that evaluation uses, by name.
     output: the name of the logits.
   """
 
@@ -61,7 +61,7 @@ class Network(NamedTuple):
 
 
 def logits_fn(state: steps.TrainState) -> Callable[[jax.Array], jax.Array]:
-  """Returns a function of images, uint8 or float in [0, 1], to logits."""
+  """Returns a function from images, uint8 or float in [0, 1], to logits."""
 
   def logits(images):
     if images.dtype == jnp.uint8:
@@ -72,10 +72,10 @@ def logits_fn(state: steps.TrainState) -> Callable[[jax.Array], jax.Array]:
 
 
 def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
-  """Lists what evaluation computes, all of it in float32.
+  """Lists the operations of evaluation, all of them in float32.
 
   Args:
-    state: of a run.
+    state: the state of a run.
     images: [batch, height, width, channels], uint8 or float32; the batch size
       may be symbolic.
 
@@ -102,7 +102,7 @@ def _inline(
   layer: str,
   ops: list[Op],
 ) -> list[str | np.ndarray]:
-  """Appends the primitives to ops, called functions' too; returns outputs."""
+  """Appends all primitives to ops, inlining calls; returns the outputs."""
   values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
   values |= zip(closed.jaxpr.invars, arguments, strict=True)
 

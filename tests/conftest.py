@@ -1,4 +1,4 @@
-"""What the tests share: real MNIST, prepared once, and one short run."""
+"""Fixtures and helpers: real MNIST, prepared once, and one short run."""
 
 import atexit
 import contextlib
@@ -28,8 +28,8 @@ import train
 
 PROJECT = pathlib.Path(__file__).parent.parent
 
-# Compiled as the programs are. Without it, JAX 0.7.2 on a CPU may multiply by
-# weights that lay at the same address before; see compiling.py.
+# Compiles with the options that the programs use. Without them, JAX 0.7.2 on a
+# CPU may use old weights from the same address; see machine/compiling.py.
 jit = functools.partial(jax.jit, compiler_options=compiling.compiler_options())
 
 
@@ -47,13 +47,13 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-  """Where MNIST is prepared for all tests."""
+  """The folder in which MNIST is prepared for all tests."""
   return str(tmp_path_factory.mktemp("tensorflow_datasets"))
 
 
 @pytest.fixture(scope="session")
 def default_config(data_dir):
-  """The default config, its data prepared."""
+  """The default config, with `data_dir`."""
   config = default.get_config()
   config.data_dir = data_dir
   return config
@@ -86,13 +86,13 @@ def _tiny_config(default_config):
 
 @pytest.fixture
 def tiny_config(_tiny_config):
-  """A run of 20 steps over three epochs of 100 images; a copy to change."""
+  """A config of 20 steps on 100 images, about 3 epochs. Tests may change it."""
   return _tiny_config.copy_and_resolve_references()
 
 
 @pytest.fixture(scope="session")
 def tiny_run(_tiny_config, tmp_path_factory):
-  """The run directory of `tiny_config`, complete; not to be changed."""
+  """The complete run of `tiny_config`. Tests must not change it."""
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
   train.train_and_evaluate(_tiny_config, workdir)
   return workdir
@@ -106,7 +106,7 @@ def idx_bytes(array):
 
 @pytest.fixture
 def family(tmp_path, monkeypatch):
-  """(folder, test images, test labels) of a small member of the family."""
+  """A small IDX data set: (folder, test images, test labels)."""
   sizes = {"train": ("train", 300), "test": ("t10k", 100)}
   monkeypatch.setattr(idx_dataset, "_SPLITS", sizes)
   folder = tmp_path / "family"
@@ -121,16 +121,15 @@ def family(tmp_path, monkeypatch):
 
 
 def if_meant(update):
-  """What a test says when the code no longer gives the values it keeps."""
+  """Returns the message for results that differ from a test's stored values."""
   return (
-    "these are not the values that the tests keep. If they are not meant to"
-    f" change, the code is wrong; only if they are, {update}, in the commit"
-    " that changes them"
+    "the result differs from the values stored in the tests. Unless it is meant"
+    f" to change, the code is wrong. If it is, {update} in the same commit"
   )
 
 
 def assert_same_state(a, b):
-  """Two states are equal to the bit in all that a checkpoint holds."""
+  """Asserts that two states are identical in all that a checkpoint holds."""
   jax.tree.map(
     np.testing.assert_array_equal,
     serialization.to_state_dict(a),
@@ -139,7 +138,7 @@ def assert_same_state(a, b):
 
 
 def read_events(workdir):
-  """The TensorBoard events of a run, from TFRecord files, the oldest first."""
+  """Returns a run's TensorBoard events, read as TFRecords, oldest first."""
   events = []
   for path in sorted(workdir.glob("events.out.tfevents.*")):
     content = path.read_bytes()
@@ -162,16 +161,16 @@ def _warm_python():
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
-    env={**os.environ, "PYTHONUNBUFFERED": ""},  # As a user's is.
+    env={**os.environ, "PYTHONUNBUFFERED": ""},  # As for most users.
   )
   atexit.register(process.kill)
   return process
 
 
 def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
-  """Runs one of the programs, as a user would but for the time of imports.
+  """Runs a program as a user would, except that its imports are done already.
 
-  Unless its standard output is read, that is a pipe of a reader that has gone.
+  If `is_read` is false, the program's stdout is a pipe whose reader has exited.
   """
   with tempfile.TemporaryDirectory() as folder:
     pipes = {
@@ -206,7 +205,7 @@ def run_train(*args, cwd, **environment):
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-  """Lets no file grow beyond a size in bytes, as a full disk would."""
+  """Limits the size of files, in bytes, to simulate a full disk."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
   try:
@@ -217,7 +216,7 @@ def files_of_at_most(size):
 
 @st.composite
 def damaged(draw, contents):
-  """One of the contents with some of its bytes replaced by any bytes."""
+  """Draws one of the contents with some bytes replaced by arbitrary ones."""
   content = draw(st.sampled_from(contents))
   begin = draw(st.integers(0, len(content)))
   end = draw(st.integers(begin, len(content)))
@@ -225,11 +224,11 @@ def damaged(draw, contents):
 
 
 def assert_not_blank(path):
-  """A picture file has more than one color."""
+  """Asserts that an image file has more than one color."""
   pixels = image.imread(path)
   assert pixels.std() > 0.03, path
 
 
 def pixels(examples):
-  """The images of Examples, [n, height, width, channels]."""
+  """Returns the images of Examples, [n, height, width, channels]."""
   return examples.unflatten(examples.images)

@@ -1,4 +1,4 @@
-"""compare.py on run directories written here."""
+"""compare.py, on run directories written by the tests."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ import compare
 
 @pytest.fixture
 def runs(tmp_path):
-  """Three runs; the last has not been tested yet, and is being written."""
+  """Three runs; the last has no test result and an unfinished last line."""
   for name, seed, rate, test in (("a", 0, 0.1, 0.8), ("b", 1, 0.1, 0.9)):
     config = {"seed": seed, "learning_rate": rate}
     write_run(tmp_path / "runs" / name, config, validation=test)
@@ -38,7 +38,7 @@ def write_run(path, config, validation):
   )
 
 
-def test_the_best_is_first_and_only_what_differs_is_shown(runs):
+def test_the_best_run_comes_first_with_only_the_keys_that_differ(runs):
   rows = compare.compare(compare.find_runs([runs]))
   expected = {
     "run": str(runs / "b"),
@@ -56,7 +56,7 @@ def test_the_best_is_first_and_only_what_differs_is_shown(runs):
   assert rows[2]["test_accuracy"] is None
 
 
-def test_a_broken_run_is_named_and_the_others_are_printed(runs, tmp_path):
+def test_a_broken_run_is_named_and_the_others_are_compared(runs, tmp_path):
   (runs / "a/config.json").write_text("{")
   (runs / "b/link").symlink_to("/etc/passwd")
   completed = run_program("compare.py", runs, cwd=tmp_path)
@@ -75,7 +75,7 @@ def test_a_broken_run_is_named_and_the_others_are_printed(runs, tmp_path):
   assert len(completed.stderr.splitlines()) == 3
 
 
-def test_the_command_prints_a_table_or_csv_and_draws(runs, tmp_path):
+def test_the_command_prints_a_table_or_csv_and_plots(runs, tmp_path):
   completed = run_program(
     *("compare.py", "runs", "--plot=~/plot.png"),
     cwd=tmp_path,
@@ -106,7 +106,7 @@ runs/c       0.2     0     20           0.5000                -\
   assert rows[3]["test_accuracy"] == ""
 
 
-def test_seeds_are_told_by_name_and_unfinished_runs_by_their_steps(
+def test_seeds_share_a_row_and_unfinished_runs_show_their_steps(
   tmp_path, capsys
 ):
   for seed, accuracy in ((0, 0.9), (10, 0.8), (12, 0.7)):
@@ -126,7 +126,7 @@ def test_seeds_are_told_by_name_and_unfinished_runs_by_their_steps(
   assert " 20 of 30  0.7500 ± 0.0707 " in lines[3]
 
 
-def test_a_table_that_is_too_wide_is_two(tmp_path, capsys):
+def test_a_table_that_is_too_wide_is_split(tmp_path, capsys):
   rows = [{"run": "a", **{f"test_{i}_split": "x" * 9 for i in range(9)}}]
   rows[0] |= {"steps_done": 20, "test_loss": 0.5}
   compare.print_table(rows)

@@ -1,4 +1,4 @@
-"""The changes that CONTRIBUTING.md shows, made in a copy that then trains."""
+"""Applies the changes in CONTRIBUTING.md to a copy, then trains it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ SIZES = {"train": 300, "t10k": 100}
 
 
 def changes():
-  """Yields (file, old text, new text) of each change."""
+  """Yields (file, old text, new text) for each change."""
   text = (PROJECT / "CONTRIBUTING.md").read_text()
   for block in re.findall(r"```diff\n(.*?)```", text, re.DOTALL):
     for change in block.split("--- ")[1:]:
@@ -27,7 +27,7 @@ def changes():
 
 @pytest.fixture
 def copy(tmp_path):
-  """The project without its data, with all changes made."""
+  """A copy of the project without data, with all changes applied."""
   copy = tmp_path / "copy"
   for pattern in ("*.py", "*/*.py"):
     for path in PROJECT.glob(pattern):
@@ -36,9 +36,9 @@ def copy(tmp_path):
       shutil.copy(path, target)
   for path, old, new in changes():
     source = (copy / path).read_text()
-    assert source.count(old) == 1, f"{path} has not once:\n{old}"
+    assert source.count(old) == 1, f"{path} must contain exactly once:\n{old}"
     (copy / path).write_text(source.replace(old, new))
-  # A layer of another name too: no other file knows what they are called.
+  # Rename a layer too: no other file may depend on layer names.
   source = (copy / "model.py").read_text()
   source = source.replace('name="conv2"', 'name="second"')
   (copy / "model.py").write_text(source)
@@ -49,7 +49,7 @@ def copy(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_changes_that_are_shown_are_all_that_is_needed(copy, tmp_path):
+def test_the_changes_shown_are_sufficient(copy, tmp_path):
   rng = np.random.default_rng(0)
   for prefix, size in SIZES.items():
     for kind, array in (
@@ -89,6 +89,6 @@ def test_the_changes_that_are_shown_are_all_that_is_needed(copy, tmp_path):
   stdout, _ = run("evaluate.py", "--workdir=run")
   scored = json.loads(stdout.splitlines()[-1])
   assert scored["top3"] == trained["top3"]
-  assert re.search(r"^ +a +\d\.\d{4}", stdout, re.MULTILINE)  # Its classes.
+  assert re.search(r"^ +a +\d\.\d{4}", stdout, re.MULTILINE)  # Its own classes.
   stdout, _ = run("compare.py", "run", "--csv")
   assert "validation_top3" in stdout and "test_top3" in stdout

@@ -1,4 +1,4 @@
-"""evaluate.py against numbers computed here with NumPy."""
+"""evaluate.py, compared with results computed here with NumPy."""
 
 import csv
 import errno
@@ -34,16 +34,17 @@ PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
-  """A copy of the tiny run, to write to."""
+  """A copy of the tiny run that a test may change."""
   return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-def test_equals_numpy(run, mnist, monkeypatch):
+def test_the_scores_equal_those_of_numpy(run, mnist, monkeypatch):
   draw = mock.Mock(wraps=figures.confusion_matrix)
   monkeypatch.setattr(figures, "confusion_matrix", draw)
   folder = run / "evaluation/test_70"
   folder.mkdir(parents=True)
-  for name in ("metrics.json", "predictions.csv"):  # Of an earlier checkpoint.
+  # Files of an earlier evaluation.
+  for name in ("metrics.json", "predictions.csv"):
     (folder / name).write_text("old")
     os.link(folder / name, run / f"old_{name}")
   result, report = evaluate.evaluate([run])
@@ -74,7 +75,7 @@ def test_equals_numpy(run, mnist, monkeypatch):
   text = (folder / "metrics.json").read_text()
   metrics = json.loads(text)
   for row in metrics["confusion_matrix"]:
-    assert f"\n    {row}" in text  # A line each.
+    assert f"\n    {row}" in text  # One line per row.
   scored = {"run": str(run), "dataset": "mnist", "split": "test[:70]"}
   assert metrics.items() >= {**result, **scored, "checkpoint": "last"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
@@ -100,13 +101,11 @@ def test_equals_numpy(run, mnist, monkeypatch):
   for name in PICTURES:
     assert_not_blank(folder / name)
   assert str(matrix) in report
-  for path in run.glob("old_*"):  # They were replaced, each in one go.
+  for path in run.glob("old_*"):  # Replaced, not overwritten.
     assert path.read_text() == "old"
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_all_the_work(
-  run, monkeypatch
-):
+def test_an_unwritable_folder_is_refused_before_the_work(run, monkeypatch):
   error = OSError(errno.EROFS, os.strerror(errno.EROFS))
   monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=error))
   monkeypatch.delattr(evaluate, "_score")
@@ -119,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_all_the_work(
 
 
 def test_calibration_of_known_bins():
-  # Two bins: 0.95 sure and half right, 0.55 sure and all right.
+  # Two bins: confidence 0.95 and half right, confidence 0.55 and all right.
   confidences = np.array([0.95, 0.95, 0.55, 0.55])
   correct = np.array([True, False, True, True])
   counts, accuracies, error = evaluation.calibrate(confidences, correct, 10)
@@ -130,7 +129,7 @@ def test_calibration_of_known_bins():
   assert ones.error == pytest.approx(1 / 3)
 
 
-def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
+def test_the_requested_checkpoint_and_split_are_scored(run, mnist):
   result, _ = evaluate.evaluate([run], "train[100:130]", checkpoint="12")
   assert (result["global_step"], result["n"]) == (12, 30)
   state = runs.open_run(run, "12").state
@@ -141,7 +140,7 @@ def test_scores_the_checkpoint_and_the_split_that_are_asked_for(run, mnist):
   assert result["accuracy"] == correct.mean()
 
 
-def test_the_best_checkpoint_is_the_best_validated(run):
+def test_the_best_checkpoint_has_the_best_validation_accuracy(run):
   records = [
     json.loads(line)
     for line in (run / "metrics.jsonl").read_text().split("\n")
@@ -175,7 +174,7 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   run, tmp_path, mnist
 ):
   second = shutil.copytree(run, tmp_path / "second")
-  shutil.rmtree(second / "checkpoints/20")  # Then its last one is 16.
+  shutil.rmtree(second / "checkpoints/20")  # Now the last is step 16.
   third = shutil.copytree(second, tmp_path / "third")
   shutil.rmtree(third / "checkpoints/16")
   workdirs = [run, second, third]
@@ -202,7 +201,7 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   assert written.items() >= {**result, "run": names}.items()
 
 
-def test_an_ensemble_is_of_one_kind(run, tiny_run, tmp_path):
+def test_an_ensemble_must_have_the_same_classes(run, tiny_run, tmp_path):
   dataset = json.loads((run / "dataset.json").read_text())
   dataset["class_names"][0] = "none"
   (run / "dataset.json").write_text(json.dumps(dataset))
@@ -210,7 +209,7 @@ def test_an_ensemble_is_of_one_kind(run, tiny_run, tmp_path):
     evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
 
 
-def test_another_shape_is_refused(run, monkeypatch):
+def test_images_of_another_shape_are_refused(run, monkeypatch):
   load = input_pipeline.load
 
   def load_larger(*args):
@@ -218,13 +217,13 @@ def test_another_shape_is_refused(run, monkeypatch):
     return data._replace(test=data.test.replace(image_shape=(32, 32, 3)))
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
-  with pytest.raises(app.UsageError, match="10 classes of images .32, 32, 3."):
+  with pytest.raises(app.UsageError, match="images of shape .32, 32, 3."):
     evaluate.evaluate([run])
 
 
 @pytest.fixture
 def any_manual_dir(monkeypatch):
-  """What is prepared passes for what is made from any manual_dir."""
+  """Uses the data prepared in data_dir for every manual_dir."""
   monkeypatch.setattr(
     builders,
     "_folder_of_manual_dir",
@@ -233,7 +232,7 @@ def any_manual_dir(monkeypatch):
 
 
 @pytest.mark.usefixtures("any_manual_dir")
-def test_each_question_has_a_folder_of_its_own(run, tmp_path, monkeypatch):
+def test_each_set_of_options_has_its_own_folder(run, tmp_path, monkeypatch):
   write = mock.Mock()
   monkeypatch.setattr(evaluate, "_write", write)
   config = json.loads((run / "config.json").read_text())
@@ -266,7 +265,7 @@ def test_each_question_has_a_folder_of_its_own(run, tmp_path, monkeypatch):
   assert folders[-1] == tmp_path / "here"
 
 
-def test_no_two_questions_have_one_name():
+def test_different_options_never_share_a_name():
   texts = """
     test train test,checkpoint=best test,checkpoint=12 test,dataset=my_set
     train[:2000] train[2000:] train[2000] train[2000:2] train[:20002] train_2000
@@ -284,7 +283,7 @@ def test_no_two_questions_have_one_name():
     assert files.to_file_name(name) == name
 
 
-def test_another_data_set_is_read_from_where_it_is(run, family, tmp_path):
+def test_another_data_set_is_read_from_its_folder(run, family, tmp_path):
   folder, images, labels = family
   where = {"data_dir": tmp_path / "data", "manual_dir": folder}
   result, _ = evaluate.evaluate([run], dataset="kmnist", **where)
@@ -298,7 +297,7 @@ def test_another_data_set_is_read_from_where_it_is(run, family, tmp_path):
 
 
 @pytest.mark.usefixtures("any_manual_dir")
-def test_a_home_is_found_in_every_path(run, tmp_path, monkeypatch):
+def test_a_tilde_works_in_every_path(run, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   config = json.loads((run / "config.json").read_text())
   (tmp_path / "data").symlink_to(config["data_dir"])
@@ -311,7 +310,7 @@ def test_a_home_is_found_in_every_path(run, tmp_path, monkeypatch):
   assert report.endswith(f"More in {tmp_path / 'scores'}")
 
 
-def test_a_metric_of_ones_own_is_reported(run, monkeypatch, tmp_path):
+def test_a_new_metric_is_reported(run, monkeypatch, tmp_path):
   compute = steps.compute_metrics
 
   def with_top3(logits, labels):
@@ -322,7 +321,7 @@ def test_a_metric_of_ones_own_is_reported(run, monkeypatch, tmp_path):
   one, report = evaluate.evaluate([run], output=tmp_path / "out")
   several, also = evaluate.evaluate([run, run], output=tmp_path / "all")
   assert one["accuracy"] < one["top3"] < 1
-  assert several["top3"] == one["top3"]  # Twice the same probabilities.
+  assert several["top3"] == one["top3"]  # The same run twice.
   assert several["loss"] == pytest.approx(one["loss"])
   line = "loss {loss:.4f}  accuracy {accuracy:.4f}  top3 {top3:.4f}"
   for folder, text in (("out", report), ("all", also)):
@@ -331,7 +330,7 @@ def test_a_metric_of_ones_own_is_reported(run, monkeypatch, tmp_path):
     assert line.format_map(metrics) in text.splitlines()
 
 
-def test_a_change_of_the_test_data_is_told(run, monkeypatch):
+def test_changed_test_data_causes_a_warning(run, monkeypatch):
   warn = mock.Mock()
   monkeypatch.setattr(logging, "warning", warn)
   monkeypatch.setattr(evaluate, "_write", mock.Mock())
@@ -342,16 +341,16 @@ def test_a_change_of_the_test_data_is_told(run, monkeypatch):
   recorded = dataset["crc32"]["test"]
   path.write_text(json.dumps({**dataset, "crc32": {"test": recorded ^ 1}}))
   evaluate.evaluate([run], split="test[:60]")
-  warn.assert_not_called()  # What that split was is not recorded.
+  warn.assert_not_called()  # The run has no checksum of that split.
   result, _ = evaluate.evaluate([run])
   assert result["n"] == 70
   (call,) = warn.call_args_list
   assert call.args[0] % call.args[1:] == (
-    f"test[:70] of mnist has the checksum {recorded}, but {recorded ^ 1} in"
+    f"test[:70] of mnist has checksum {recorded} but had {recorded ^ 1} in"
     f" {path}: its examples have changed"
   )
   del dataset["crc32"]
-  for older in ({}, {"crc32": 7}):  # A run may be older, or a stranger's.
+  for older in ({}, {"crc32": 7}):  # From an older version, or damaged.
     path.write_text(json.dumps({**dataset, **older}))
     evaluate.evaluate([run])
   assert warn.call_count == 1

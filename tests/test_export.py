@@ -1,4 +1,4 @@
-"""Exported networks give this project's logits where they are read again."""
+"""Exported networks, read again, give the same logits as this project."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def images(mnist):
 
 @pytest.fixture(scope="module")
 def logits(run, images):
-  """As XLA computes them by default."""
+  """Logits as XLA computes them by default."""
   return np.asarray(jax.jit(trace.logits_fn(run.state))(images))
 
 
@@ -63,7 +63,9 @@ def onnx_logits(proto, images):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_onnx(dtype, tiny_run, images, logits, accuracy, tmp_path):
+def test_an_onnx_model_gives_the_same_logits(
+  dtype, tiny_run, images, logits, accuracy, tmp_path
+):
   path = tmp_path / "new/network.onnx"
   result = export.export(tiny_run, "onnx", path, dtype=dtype)
   assert result == {
@@ -95,7 +97,7 @@ def test_onnx(dtype, tiny_run, images, logits, accuracy, tmp_path):
 
 
 class Other(nn.Module):
-  """Much that a network of one's own may have."""
+  """A network with many kinds of layers."""
 
   image_shape = (28, 28, 1)
 
@@ -140,7 +142,7 @@ def build_onnx(state, images):
   return onnx_model.build(trace.trace(state, symbolic), symbolic, {})
 
 
-def test_onnx_of_another_network(images):
+def test_onnx_can_express_another_network(images):
   state = new_state(Other())
   np.testing.assert_allclose(
     onnx_logits(build_onnx(state, images), images),
@@ -150,7 +152,7 @@ def test_onnx_of_another_network(images):
   )
 
 
-def test_onnx_of_bfloat16_computes_in_float32(run, images, logits):
+def test_onnx_computes_a_bfloat16_network_in_float32(run, images, logits):
   network = model.CNN(dtype=jnp.bfloat16)
   proto = build_onnx(run.state.replace(apply_fn=network.apply), images)
   np.testing.assert_allclose(
@@ -158,16 +160,16 @@ def test_onnx_of_bfloat16_computes_in_float32(run, images, logits):
   )
 
 
-def test_onnx_names_the_layer_that_it_cannot_express(images):
+def test_a_layer_that_onnx_cannot_express_is_named(images):
   with pytest.raises(app.UsageError) as error:
     build_onnx(new_state(Cumulative()), images)
   assert str(error.value) == (
     "model.py: Cumulative computes cumsum in a way that this format cannot"
-    " express; --format=stablehlo takes every network"
+    " express; --format=stablehlo takes any network"
   )
 
 
-class OfOneSize(nn.Module):
+class FixedBatchSize(nn.Module):
   image_shape = (28, 28, 1)
 
   @nn.compact
@@ -175,15 +177,15 @@ class OfOneSize(nn.Module):
     return nn.Dense(10)(x.reshape(int(x.shape[0]), -1))
 
 
-def test_a_network_for_one_batch_size_is_named(
+def test_a_network_with_a_fixed_batch_size_is_refused(
   run, tiny_run, tmp_path, monkeypatch
 ):
-  of_one_size = run._replace(state=new_state(OfOneSize()))
-  monkeypatch.setattr(runs, "open_run", lambda *_: of_one_size)
+  fixed = run._replace(state=new_state(FixedBatchSize()))
+  monkeypatch.setattr(runs, "open_run", lambda *_: fixed)
   with pytest.raises(app.UsageError) as error:
     export.export(tiny_run, "stablehlo", tmp_path / "file")
   assert str(error.value).startswith(
-    "model.py: must not depend on the batch size to be exported: "
+    "model.py: must accept any batch size to be exported: "
   )
 
 
@@ -203,7 +205,9 @@ for some in (slice(None), slice(0, 1)):
 """
 
 
-def test_stablehlo(tiny_run, images, logits, tmp_path):
+def test_stablehlo_gives_the_same_logits_without_this_project(
+  tiny_run, images, logits, tmp_path
+):
   path = tmp_path / "network.stablehlo"
   export.export(tiny_run, "stablehlo", path)
   np.save(tmp_path / "images.npy", images)
@@ -220,7 +224,7 @@ def test_stablehlo(tiny_run, images, logits, tmp_path):
     np.testing.assert_allclose(np.load(file), logits[:1], rtol=0, atol=1e-6)
 
 
-def test_stablehlo_of_floats(tiny_run, images, logits, tmp_path):
+def test_stablehlo_can_take_floats(tiny_run, images, logits, tmp_path):
   path = tmp_path / "network.stablehlo"
   export.export(tiny_run, "stablehlo", path, dtype="float32")
   exported = jax.export.deserialize(bytearray(path.read_bytes()))
@@ -235,7 +239,9 @@ def safetensors_file(tiny_run, tmp_path_factory):
   return path
 
 
-def test_safetensors(safetensors_file, run, accuracy):
+def test_safetensors_has_the_parameters_by_name(
+  safetensors_file, run, accuracy
+):
   found = safetensors_numpy.load_file(safetensors_file)
   expected = dict(trees.named(run.state.eval_params))
   assert found.keys() == expected.keys()
@@ -247,8 +253,10 @@ def test_safetensors(safetensors_file, run, accuracy):
   assert json.loads(metadata["class_names"]) == [*"0123456789"]
 
 
-def test_safetensors_in_torch(safetensors_file, images, logits):
-  torch = pytest.importorskip("torch", reason="PyTorch is a benchmark's alone")
+def test_safetensors_give_the_same_logits_in_pytorch(
+  safetensors_file, images, logits
+):
+  torch = pytest.importorskip("torch", reason="only a benchmark needs PyTorch")
   from safetensors import torch as safetensors_torch
 
   F = torch.nn.functional
@@ -258,13 +266,13 @@ def test_safetensors_in_torch(safetensors_file, images, logits):
     kernel = p[f"{name}/kernel"].permute(3, 2, 0, 1)
     x = F.relu(F.conv2d(x, kernel, p[f"{name}/bias"], padding="same"))
     x = F.max_pool2d(x, 2)
-  x = x.permute(0, 2, 3, 1).flatten(1)  # In NHWC, as here.
+  x = x.permute(0, 2, 3, 1).flatten(1)  # In NHWC order, as here.
   x = F.relu(x @ p["dense/kernel"] + p["dense/bias"])
   found = x @ p["logits/kernel"] + p["logits/bias"]
   np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
 
 
-def test_the_moving_average_is_what_is_exported(run):
+def test_the_moving_average_is_exported(run):
   average = jax.tree.map(lambda x: x + 1, run.state.params)
   network = trace.trace(
     run.state.replace(ema_params=average),
@@ -283,7 +291,7 @@ def test_the_accuracy_is_that_of_the_rounded_weights(
     page, "round_weights", lambda params, _: jax.tree.map(np.zeros_like, params)
   )
   result = export.export(tiny_run, "html", tmp_path / "page.html")
-  zeros = np.asarray(mnist.test.labels[:70]) == 0  # What it then takes all for.
+  zeros = np.asarray(mnist.test.labels[:70]) == 0  # All are classified as 0.
   assert result["accuracy"] == pytest.approx(zeros.mean())
 
 
@@ -304,7 +312,7 @@ def test_the_accuracy_is_that_of_the_rounded_weights(
     ),
   ],
 )
-def test_bad_arguments(arguments, message, tiny_run):
+def test_bad_arguments_are_refused(arguments, message, tiny_run):
   with pytest.raises(app.UsageError) as error:
     export.export(tiny_run, **{"output": "unwritten", **arguments})
   assert str(error.value) == message
@@ -330,7 +338,7 @@ def test_a_full_disk_leaves_the_old_file(tiny_run, tmp_path):
   assert [*tmp_path.iterdir()] == [path]
 
 
-def test_the_program(tiny_run, accuracy, tmp_path):
+def test_the_program_prints_the_result(tiny_run, accuracy, tmp_path):
   done = run_program(
     *("export.py", f"--workdir={tiny_run}", "--checkpoint=20"),
     *("--format=safetensors", "--output=network"),

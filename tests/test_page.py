@@ -1,4 +1,4 @@
-"""The exported page computes in a browser what this project computes."""
+"""The exported page computes the same in a browser as this project."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def file(tiny_run, tmp_path_factory):
   return file
 
 
-# Orbax is not to be used from here on: Playwright occupies the event loop.
+# Requests these fixtures first: Orbax fails once Playwright runs an event loop.
 @pytest.fixture(scope="module")
 def browser(run, file, images):
   with sync_api.sync_playwright() as playwright:
@@ -51,14 +51,14 @@ def browser(run, file, images):
     try:
       browser = playwright.chromium.launch(executable_path=path)
     except sync_api.Error:
-      pytest.skip("no Chromium: run `playwright install chromium`")
+      pytest.skip("Chromium not found: run `playwright install chromium`")
     yield browser
     browser.close()
 
 
 @pytest.fixture
 def opened(browser):
-  """Opens pages, of which none may complain or ask for anything else."""
+  """Opens pages; they must not log anything or request other files."""
   seen, tabs = [], []
 
   def open_page(file, **kwargs):
@@ -106,7 +106,9 @@ def write(file, run, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
-def test_the_network_in_javascript(dtype, run, images, opened, tmp_path):
+def test_the_page_computes_the_same_probabilities(
+  dtype, run, images, opened, tmp_path
+):
   state = write(tmp_path / "page.html", run, dtype)
   tab = opened(tmp_path / "page.html")
   np.testing.assert_allclose(
@@ -117,7 +119,7 @@ def test_the_network_in_javascript(dtype, run, images, opened, tmp_path):
   )
 
 
-def test_another_network(run, images, opened, tmp_path):
+def test_the_page_can_compute_another_network(run, images, opened, tmp_path):
   state = new_state(Other())
   write(tmp_path / "page.html", run._replace(state=state))
   np.testing.assert_allclose(
@@ -128,8 +130,8 @@ def test_another_network(run, images, opened, tmp_path):
   )
 
 
-def test_every_function_of_one_pixel_is_in_the_page():
-  source = (page.PATH.read_text()).partition("const ELEMENTWISE = {")[2]
+def test_the_page_has_every_elementwise_function():
+  source = page.PATH.read_text().partition("const ELEMENTWISE = {")[2]
   names = re.findall(r"^  (\w+):", source.partition("};")[0], re.MULTILINE)
   assert {*names} == page.ELEMENTWISE
 
@@ -140,7 +142,7 @@ def test_a_layer_that_the_page_cannot_compute_is_named(run, tmp_path):
   assert str(error.value).startswith("model.py: Cumulative computes cumsum in")
 
 
-def test_rounded_weights(run):
+def test_weights_are_rounded_once_and_within_their_precision(run):
   params = run.state.params
   largest = {}
   for dtype in ("float32", "float16", "int8"):
@@ -171,12 +173,12 @@ def draw_with_the_mouse(tab, *points):
 
 
 def drawing(tab):
-  """Returns what is on the canvas as a PNG file, transparent as it is there."""
+  """Returns the canvas as a PNG file with transparency."""
   url = tab.evaluate("pad.toDataURL()")
   return base64.b64decode(url.partition(",")[2])
 
 
-def test_what_is_drawn_is_read_as_predict_reads_it(
+def test_a_drawing_is_read_as_predict_reads_it(
   file, opened, tiny_run, tmp_path
 ):
   tab = opened(file)
@@ -186,8 +188,8 @@ def test_what_is_drawn_is_read_as_predict_reads_it(
   assert sum(seven) == pytest.approx(1)
   drawn = drawing(tab)
   tab.hover("#pad")
-  assert drawing(tab) == drawn  # Nothing, with no button pressed.
-  draw_with_the_mouse(tab, (0.4, 0.5), (0.7, 0.5))  # Another stroke of it.
+  assert drawing(tab) == drawn  # Without a button pressed, nothing is drawn.
+  draw_with_the_mouse(tab, (0.4, 0.5), (0.7, 0.5))  # Another stroke.
   crossed = bars(tab)
   assert sum(crossed) == pytest.approx(1) and crossed != seven
   (tmp_path / "drawn.png").write_bytes(drawing(tab))
@@ -209,10 +211,10 @@ def test_what_is_drawn_is_read_as_predict_reads_it(
   assert not tab.evaluate("toMnistForm(inkOf(), pad.width)")
 
 
-def test_a_finger_draws_too(file, opened):
+def test_drawing_works_by_touch(file, opened):
   tab = opened(file, has_touch=True, viewport={"width": 390, "height": 844})
   box = tab.locator("#pad").bounding_box()
-  assert 300 < box["width"] < 320  # Bars fit below it.
+  assert 300 < box["width"] < 320  # The bars fit below it.
   touch = tab.context.new_cdp_session(tab)
   for event, y in (("Start", 80), ("Move", 130), ("Move", 180), ("End", None)):
     points = [{"x": box["x"] + 150, "y": box["y"] + y}] if y else []
@@ -249,7 +251,7 @@ def random_strokes(rng):
     yield points.clip(15, 265).tolist()
 
 
-def test_drawings_get_the_form_that_predict_gives_them(file, opened):
+def test_the_page_and_predict_bring_drawings_to_the_same_form(file, opened):
   tab, rng = opened(file), np.random.default_rng(0)
   for _ in range(50):
     form = tab.evaluate(_DRAW, [*random_strokes(rng)])
@@ -303,6 +305,6 @@ def test_a_page_of_another_data_set_takes_image_files(
       bars(tab), softmax(state, images[:1])[0], rtol=0, atol=1e-6
     )
     tab.click("button")
-    tab.check("input[type=checkbox]")  # For the second one.
+    tab.check("input[type=checkbox]")  # For the second image.
   tab.set_input_files("input[type=file]", {**image, "buffer": b"text"})
   tab.wait_for_selector("text=This browser cannot read that file")

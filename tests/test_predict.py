@@ -1,4 +1,4 @@
-"""predict.py as a command, on real digits saved as files."""
+"""predict.py, mostly as a command, on real digits saved as files."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from sources import photographs
 
 @pytest.fixture(scope="module")
 def digits(mnist, tmp_path_factory):
-  """Ten test images as PNG files, and one of each kind of bad file."""
+  """Ten test images as PNG files and one of each kind of bad file."""
   folder = tmp_path_factory.mktemp("digits")
   (folder / "good").mkdir()
   for index in range(10):
@@ -37,49 +37,49 @@ def digits(mnist, tmp_path_factory):
   content = (folder / "good/0.png").read_bytes()
   (folder / "bad/truncated.png").write_bytes(content[:100])
   Image.new("L", (28, 28), 128).save(folder / "bad/blank.png")
-  (folder / "bad/notes.txt").write_text("skipped: it is no image's name")
+  (folder / "bad/notes.txt").write_text("skipped: not named like an image")
   return folder
 
 
 @pytest.fixture(scope="module")
 def expected(mnist, tiny_run):
-  """The network's probabilities of 250 images, the first ten `digits`."""
+  """The network's probabilities for 250 images; the first ten are `digits`."""
   state = runs.open_run(tiny_run).state
   images = np.float32(pixels(mnist.test)[:250]) / 255
   return jax.nn.softmax(jit(CNN().apply)({"params": state.params}, images))
 
 
 @pytest.mark.parametrize("count", [1, 100, 250])
-def test_every_image_has_its_own_prediction(tiny_run, mnist, expected, count):
+def test_predictions_are_those_of_the_network(tiny_run, mnist, expected, count):
   predictor = predict.predictor(runs.open_run(tiny_run))
   actual = predictor(np.asarray(pixels(mnist.test)[:count]))
   np.testing.assert_allclose(actual, expected[:count], rtol=1e-4, atol=1e-6)
 
 
-def test_folders_are_searched_to_the_bottom(tmp_path):
-  """For files with an image's suffix in either case; hidden ones count too."""
+def test_folders_are_searched_at_any_depth(tmp_path):
+  """Finds image suffixes in either case, and hidden files too."""
   found = [
     tmp_path / "folder" / name
     for name in (".hidden.png", "a/.b/c/1.jpg", "a/2.npy", "b.PNG", "c.TIFF")
   ]
   skipped = [
     tmp_path / "folder" / name
-    # macOS leaves the last two beside images, on sticks and in zip files.
+    # macOS puts the last two beside images, on USB sticks and in zip files.
     for name in ("a/notes.txt", "b", "png", "a/._2.png", "__MACOSX/a/2.png")
   ]
-  alone = tmp_path / "notes.txt"  # Given by its name, it is to be read.
+  alone = tmp_path / "notes.txt"  # Named explicitly, it is read.
   for path in (*found, *skipped, alone):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
   (tmp_path / "folder/a folder.png").mkdir()
-  empty = tmp_path / "folder/a folder.png"  # It is for `read` to complain.
+  empty = tmp_path / "folder/a folder.png"  # `read` will refuse it.
   arguments = [str(path) for path in (alone, tmp_path / "folder", empty)]
   assert list(predict.find(arguments)) == [
     (str(path), path) for path in (alone, *found, empty)
   ]
 
 
-def test_every_kind_of_image_is_found_in_a_folder(tmp_path):
+def test_folders_may_hold_every_kind_of_image(tmp_path):
   kinds = "avif bmp gif heic heif jpeg jpg npy pgm png ppm tif tiff".split()
   kinds.append("webp")
   files = [tmp_path / f"1.{kind}" for kind in kinds]
@@ -88,7 +88,7 @@ def test_every_kind_of_image_is_found_in_a_folder(tmp_path):
   assert [path for _, path in predict.find([str(tmp_path)])] == files
 
 
-def test_arrays_must_be_of_the_form_that_the_network_takes(tiny_run, mnist):
+def test_arrays_of_another_shape_or_dtype_are_refused(tiny_run, mnist):
   predictor = predict.predictor(runs.open_run(tiny_run))
   none = predictor(np.zeros((0, 28, 28, 1), np.uint8))
   assert (none.shape, none.dtype) == ((0, 10), np.float32)
@@ -105,7 +105,7 @@ def test_arrays_must_be_of_the_form_that_the_network_takes(tiny_run, mnist):
       predictor(wrong)
 
 
-def test_raw_images_get_the_networks_own_probabilities(
+def test_raw_images_reach_the_network_unchanged(
   tiny_run, digits, expected, tmp_path
 ):
   sheet = tmp_path / "sheet.png"
@@ -126,7 +126,7 @@ def test_raw_images_get_the_networks_own_probabilities(
   assert_not_blank(sheet)
 
 
-def test_bad_files_are_named_and_the_rest_is_predicted(
+def test_bad_files_are_named_and_the_others_predicted(
   tiny_run, digits, tmp_path
 ):
   completed = run_program(
@@ -147,7 +147,7 @@ def test_bad_files_are_named_and_the_rest_is_predicted(
   assert len(lines) == 10
 
 
-def test_standard_input_and_arrays(tiny_run, mnist, digits, tmp_path):
+def test_standard_input_and_arrays_are_read(tiny_run, mnist, digits, tmp_path):
   np.save(tmp_path / "ten.npy", np.asarray(pixels(mnist.test)[:10, ..., 0]))
   completed = run_program(
     *("predict.py", f"--workdir={tiny_run}", "--json", "--raw", "-", "ten.npy"),
@@ -161,7 +161,7 @@ def test_standard_input_and_arrays(tiny_run, mnist, digits, tmp_path):
   assert records[0]["probabilities"] == records[4]["probabilities"]
 
 
-def test_ink_may_be_dark_or_light(tiny_run, digits, tmp_path):
+def test_ink_can_be_dark_or_light(tiny_run, digits, tmp_path):
   light = Image.open(digits / "good/0.png")
   light.save(tmp_path / "light.png")
   Image.eval(light, lambda value: 255 - value).save(tmp_path / "dark.png")
@@ -173,7 +173,7 @@ def test_ink_may_be_dark_or_light(tiny_run, digits, tmp_path):
   assert dark["probabilities"] == light["probabilities"]
 
 
-def test_the_sheet_shows_what_was_given_beside_what_the_network_sees(
+def test_the_sheet_shows_images_as_given_and_as_the_network_sees_them(
   tiny_run, digits, tmp_path
 ):
   digit = np.asarray(Image.open(digits / "good/0.png"))
@@ -190,12 +190,12 @@ def test_the_sheet_shows_what_was_given_beside_what_the_network_sees(
   sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"), int)
   is_green = (sheet[..., 1] - sheet[..., [0, 2]].max(axis=-1)) > 100
   columns = np.flatnonzero(is_green.any(axis=0)) / sheet.shape[1]
-  # The first column of pictures, and it alone; the second is white on black.
+  # Only the first column of pictures is green; the second is white on black.
   assert 0 < columns.min() < columns.max() < 0.25
   assert_not_blank(tmp_path / "sheet.png")
 
 
-def test_another_size_needs_raw(tiny_run, digits, tmp_path):
+def test_only_raw_images_must_have_the_right_size(tiny_run, digits, tmp_path):
   large = Image.open(digits / "good/0.png").resize((56, 56))
   large.save(tmp_path / "large.png")
   args = ("predict.py", f"--workdir={tiny_run}", "large.png")
@@ -207,7 +207,7 @@ def test_another_size_needs_raw(tiny_run, digits, tmp_path):
   )
 
 
-def test_another_data_set_needs_raw(tiny_run, digits, tmp_path):
+def test_a_run_on_another_data_set_needs_raw(tiny_run, digits, tmp_path):
   run = shutil.copytree(tiny_run, tmp_path / "run")
   config = json.loads((run / "config.json").read_text())
   config["dataset"] = "fashion_mnist"
@@ -219,7 +219,7 @@ def test_another_data_set_needs_raw(tiny_run, digits, tmp_path):
   assert run_program(*args, "--raw", cwd=tmp_path).returncode == 0
 
 
-def test_a_bad_image_in_an_array_is_named_and_the_rest_predicted(
+def test_a_bad_image_in_an_array_is_named_and_the_others_predicted(
   tiny_run, mnist, tmp_path
 ):
   array = np.array(pixels(mnist.test)[:5, ..., 0])
@@ -238,7 +238,7 @@ def test_a_bad_image_in_an_array_is_named_and_the_rest_predicted(
   assert names == [f"five.npy[{index}]" for index in (0, 1, 3, 4)]
 
 
-def test_raw_images_are_made_gray_colored_or_inverted():
+def test_raw_images_are_converted_and_inverted():
   rng = np.random.default_rng(0)
   gray = rng.integers(0, 256, (4, 5), np.uint8)
   color = rng.integers(0, 256, (4, 5, 3), np.uint8)
@@ -278,9 +278,7 @@ def test_the_table_shows_the_class_and_the_runner_up(
     ]
 
 
-def test_the_checkpoint_that_is_asked_for_predicts(
-  tiny_run, digits, mnist, tmp_path
-):
+def test_the_requested_checkpoint_is_used(tiny_run, digits, mnist, tmp_path):
   completed = run_program(
     *("predict.py", f"--workdir=~/{tiny_run.name}", "--checkpoint=12", "--raw"),
     *("--json", digits / "good/0.png"),
@@ -299,8 +297,8 @@ def test_the_checkpoint_that_is_asked_for_predicts(
 
 
 @pytest.mark.parametrize("invert", ["yes", "no"])
-def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
-  # On gray paper, a black and a white half of a disc: either may be the ink.
+def test_drawings_are_inverted_on_request(tiny_run, tmp_path, invert):
+  # A half-black, half-white disc on gray paper: either half may be the ink.
   rows, columns = np.indices((40, 40)) - 19.5
   image = np.where(columns < 0, 255, 0)
   image[np.hypot(rows, columns) > 12] = 128
@@ -326,7 +324,7 @@ def test_drawings_are_inverted_as_asked(tiny_run, tmp_path, invert):
 
 
 def predict_in_process(monkeypatch, *args):
-  """Runs the command in this process; returns its exit status."""
+  """Runs the command in this process and returns its exit status."""
   monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, args)])
   with pytest.raises(SystemExit) as ended:
     predict.main()
@@ -335,7 +333,7 @@ def predict_in_process(monkeypatch, *args):
 
 @pytest.fixture
 def sure_run(tiny_run, tmp_path):
-  """A copy of the run that knows what is usual: anything, or nothing."""
+  """A function that copies the run and records a usual probability in it."""
 
   def copy(usual):
     run = shutil.copytree(tiny_run, tmp_path / f"run {usual}")
@@ -346,7 +344,7 @@ def sure_run(tiny_run, tmp_path):
   return copy
 
 
-def test_a_run_keeps_what_probability_is_usual(tiny_run, tiny_config):
+def test_a_run_records_its_usual_probability(tiny_run, tiny_config):
   run = runs.open_run(tiny_run)
   validation = input_pipeline.load(tiny_config, ["validation"]).validation
   images = np.asarray(pixels(validation))
@@ -396,7 +394,7 @@ def test_several_digits_are_read_one_by_one(
 def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
   args = (f"--workdir={sure_run(0.999)}", digits / "good/0.png")
   assert predict_in_process(monkeypatch, *args) == 0
-  doubt = "unsure: below 0.9990, the usual probability"
+  doubt = "unsure: probability below the usual 0.9990"
   assert capsys.readouterr().out.rstrip().endswith(f"  {doubt}")
   args += ("--json",)
   assert predict_in_process(monkeypatch, *args) == 0
@@ -420,7 +418,7 @@ def test_several_runs_are_an_ensemble(
   np.testing.assert_allclose(actual, np.mean(rows, axis=0), rtol=1e-5)
 
 
-def test_names_that_the_terminal_lacks_are_printed(
+def test_names_that_the_terminal_cannot_encode_are_printed(
   tiny_run, digits, tmp_path, monkeypatch
 ):
   shutil.copy(digits / "good/0.png", tmp_path / "sept-\xe9\u6570.png")

@@ -124,7 +124,7 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   assert statuses == [128 + signal.SIGTERM] * 2, errors
   stopped = checkpoints.all_steps(run)[-1]
   assert stopped < NUM_STEPS
-  assert f"SIGTERM: stopped after step {stopped}, which is saved" in errors[0]
+  assert f"SIGTERM: stopped after step {stopped}, which was saved" in errors[0]
 
   running = start(run, [config] * 2, devices=2)
   statuses, outputs, errors = finish(running)

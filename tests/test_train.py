@@ -1,4 +1,4 @@
-"""Whole runs: what they write, how they resume, what the command line says."""
+"""Whole runs: what they write, how they resume, what the program prints."""
 
 import contextlib
 import functools
@@ -51,7 +51,7 @@ TINY = (
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-  """Leaves out drawing them, which takes longer than a tiny run."""
+  """Skips drawing, which takes longer than a tiny run."""
   monkeypatch.setattr(logs.Logger, "_draw", lambda *args: None)
 
 
@@ -100,12 +100,12 @@ def test_a_run_directory_is_complete(tiny_run, tiny_config):
   assert ("weights/conv2/kernel", 4) in shown
   assert ("weights/grad_norm/dense/bias", 20) in shown
   assert image.imread(tiny_run / "learning_curve.png").std() > 0.05
-  # It learned: at 20 steps of 16 images, guessing is behind it.
+  # It has learned something in 20 steps.
   losses = [r["train_loss"] for r in records if "train_loss" in r]
   assert losses[-1] < losses[0] - 0.3
 
 
-def test_the_result_is_the_saved_states(tiny_run, mnist):
+def test_the_result_is_that_of_the_saved_state(tiny_run, mnist):
   examples = jax.tree.map(lambda x: x[:70], mnist.test)
   means, _ = steps.evaluator(examples, 70)(restore(tiny_run))
   result = json.loads((tiny_run / "result.json").read_text())
@@ -113,19 +113,17 @@ def test_the_result_is_the_saved_states(tiny_run, mnist):
   np.testing.assert_allclose(means["loss"], result["loss"], rtol=1e-5)
 
 
-def test_each_log_is_of_the_steps_since_the_last_one(tiny_run):
+def test_each_log_covers_the_steps_since_the_last_one(tiny_run):
   state, zero = restore(tiny_run), steps.Metrics.zero(10)
   since_log = {
     step: int(checkpoints.restore(tiny_run, step, state, zero)[1].num_examples)
     for step in (12, 16, 20)
   }
-  # A log is each 5 steps, a step has 16 examples.
+  # There is a log every 5 steps, and a step has 16 examples.
   assert since_log == {12: 2 * 16, 16: 1 * 16, 20: 0}
 
 
-def test_parameters_order_and_dropout_have_keys_of_their_own(
-  tiny_run, tiny_config
-):
+def test_parameters_order_and_dropout_use_separate_keys(tiny_run, tiny_config):
   key = jax.random.key(tiny_config.seed)
   init_rng, order_rng, dropout_rng = jax.random.split(key, 3)
   data = input_pipeline.load(tiny_config)
@@ -143,7 +141,7 @@ def test_parameters_order_and_dropout_have_keys_of_their_own(
   assert_same_state(training.state, restore(tiny_run, 12))
 
 
-def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run):
+def test_the_newest_and_the_best_checkpoints_are_kept(tiny_run):
   accuracy = {
     record["step"]: record["validation_accuracy"]
     for record in read_jsonl(tiny_run)
@@ -156,7 +154,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run):
 
 
 def stop_after(monkeypatch, save_step):
-  """Ends a run, as a crash would, right after it saved at a step."""
+  """Makes a run crash right after it has saved at a step."""
   save = checkpoints.Manager.save
 
   class Crash(Exception):
@@ -173,7 +171,7 @@ def stop_after(monkeypatch, save_step):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+def test_a_resumed_run_equals_an_uninterrupted_one(
   tiny_run, tiny_config, tmp_path, monkeypatch
 ):
   stop = 8
@@ -183,15 +181,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
   result = train.train_and_evaluate(tiny_config, tmp_path)
   assert result == json.loads((tiny_run / "result.json").read_text())
   assert_same_state(restore(tmp_path), restore(tiny_run))
-  # Each line once, in order, and with the same numbers: of the steps since the
-  # last log too, though it was stopped between two logs.
+  # Each line appears once, in order, with the same numbers, although the run
+  # was stopped between two logs.
   assert without_speed(read_jsonl(tmp_path)) == without_speed(
     read_jsonl(tiny_run)
   )
 
 
 def scored_by_numpy(logits, labels):
-  """The mean loss and the accuracy."""
+  """Returns the mean loss and the accuracy."""
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   losses = np.log(np.exp(logits).sum(axis=1))
   losses -= logits[np.arange(len(labels)), labels]
@@ -199,8 +197,8 @@ def scored_by_numpy(logits, labels):
 
 
 @pytest.mark.slow
-def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
-  """And is evaluated on the images as they are."""
+def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
+  """It is evaluated with the averaged parameters on undeformed images."""
   pictures = mock.Mock()
   monkeypatch.setattr(logs.Logger, "_draw", pictures)
   tiny_config.update(
@@ -232,7 +230,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
   rates = [r["learning_rate"] for r in records if "learning_rate" in r]
   schedule = optimizer.schedule(tiny_config)
   assert rates == [float(schedule(step - 1)) for step in (5, 10, 15, 20)]
-  # At step 16, training still deforms the images.
+  # At step 16, training images are still deformed.
   for step, split, examples, size in (
     (16, "validation", mnist.validation, 50),
     (20, "test", mnist.test, 70),
@@ -247,7 +245,7 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
     assert record[f"{split}_accuracy"] == accuracy
     np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
 
-  # What is shown at the end: the validation of the average, and its network.
+  # The last pictures show the averaged parameters and their validation.
   step, examples, probabilities, params, inspection, _ = pictures.call_args.args
   assert step == 20
   data = input_pipeline.load(tiny_config)
@@ -270,26 +268,28 @@ def test_a_recipe_resumes_to_the_bit(tiny_config, mnist, tmp_path, monkeypatch):
   )
 
 
-def test_a_complete_run_evaluates_and_says_so(
+def test_a_complete_run_is_only_evaluated(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
   shutil.copytree(tiny_run, tmp_path / "run")
   (tmp_path / "run/result.json").write_text("{}")
   os.link(tmp_path / "run/result.json", tmp_path / "before")
-  monkeypatch.setattr(steps, "train_step", None)  # It must not train.
+  monkeypatch.setattr(steps, "train_step", None)  # Training would fail.
   with caplog.at_level("INFO"):
     result = train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert "Complete at step 20" in caplog.text
   assert result == json.loads((tiny_run / "result.json").read_text())
   assert result == json.loads((tmp_path / "run/result.json").read_text())
-  assert (tmp_path / "before").read_text() == "{}"  # Replaced in one go.
+  assert (tmp_path / "before").read_text() == "{}"  # Not overwritten.
   assert without_speed(read_jsonl(tmp_path / "run")) == without_speed(
     read_jsonl(tiny_run)
   )
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
+def test_the_seed_determines_the_run(
+  tiny_config, tiny_run, tmp_path, monkeypatch
+):
   traces = []
   train_step = steps.train_step
 
@@ -300,7 +300,7 @@ def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(steps, "train_step", counted)
     train.train_and_evaluate(tiny_config, tmp_path / "same")
-  assert len(traces) == 1  # A run compiles the training step once.
+  assert len(traces) == 1  # The training step is compiled once.
   assert_same_state(restore(tmp_path / "same"), restore(tiny_run))
   tiny_config.seed = 1
   train.train_and_evaluate(tiny_config, tmp_path / "other")
@@ -312,17 +312,17 @@ def test_the_seed_alone_decides(tiny_config, tiny_run, tmp_path, monkeypatch):
 def test_a_run_on_an_accelerator_is_the_same(
   tiny_config, tmp_path, monkeypatch
 ):
-  """There, one dispatch takes all the steps up to the next boundary.
+  """An accelerator takes all steps up to the next boundary in one dispatch.
 
-  From the first dispatch on, nothing is transferred but by jax.device_put and
-  jax.device_get, and that at the boundaries. (On a CPU, the guard sees what
-  goes to the device alone.)
+  From the first dispatch on, data is transferred only by jax.device_put and
+  jax.device_get, and only at boundaries. (On a CPU, the guard sees only
+  transfers to the device.)
   """
-  # The two programs round differently; a small rate does not amplify that.
+  # The two programs round differently; a low rate does not amplify that.
   tiny_config.learning_rate = 0.001
   train.train_and_evaluate(tiny_config, tmp_path / "cpu")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  dispatches = []  # Of each, the number of steps and of the fetches after it.
+  dispatches = []  # [the number of steps, the number of fetches after it]
   guard = contextlib.ExitStack()
   jit_loop, train_loop = compiling.jit_loop, train._train
   device_get = jax.device_get
@@ -332,7 +332,7 @@ def test_a_run_on_an_accelerator_is_the_same(
       return train_loop(*args)
 
   def recorded_get(x):
-    # Checkpoints are written by a thread of their own.
+    # Ignore the thread that writes checkpoints.
     if dispatches and threading.current_thread() is threading.main_thread():
       dispatches[-1][1] += 1
     return device_get(x)
@@ -354,7 +354,7 @@ def test_a_run_on_an_accelerator_is_the_same(
   monkeypatch.setattr(jax, "device_get", recorded_get)
   train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
 
-  # A log is each 5 steps, a validation each 4, probabilities are each 10.
+  # Logs come every 5 steps, validations every 4, probabilities every 10.
   assert [n for n, _ in dispatches] == [4, 1, 3, 2, 2, 3, 1, 4]
   fetches = dict(zip((4, 5, 8, 10, 12, 15, 16, 20), dispatches, strict=True))
   assert [fetches[step][1] for step in (5, 10, 15)] == [1, 1, 1]
@@ -366,10 +366,10 @@ def test_a_run_on_an_accelerator_is_the_same(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_speed_is_that_of_training_alone(
+def test_the_logged_speed_is_that_of_training_only(
   tiny_config, tmp_path, monkeypatch
 ):
-  """By a clock on which a step takes 1 second and all else 1,000."""
+  """The clock counts 1 second for a step and 1,000 for anything else."""
   now = 0.0
 
   def passes(seconds, result):
@@ -394,7 +394,7 @@ def test_the_speed_is_that_of_training_alone(
     checkpoints.Manager, "save", lambda *args: passes(1000, save(*args))
   )
   monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
-  # The first log comes before them.
+  # The first log comes before the first evaluation and checkpoint.
   tiny_config.update(eval_every_steps=7, checkpoint_every_steps=7)
   train.train_and_evaluate(tiny_config, tmp_path)
   records = [r for r in read_jsonl(tmp_path) if "train_loss" in r]
@@ -404,7 +404,7 @@ def test_the_speed_is_that_of_training_alone(
     assert record["images_per_second"] == 16
 
 
-def test_a_batch_larger_than_the_split_is_named(tiny_config, tmp_path):
+def test_a_batch_larger_than_the_split_is_refused(tiny_config, tmp_path):
   tiny_config.batch_size = 101
   with pytest.raises(app.UsageError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
@@ -413,7 +413,7 @@ def test_a_batch_larger_than_the_split_is_named(tiny_config, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_of_another_run_is_refused(tiny_run, tiny_config):
+def test_the_directory_of_another_run_is_refused(tiny_run, tiny_config):
   def content():
     return {path: path.read_bytes() for path in tiny_run.glob("*.json*")}
 
@@ -427,7 +427,7 @@ def test_a_directory_of_another_run_is_refused(tiny_run, tiny_config):
 def test_the_command_trains_resumes_and_needs_no_tensorflow(
   mnist, data_dir, tmp_path
 ):
-  # An installed TensorFlow that cannot be imported unnoticed.
+  # A TensorFlow that raises an error if it is imported.
   (tmp_path / "path/tensorflow").mkdir(parents=True)
   (tmp_path / "path/tensorflow/__init__.py").write_text("1 / 0")
   environment = {"PYTHONPATH": str(tmp_path / "path")}
@@ -448,7 +448,7 @@ def test_the_command_trains_resumes_and_needs_no_tensorflow(
   assert "Traceback" not in first.stderr + again.stderr
 
 
-def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
+def test_a_command_line_error_is_one_line(tmp_path):
   done = run_train("--config.batch_size=0", cwd=tmp_path)
   assert done.returncode == 1
   assert done.stdout == ""
@@ -458,7 +458,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
+def test_a_repeatedly_stopped_run_equals_an_uninterrupted_one(
   tiny_config, tmp_path
 ):
   values = dict(num_steps=60, log_every_steps=7, checkpoint_every_steps=20)
@@ -489,7 +489,7 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
     if code > 0:
       last = stderr.splitlines()[-1]
       assert f"{number.name}: stopped after step" in last
-      assert last.endswith("the same command resumes")
+      assert last.endswith("run the same command to resume")
   whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
   assert_same_state(restore(stopped), restore(whole))
   assert without_speed(read_jsonl(stopped)) == without_speed(read_jsonl(whole))
@@ -498,7 +498,7 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_stopped_in_its_last_evaluation_has_no_result_yet(
+def test_a_run_stopped_during_its_last_evaluation_has_no_result(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
   run = tmp_path / "run"
@@ -508,13 +508,13 @@ def test_a_run_stopped_in_its_last_evaluation_has_no_result_yet(
 
   def interrupted(examples, batch_size):
     def evaluate(state):
-      if examples.labels.size == 70:  # Those of the test split.
+      if examples.labels.size == 70:  # The test split.
         signal.raise_signal(number)
       return evaluator(examples, batch_size)(state)
 
     return evaluate
 
-  # Once after training, and once where only this is left.
+  # Once after training, and once when only the evaluation is left.
   for number in (signal.SIGINT, signal.SIGTERM):
     caplog.clear()
     with monkeypatch.context() as patch, caplog.at_level("INFO"):
@@ -523,8 +523,8 @@ def test_a_run_stopped_in_its_last_evaluation_has_no_result_yet(
         train.train_and_evaluate(tiny_config, run)
     assert ended.value.code == 128 + number
     assert (
-      f"{number.name}: stopped after step 20, which is saved; the same command"
-      " resumes"
+      f"{number.name}: stopped after step 20, which was saved; run the same"
+      " command to resume"
     ) in caplog.messages
     assert_same_state(restore(run, 20), restore(tiny_run))
     assert not (run / "result.json").exists()
@@ -535,51 +535,52 @@ def test_a_run_stopped_in_its_last_evaluation_has_no_result_yet(
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("stop", ["a signal", "a signal at the end", "no loss"])
-def test_only_what_is_on_the_disk_is_called_saved(
+@pytest.mark.parametrize("stop", ["signal", "signal at the end", "bad loss"])
+def test_only_what_is_on_disk_is_reported_as_saved(
   stop, tiny_config, tmp_path, monkeypatch, caplog
 ):
   tiny_config.num_steps = 2
   noted = iter([None] * 2 + [signal.SIGTERM])
-  if stop == "a signal":
+  if stop == "signal":
     noted = iter([signal.SIGTERM])
-  if stop == "no loss":  # The checkpoint before that is still being written.
+  if stop == "bad loss":  # While step 1 is still being written.
     tiny_config.checkpoint_every_steps = 1
     monkeypatch.setattr(steps, "is_finite", lambda t: t.state.step < 2)
   monkeypatch.setattr(signals.Stop, "check", lambda self: next(noted))
-  with caplog.at_level("INFO"), files_of_at_most(10**6):  # Parameters are more.
+  # A checkpoint is larger than this limit.
+  with caplog.at_level("INFO"), files_of_at_most(10**6):
     with pytest.raises(app.UsageError) as error:
       train.train_and_evaluate(tiny_config, tmp_path)
   assert "a checkpoint cannot be saved" in str(error.value)
   assert "(steps kept: none)" in str(error.value)
-  assert "which is saved" not in caplog.text
+  assert "which was saved" not in caplog.text
   assert not (tmp_path / "result.json").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tiny_config, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
   tiny_config.learning_rate = 1e30
   with pytest.raises(app.UsageError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert str(error.value) == (
-    "the loss is not a finite number at step 4, with"
-    " config.learning_rate=1e+30; none was saved"
+    "the loss is not finite at step 4 with config.learning_rate=1e+30;"
+    " no checkpoint was saved"
   )
   assert not list((tmp_path / "run/checkpoints").glob("[0-9]*"))
   assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
 
 
-def test_a_run_directory_has_one_process_at_a_time(tiny_config, tmp_path):
+def test_only_one_process_can_lock_a_run_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
   path.mkdir()
   with directory.lock(path):
     with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
       with directory.lock(path):
         pass
-  with directory.lock(path):  # Free again.
+  with directory.lock(path):  # It is free again.
     pass
 
 
-def test_training_holds_the_lock_of_its_directory(tiny_config, tmp_path):
+def test_training_locks_its_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
   dataset = input_pipeline.load(tiny_config).description()
   directory.create(path, tiny_config, dataset)
@@ -589,7 +590,7 @@ def test_training_holds_the_lock_of_its_directory(tiny_config, tmp_path):
   assert not (path / "checkpoints").exists()
 
 
-def test_validation_is_scored_on_the_validation_split(tiny_run, tiny_config):
+def test_validation_uses_the_validation_split(tiny_run, tiny_config):
   record = next(
     r
     for r in read_jsonl(tiny_run)
@@ -602,7 +603,7 @@ def test_validation_is_scored_on_the_validation_split(tiny_run, tiny_config):
   np.testing.assert_allclose(
     record["validation_loss"], means["loss"], rtol=1e-6
   )
-  # The first images of the test split give another loss.
+  # The first images of the test split would give another loss.
   other = jax.tree.map(lambda x: x[:50], data.test)
   other_means, _ = steps.evaluator(other, 50)(state)
   assert abs(other_means["loss"] - means["loss"]) > 1e-3
