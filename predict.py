@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+import io
 import json
 import pathlib
 import sys
@@ -151,7 +152,8 @@ def load(
   args: argparse.Namespace, image_shape: tuple[int, int, int]
 ) -> tuple[list[Loaded], bool]:
   """Reads all images; says which cannot be, and returns whether all could."""
-  result, all_good = [], True
+  result: list[Loaded] = []
+  all_good = True
 
   def complain(name, error):
     nonlocal all_good
@@ -252,7 +254,7 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
 
   shown = images[:_MAX_ON_SHEET]
   picture = figures.predictions(
-    [image.given for image in shown],
+    [image.given for image in shown if image.given is not None],
     seen[:_MAX_ON_SHEET],
     probabilities[:_MAX_ON_SHEET],
     [image.name for image in shown],
@@ -267,10 +269,9 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
+  parser = console.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = console.exit_with
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
   parser.add_argument(
     "--workdir",
@@ -318,7 +319,8 @@ def main() -> None:
     images, all_good = load(args, run.image_shape)
     if images:
       # A file's name may have what the terminal's encoding lacks.
-      sys.stdout.reconfigure(errors="backslashreplace")
+      if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
       _report(args, opened, images)
   sys.exit(0 if all_good else 1)
 
