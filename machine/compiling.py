@@ -20,7 +20,7 @@ import numpy as np
 # Parameters of glibc's mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 # The first that the installed JAX knows is taken.
-_CPU_OPTIONS = (
+_CPU_OPTIONS: tuple[dict[str, str | bool], ...] = (
   # YNNPACK for dot products alone: its convolutions, which newer JAX takes by
   # default, are 2 to 4 times slower here than the ones that this falls back to.
   {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"},
@@ -83,7 +83,7 @@ def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
   )
 
 
-def loop_on_device(step: Callable[..., Any]) -> Callable[..., Any]:
+def loop_on_device(step: Callable[..., Any]) -> jax.stages.Wrapped:
   """Jits `step(carry, *args) -> carry` as a loop that an accelerator runs.
 
   Returns:
@@ -119,7 +119,7 @@ def cache_compilations() -> None:
   A directory that the user configured is kept. Ours is per host, as code that
   was compiled for one CPU may not run on another with the same home.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.values["jax_compilation_cache_dir"]:
     folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
     if folder.startswith("~"):
       logging.warning(
@@ -147,7 +147,7 @@ def _remove_damaged(show, message, *args, **kwargs) -> None:
     show(message, *args, **kwargs)
     return
   logging.warning("%s; it is compiled anew", message)
-  folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+  folder = pathlib.Path(jax.config.values["jax_compilation_cache_dir"])
   for path in folder.glob(f"{match[1]}-*-cache"):
     with contextlib.suppress(OSError):
       path.unlink()

@@ -50,8 +50,8 @@ def check() -> None:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter says nothing.
     raise app.UsageError(
-      f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device;"
-      f" {str(error) or 'JAX_PLATFORMS= takes the best that there is'}"
+      f"JAX_PLATFORMS={jax.config.values['jax_platforms']}: JAX finds no such"
+      f" device; {str(error) or 'JAX_PLATFORMS= takes the best that there is'}"
     ) from error
 
 

@@ -71,19 +71,19 @@ def check_init_from(
   Raises:
     app.UsageError: another one, or none, is named than the run began with.
   """
-  given = given and str(files.local_path(given).absolute())
+  named = str(files.local_path(given).absolute()) if given else None
   starts = read(workdir)
   if not (starts or has_checkpoints):
-    return given
+    return named
   began = starts[0].get("init_from") if starts else None
-  name, known = (pathlib.Path(str(x)).name if x else "" for x in (given, began))
+  name, known = (pathlib.Path(str(x)).name if x else "" for x in (named, began))
   # Its directory may have moved; and it is no longer needed.
-  if name != known and (given or not has_checkpoints):
+  if name != known and (named or not has_checkpoints):
     raise app.UsageError(
-      f"--init_from={given or ''}: {workdir} began with"
+      f"--init_from={named or ''}: {workdir} began with"
       f" {began or 'parameters of its own'}; name that, or another --workdir"
     )
-  return given or (began and str(began))
+  return named or (began and str(began))
 
 
 def own_keys(workdir: pathlib.Path) -> set[str]:
