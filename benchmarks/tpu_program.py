@@ -151,7 +151,8 @@ def compile_plain_flax(
 
 def in_loops(hlo: str) -> list[str]:
   """Returns the instructions of all loops and of what they call."""
-  computations, instructions = {}, []
+  computations: dict[str, list[str]] = {}
+  instructions: list[str] = []
   for line in hlo.splitlines():
     if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
       instructions = computations[match[1]] = []
@@ -191,6 +192,7 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
   """Collects what is printed about a program."""
   hlo = compiled.as_text()
   memory = compiled.memory_analysis()
+  assert hlo and memory  # A TPU's compiler has both.
   loops = in_loops(hlo)
   return {
     "loop_collectives": dict(
