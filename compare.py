@@ -112,7 +112,7 @@ def _is_result(key: str) -> bool:
 
 def group_seeds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
   """Groups the rows that differ only in the seed and the results."""
-  groups = {}
+  groups: dict[str, list[dict[str, Any]]] = {}
   for row in rows:
     same = {key: x for key, x in row.items() if not _is_result(key)}
     same |= {"seed": None, "steps_done": row["steps_done"]}
@@ -194,10 +194,9 @@ def show(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
+  parser = console.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = console.exit_with
   parser.add_argument(
     "folders", nargs="+", metavar="FOLDER", help="where to look for runs"
   )

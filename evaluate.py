@@ -64,9 +64,9 @@ def evaluate(
   Raises:
     app.UsageError: an argument or a run directory is invalid.
   """
-  workdirs = [files.local_path(workdir) for workdir in workdirs]
+  paths = [files.local_path(workdir) for workdir in workdirs]
   folder = output and files.local_path(output)
-  opened = runs.open_ensemble(workdirs, checkpoint)
+  opened = runs.open_ensemble(paths, checkpoint)
   own = opened[0].config
   if dataset not in (None, own.dataset):
     manual_dir = manual_dir or ""  # The run's own holds other data.
@@ -78,13 +78,13 @@ def evaluate(
     manual_dir=manual_dir,
   )
   try:
-    data = load(config, workdirs, opened)
+    data = load(config, paths, opened)
   except app.UsageError as error:
     if split is None:
       raise
     message = str(error).replace("config.test_split=", "--split=")
     raise app.UsageError(message) from error
-  folder = folder or _folder(workdirs, checkpoint, config, own)
+  folder = folder or _folder(paths, checkpoint, config, own)
   check_writable(folder)  # Fail before the work, not after it.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
 
@@ -94,7 +94,7 @@ def evaluate(
     "n": len(probabilities),
   }
   scored = {
-    "run": _one_or_all([str(workdir) for workdir in workdirs]),
+    "run": _one_or_all([str(path) for path in paths]),
     "dataset": config.dataset,
     "split": config.test_split,
     "checkpoint": checkpoint,
@@ -105,7 +105,7 @@ def evaluate(
   _write(folder, evaluated, {**result, **scored})
   return result, "\n\n".join(
     [
-      _title(workdirs, opened, config, len(probabilities)),
+      _title(paths, opened, config, len(probabilities)),
       "  ".join(f"{name} {mean:.4f}" for name, mean in means.items()),
       evaluation.to_text(evaluated),
       console.printable(f"More in {folder}"),
@@ -153,8 +153,8 @@ def changed(
   Changed paths are made absolute.
   """
   for key in ("data_dir", "manual_dir"):
-    if changes.get(key):
-      changes[key] = files.local_path(changes[key]).absolute()
+    if path := changes.get(key):
+      changes[key] = files.local_path(path).absolute()
   config = config.copy_and_resolve_references()
   config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
   experiment.validate(config)
@@ -252,10 +252,9 @@ def _title(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
+  parser = console.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = console.exit_with
   parser.add_argument(
     "--workdir",
     required=True,

@@ -166,10 +166,9 @@ def _to_safetensors(run: runs.Run, metadata: dict[str, str]) -> bytes:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
+  parser = console.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = console.exit_with
   parser.add_argument("--workdir", required=True, help="the run directory")
   parser.add_argument(
     "--format",

@@ -56,20 +56,29 @@ class Data(NamedTuple):
   Attributes:
     class_names: the names of the labels.
     crc32: a checksum of each loaded split, by its name.
-    train: the examples to train on.
-    validation: the examples to watch the training with.
-    test: the examples for the final score.
+    splits: the loaded ones of "train", to train on; "validation", to watch the
+      training with; and "test", for the final score.
   """
 
   class_names: tuple[str, ...]
   crc32: dict[str, int]
-  train: Examples | None = None
-  validation: Examples | None = None
-  test: Examples | None = None
+  splits: dict[str, Examples]
+
+  @property
+  def train(self) -> Examples:
+    return self.splits["train"]
+
+  @property
+  def validation(self) -> Examples:
+    return self.splits["validation"]
+
+  @property
+  def test(self) -> Examples:
+    return self.splits["test"]
 
   def description(self) -> dict[str, Any]:
     """Describes the data for a run's dataset.json."""
-    examples = self.train or self.validation or self.test
+    examples = next(iter(self.splits.values()))
     return {
       "image_shape": list(examples.image_shape),
       "class_names": list(self.class_names),
@@ -98,19 +107,19 @@ def load(
     )
   try:
     with processes.first_then_others("load the data"):  # Disks may be shared.
-      data = _load(config, splits)
+      class_names, loaded = _load(config, splits)
   except OSError as error:
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
-  if not processes.have_the_same(list(data.crc32.values())):
+  crc32 = {split: _crc32(*arrays) for split, arrays in loaded.items()}
+  if not processes.have_the_same(list(crc32.values())):
     raise app.UsageError(
       f"config.dataset={config.dataset}: not all processes have the same"
       " examples; all hosts must have the same config and the same files"
     )
-  return data._replace(
-    **{split: devices.replicate(getattr(data, split)) for split in splits}
-  )
+  examples = {split: _to_device(*arrays) for split, arrays in loaded.items()}
+  return Data(class_names, crc32, examples)
 
 
 def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
@@ -130,13 +139,15 @@ def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
     )
 
 
-def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
-  """Reads the splits as numpy arrays."""
+def _load(
+  config: ml_collections.ConfigDict, splits: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[np.ndarray, np.ndarray]]]:
+  """Returns the names of the classes, and each split's images and labels."""
   builder = builders.prepared(config)
   # Several of our splits may be parts of one TFDS split.
   read_whole = functools.cache(functools.partial(arrays.read_split, builder))
   class_names = tuple(builder.info.features["label"].names)
-  examples = {}
+  loaded = {}
   for split in splits:
     key = f"{split}_split"
     parts = [
@@ -153,13 +164,8 @@ def _load(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
         config.train_split,
         ", ".join(class_names[label] for label in missing),
       )
-    flat = images.reshape(len(labels), -1)
-    examples[split] = Examples(flat, labels, images.shape[1:])
-  return Data(
-    class_names=class_names,
-    crc32={split: _crc32(examples[split]) for split in splits},
-    **examples,
-  )
+    loaded[split] = images, labels
+  return class_names, loaded
 
 
 def _parse_split(
@@ -187,11 +193,17 @@ def _parse_split(
     ) from error
 
 
-def _crc32(examples: Examples) -> int:
-  checksum = zlib.crc32(repr(examples.image_shape).encode())
-  for array in (examples.images, examples.labels):
+def _crc32(images: np.ndarray, labels: np.ndarray) -> int:
+  checksum = zlib.crc32(repr(images.shape[1:]).encode())
+  for array in (images, labels):
     checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
   return checksum
+
+
+def _to_device(images: np.ndarray, labels: np.ndarray) -> Examples:
+  rows = images.reshape(len(labels), -1)
+  put = functools.partial(jax.device_put, device=devices.replicated())
+  return Examples(put(rows), put(labels), images.shape[1:])
 
 
 def to_float(images: jax.Array) -> jax.Array:

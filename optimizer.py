@@ -16,7 +16,7 @@ def _are_kernels(params):
   return jax.tree.map(lambda param: param.ndim > 1, params)
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": lambda rate, momentum: optax.sgd(
     rate, momentum or None, nesterov=True
   ),
@@ -29,7 +29,7 @@ OPTIMIZERS = {
   ),
 }
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
   "constant": optax.constant_schedule,
   # Smith and Topin, "Super-Convergence", arXiv 1708.07120.
   "one_cycle": lambda peak, num_steps, warmup_steps: (

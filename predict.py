@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+import io
 import json
 import pathlib
 import sys
@@ -156,7 +157,8 @@ def load(
   Returns:
     The digits, and whether all images could be read.
   """
-  result, all_good = [], True
+  result: list[Loaded] = []
+  all_good = True
 
   def complain(name, error):
     nonlocal all_good
@@ -257,7 +259,7 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
 
   shown = images[:_MAX_ON_SHEET]
   picture = figures.predictions(
-    [image.given for image in shown],
+    [image.given for image in shown if image.given is not None],
     seen[:_MAX_ON_SHEET],
     probabilities[:_MAX_ON_SHEET],
     [image.name for image in shown],
@@ -272,10 +274,9 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
+  parser = console.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.error = console.exit_with
   parser.add_argument(
     "images",
     nargs="+",
@@ -334,7 +335,8 @@ def main() -> None:
     images, all_good = load(args, run.image_shape)
     if images:
       # File names may have characters that the terminal cannot encode.
-      sys.stdout.reconfigure(errors="backslashreplace")
+      if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
       _report(args, opened, images)
   sys.exit(0 if all_good else 1)
 

@@ -1,6 +1,7 @@
 """Training and evaluation steps: pure functions of arrays."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import functools
 import math
 from typing import Any
@@ -20,7 +21,7 @@ from machine import compiling
 from machine import devices
 from model import CNN
 
-Params = dict[str, Any]  # Nested dicts of arrays.
+Params = Mapping[str, Any]  # Nested dicts of arrays.
 
 NUM_PROBABILITIES = 5  # Examples per batch whose probabilities are logged.
 
@@ -307,7 +308,7 @@ def _zeros_like(metrics):
 
 def augment(
   dropout_rng: jax.Array,
-  step: jax.Array,
+  step: int | jax.Array,
   images: jax.Array,
   limits: augmentation.Limits,
 ) -> jax.Array:

@@ -77,6 +77,7 @@ def interrupt(
 ) -> dict[str, str | float] | None:
   """Starts the run and kills it; returns None if the run was finished first."""
   process = start(folder, num_steps)
+  assert process.stderr is not None
   for line in process.stderr:
     if "Run directory" in line:
       break
@@ -146,7 +147,8 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     whole, broken = pathlib.Path(scratch, "whole"), pathlib.Path(scratch, "0")
     complete(whole, num_steps)
-    rounds, found, num_runs = [], [], 1
+    rounds: list[dict[str, str | float]] = []
+    found, num_runs = [], 1
     while len(rounds) < args.rounds:
       done = interrupt(broken, num_steps, rng)
       if done:
@@ -160,7 +162,7 @@ def main() -> None:
     complete(broken, num_steps)
     found += differences(whole, broken)
   counts = collections.Counter(f"{r['signal']} {r['phase']}" for r in rounds)
-  seconds = [r["seconds"] for r in rounds if r["signal"] == "SIGTERM"]
+  seconds = [float(r["seconds"]) for r in rounds if r["signal"] == "SIGTERM"]
   result = {
     "rounds": args.rounds,
     "steps": num_steps,

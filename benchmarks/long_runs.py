@@ -43,7 +43,7 @@ _TINY = {
 
 def resident_mebibytes(pid: int) -> float:
   status = pathlib.Path(f"/proc/{pid}/status").read_text()
-  return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+  return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
@@ -59,6 +59,7 @@ def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
     text=True,
   )
   memory = {}
+  assert process.stderr is not None
   for line in process.stderr:
     if match := re.search(r"step +(\d+)/\d+ +loss", line):
       memory[int(match[1])] = resident_mebibytes(process.pid)
@@ -115,7 +116,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
   )
 
   num_steps = 20  # They take longer than a checkpoint in the background.
-  seconds = {False: [], True: []}
+  seconds: dict[bool, list[float]] = {False: [], True: []}
   blocked = []
   with checkpoints.open_manager(folder, 0) as manager:
     for index in range(2 * rounds + 1):

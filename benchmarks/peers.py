@@ -35,7 +35,7 @@ def make_data() -> tuple[np.ndarray, np.ndarray]:
 
 def first_images() -> np.ndarray:
   """The images that all programs must give the same logits for."""
-  return np.float32(make_data()[0][:100]) / 255
+  return make_data()[0][:100].astype(np.float32) / 255
 
 
 def make_params() -> dict[str, dict[str, np.ndarray]]:
@@ -50,8 +50,8 @@ def make_params() -> dict[str, dict[str, np.ndarray]]:
   }.items():
     scale = np.sqrt(2 / np.prod(shape[:-1]))
     params[name] = {
-      "kernel": np.float32(rng.normal(0, scale, shape)),
-      "bias": np.float32(rng.normal(0, 0.1, shape[-1])),
+      "kernel": rng.normal(0, scale, shape).astype(np.float32),
+      "bias": rng.normal(0, 0.1, shape[-1]).astype(np.float32),
     }
   return params
 
@@ -77,12 +77,9 @@ class This:
     ).replace(params=jax.tree.map(jnp.asarray, make_params()))
     images, labels = make_data()
     repeats = -(-num_images // NUM_IMAGES)
-    self._examples = jax.device_put(
-      input_pipeline.Examples(
-        np.tile(images.reshape(NUM_IMAGES, -1), (repeats, 1))[:num_images],
-        np.tile(labels, repeats)[:num_images],
-      )
-    )
+    rows = np.tile(images.reshape(NUM_IMAGES, -1), (repeats, 1))[:num_images]
+    labels = np.tile(labels, repeats)[:num_images]
+    self._examples = input_pipeline.Examples(*jax.device_put((rows, labels)))
     self._rngs = tuple(jax.random.split(jax.random.key(1)))
     order = input_pipeline.order_at(self._rngs[0], 0, batch_size, num_images)
     self._training = steps.start_training(
@@ -233,23 +230,24 @@ class Torch:
       10: params["logits"]["kernel"].T,
     }
     biases = {0: "conv1", 3: "conv2", 7: "dense", 10: "logits"}
-    with torch.no_grad():
-      for index, kernel in kernels.items():
-        network[index].weight.copy_(torch.tensor(kernel.copy()))
-        bias = torch.tensor(params[biases[index]]["bias"])
-        network[index].bias.copy_(bias)
+    tensors = {}
+    for index, kernel in kernels.items():
+      tensors[f"{index}.weight"] = torch.tensor(kernel.copy())
+      tensors[f"{index}.bias"] = torch.tensor(params[biases[index]]["bias"])
+    network.load_state_dict(tensors)
     self._format = (
       torch.channels_last if channels_last else torch.contiguous_format
     )
-    network = network.to(self._device, memory_format=self._format)
+    # PyTorch documents this signature, but its annotations lack it.
+    network = network.to(self._device, memory_format=self._format)  # type: ignore[call-overload]
     self._network = network
     self._forward = network
     if compile_mode:
       self._forward = torch.compile(network, mode=compile_mode)
     self._optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
     images, labels = make_data()
-    images = torch.tensor(images, device=self._device)
-    self._images = images.permute(0, 3, 1, 2)
+    on_device = torch.tensor(images, device=self._device)
+    self._images = on_device.permute(0, 3, 1, 2)
     self._labels = torch.tensor(labels, device=self._device).long()
     self._batch_size = batch_size
 
@@ -350,9 +348,8 @@ class Estimator:
   """
 
   def __init__(self, batch_size: int):
-    import tensorflow
+    import tensorflow.compat.v1 as tf
 
-    tf = tensorflow.compat.v1
     tf.logging.set_verbosity(tf.logging.ERROR)
     self._tf = tf
     self._wanted = threading.Semaphore(0)

@@ -34,6 +34,7 @@ def seconds_to_first_step(home: pathlib.Path) -> float:
     stderr=subprocess.PIPE,
     text=True,
   )
+  assert process.stderr is not None
   for line in process.stderr:
     if "step     1/" in line:
       break
@@ -76,7 +77,8 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--json", help="where to write the result")
   args = parser.parse_args()
-  starts = {"nothing prepared": [], "data prepared": [], "and compiled": []}
+  kinds = ("nothing prepared", "data prepared", "and compiled")
+  starts: dict[str, list[float]] = {kind: [] for kind in kinds}
   with tempfile.TemporaryDirectory() as folder:
     home = pathlib.Path(folder)
     for _ in range(args.rounds):

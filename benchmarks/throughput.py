@@ -95,13 +95,15 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
     )
-    if self._process.stdout.readline() != "ready\n":
+    assert self._process.stdout is not None
+    self._answers = self._process.stdout
+    if self._answers.readline() != "ready\n":
       raise RuntimeError(f"{name} could not be started")
 
   def __call__(self, method: str, *args) -> tuple[Any, float]:
     """Returns what the method returns, and the seconds it took."""
     print(json.dumps([method, *args]), file=self._process.stdin, flush=True)
-    return json.loads(self._process.stdout.readline())
+    return json.loads(self._answers.readline())
 
   def close(self) -> None:
     self._process.kill()
@@ -146,7 +148,9 @@ def measure(
     if THIS in workers:
       check_same_function(workers)
     num_steps = steps_per_turn(batch_size)
-    times = {name: {"train": [], "evaluate": []} for name in names}
+    times: dict[str, dict[str, list[float]]] = {
+      name: {"train": [], "evaluate": []} for name in names
+    }
     for number in range(rounds + 1):
       for name, worker in workers.items():
         if name == LIMIT:
@@ -171,7 +175,7 @@ def measure(
 
 def summarize(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
   """Medians, and the medians of the ratios to this project's round by round."""
-  result = {}
+  result: dict[str, Any] = {}
   for name, kinds in times.items():
     result[name] = {}
     for kind, seconds in kinds.items():
@@ -192,7 +196,7 @@ def scaling(rounds: int) -> dict[str, Any]:
   """Seconds a step of this project by "batch_size" and by "num_images"."""
 
   def interleave(workers, num_steps: Callable[[Any], int]):
-    times = {key: [] for key in workers}
+    times: dict[int, list[float]] = {key: [] for key in workers}
     for number in range(rounds + 1):
       for key, worker in workers.items():
         seconds = worker("train", num_steps(key))[1] / num_steps(key)
@@ -203,7 +207,7 @@ def scaling(rounds: int) -> dict[str, Any]:
     return {key: statistics.median(times[key]) for key in times}
 
   batch_sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
-  by_batch_size = {}
+  by_batch_size: dict[int, float] = {}
   for group in (batch_sizes[:5], batch_sizes[5:]):
     workers = {size: Worker(THIS, size) for size in group}
     by_batch_size |= interleave(workers, steps_per_turn)
@@ -351,7 +355,7 @@ def main() -> None:
   parser.add_argument("--picture", help="where to draw it")
   args = parser.parse_args()
 
-  pythons[CUDA_GRAPHS] = sys.executable if on_gpu() else None
+  pythons[CUDA_GRAPHS] = sys.executable if on_gpu() else ""
   pythons[TENSORFLOW] = args.tensorflow_python
   pythons[KERAS_TENSORFLOW] = args.keras_tensorflow_python
   names = [name for name in PROGRAMS if pythons[name]]

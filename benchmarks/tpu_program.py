@@ -153,7 +153,8 @@ def compile_plain_flax(
 
 def in_loops(hlo: str) -> list[str]:
   """Returns the instructions of all loops and of the computations they call."""
-  computations, instructions = {}, []
+  computations: dict[str, list[str]] = {}
+  instructions: list[str] = []
   for line in hlo.splitlines():
     if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
       instructions = computations[match[1]] = []
@@ -193,6 +194,7 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
   """Collects the figures of a compiled program."""
   hlo = compiled.as_text()
   memory = compiled.memory_analysis()
+  assert hlo and memory  # A TPU's compiler has both.
   loops = in_loops(hlo)
   return {
     "loop_collectives": dict(

@@ -95,7 +95,7 @@ def make_sets() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
   return {
     "printed digits, photographed": (printed, labels),
     "load_digits, 8x8": (
-      list(np.uint8(np.round(digits.images * 255 / 16))),
+      list(np.round(digits.images * 255 / 16).astype(np.uint8)),
       digits.target,
     ),
     **{
@@ -116,7 +116,8 @@ def main() -> None:
   args = parser.parse_args()
   run = runs.open_run(args.workdir, args.checkpoint)
   predictor = predict.predictor(run)
-  result, shown = {}, []
+  result = {}
+  shown: list[tuple] = []
   for name, (images, labels) in make_sets().items():
     digits = [
       photographs.find_digits(image)
@@ -143,9 +144,9 @@ def main() -> None:
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
   if args.picture and shown:
-    given, seen, probabilities, titles, boxes, right = zip(*shown, strict=True)
+    given, inputs, rows, titles, boxes, right = zip(*shown, strict=True)
     picture = figures.predictions(
-      *(given, np.stack(seen), np.stack(probabilities), titles),
+      *(given, np.stack(inputs), np.stack(rows), titles),
       *(run.class_names, boxes),
     )
     for axes, is_right in zip(picture.axes[2::3], right, strict=True):

@@ -102,11 +102,13 @@ class _Graph:
   """An ONNX graph under construction; `values` are named as in the trace."""
 
   def __init__(self, params: Mapping[str, np.ndarray]):
-    self.nodes = []
-    self.values = {name: _Constant(name, x) for name, x in params.items()}
+    self.nodes: list[onnx.NodeProto] = []
+    self.values: dict[str, str | _Constant] = {
+      name: _Constant(name, x) for name, x in params.items()
+    }
     self.values["images"] = "images"
-    self._arrays = {}
-    self._transposed = {}
+    self._arrays: dict[str, np.ndarray] = {}
+    self._transposed: dict[str, tuple[str, Sequence[int]]] = {}
     self._layer = ""
 
   def used_nodes(self) -> list[onnx.NodeProto]:
@@ -161,10 +163,15 @@ class _Graph:
   def convert(self, op: trace.Op) -> str | _Constant:
     """Appends the nodes of a primitive and returns its value."""
     self._layer, params = op.layer, op.params
-    inputs = [self.values[x] if isinstance(x, str) else x for x in op.inputs]
-    x = inputs[0] if inputs else None
+    inputs = [
+      self.values[x] if isinstance(x, str) else _Constant("constant", x)
+      for x in op.inputs
+    ]
+    if not inputs:
+      raise op.unsupported()
+    x, last = inputs[0], op.inputs[-1]
     match op.primitive:
-      case "max" if isinstance(inputs[1], np.ndarray) and not inputs[1].any():
+      case "max" if isinstance(last, np.ndarray) and not last.any():
         return self.add("Relu", x)
       case name if name in _SAME:
         return self.add(_SAME[name], *inputs)
@@ -247,8 +254,6 @@ class _Graph:
       op.input_shapes[0], op.params["broadcast_dimensions"], strict=True
     ):
       shape[axis] = size
-    if isinstance(x, np.ndarray):
-      x = _Constant("constant", x)
     x = self.reshape(x, shape)
     if tuple(shape) == op.shape:
       return x

@@ -51,7 +51,7 @@ def _encode(x: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
   if x.ndim < 2:
     return x, np.ones(1, np.float32)
   largest = np.abs(x).max(axis=tuple(range(x.ndim - 1)))
-  scales = np.float32(np.maximum(largest, 1e-30) / 127)
+  scales = (np.maximum(largest, 1e-30) / 127).astype(np.float32)
   return np.round(x / scales).astype(np.int8), scales
 
 
@@ -115,11 +115,11 @@ def _function(op: trace.Op) -> dict[str, Any]:
     ):
       raise op.unsupported()  # The page has no integers.
     case name if name in ELEMENTWISE:
-      strides = [
+      views = [
         None if shape == op.shape else _strides(shape, op.shape)
         for shape in op.input_shapes
       ]
-      return {**_view(op, strides), "op": "elementwise", "f": name}
+      return {**_view(op, views), "op": "elementwise", "f": name}
     case "conv_general_dilated" if (
       tuple(params["dimension_numbers"]) == _NHWC
       and max(*params["lhs_dilation"], params["batch_group_count"]) == 1

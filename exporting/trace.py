@@ -1,6 +1,7 @@
 """Traces a network to a list of JAX primitives, for the export formats."""
 
 from collections.abc import Callable
+import operator
 from typing import Any
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from rundir import trees
 import steps
 
 _CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
+_shape = operator.attrgetter("aval.shape")
 
 
 class Op(NamedTuple):
@@ -90,8 +92,9 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
     return logits_fn(state.replace(params=params, ema_params=None))(images)
 
   closed = jax.make_jaxpr(logits)(arrays, images)
-  ops = []
+  ops: list[Op] = []
   (output,) = _inline(closed, [*names, "images"], "", ops)
+  assert isinstance(output, str)  # Logits are no constant.
   params = dict(zip(names, map(np.asarray, arrays), strict=True))
   return Network(ops, params, output)
 
@@ -123,13 +126,14 @@ def _inline(
     ):
       outputs = inputs
     else:
-      outputs = [f"{primitive}_{len(ops)}" for _ in eqn.outvars]
-      shapes = [atom.aval.shape for atom in eqn.invars]
-      shape = eqn.outvars[0].aval.shape
+      output = f"{primitive}_{len(ops)}"
+      outputs = [output for _ in eqn.outvars]
+      shapes = [*map(_shape, eqn.invars)]
+      shape = _shape(eqn.outvars[0])
       if primitive == "integer_pow":
         primitive, power = "pow", np.asarray(eqn.params["y"], np.float32)
         inputs, shapes = [*inputs, power], [*shapes, ()]
-      op = Op(primitive, scope, inputs, shapes, outputs[0], shape, eqn.params)
+      op = Op(primitive, scope, inputs, shapes, output, shape, eqn.params)
       if len(outputs) > 1:
         raise op.unsupported()
       ops.append(op)

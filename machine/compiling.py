@@ -87,7 +87,7 @@ def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
   )
 
 
-def loop_on_device(step: Callable[..., Any]) -> Callable[..., Any]:
+def loop_on_device(step: Callable[..., Any]) -> jax.stages.Wrapped:
   """Jits `step(carry, *args) -> carry` as a loop that runs on the device.
 
   Returns:
@@ -123,7 +123,7 @@ def cache_compilations() -> None:
   Uses the directory that the user configured, if any. The default one is per
   host, because hosts with different CPUs may share a home directory.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.values["jax_compilation_cache_dir"]:
     folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
     if folder.startswith("~"):
       logging.warning(
@@ -151,7 +151,7 @@ def _remove_damaged(show, message, *args, **kwargs) -> None:
     show(message, *args, **kwargs)
     return
   logging.warning("%s; compiling it again", message)
-  folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+  folder = pathlib.Path(jax.config.values["jax_compilation_cache_dir"])
   for path in folder.glob(f"{match[1]}-*-cache"):
     with contextlib.suppress(OSError):
       path.unlink()

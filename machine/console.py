@@ -1,5 +1,6 @@
 """What a program prints, and how it ends after an error."""
 
+import argparse
 from collections.abc import Iterator
 import contextlib
 import functools
@@ -116,6 +117,13 @@ def exit_with(message: str, status: int = 1) -> NoReturn:
     end.daemon = True
     end.start()
   sys.exit(status)
+
+
+class Parser(argparse.ArgumentParser):
+  """Ends the program with one line over a mistake in the arguments."""
+
+  def error(self, message: str) -> NoReturn:
+    exit_with(message)
 
 
 @contextlib.contextmanager

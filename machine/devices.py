@@ -56,8 +56,8 @@ def check() -> None:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter is empty.
     raise app.UsageError(
-      f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device;"
-      f" {str(error) or 'JAX_PLATFORMS= selects the best one found'}"
+      f"JAX_PLATFORMS={jax.config.values['jax_platforms']}: JAX finds no such"
+      f" device; {str(error) or 'JAX_PLATFORMS= selects the best one found'}"
     ) from error
 
 

@@ -107,7 +107,8 @@ def details(evaluation: Evaluation) -> dict[str, Any]:
 
 def to_csv(evaluation: Evaluation) -> str:
   """Returns CSV: index, label, class and probabilities of each example."""
-  names, labels = evaluation.class_names, evaluation.examples.labels
+  names = evaluation.class_names
+  labels = np.asarray(evaluation.examples.labels)
   table = io.StringIO()
   writer = csv.writer(table, lineterminator="\n")
   writer.writerow(["index", "label", "class", *names])

@@ -6,10 +6,12 @@ import os
 from typing import Any
 
 from absl import app
+import jax
 import matplotlib
 from matplotlib import colors
 from matplotlib import figure
 from matplotlib import patches
+from matplotlib import rcsetup
 from matplotlib import ticker
 import numpy as np
 
@@ -22,7 +24,7 @@ _styled = matplotlib.rc_context(
   {
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
+    "axes.prop_cycle": rcsetup.cycler(color=_CYCLE),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": "medium",
@@ -30,6 +32,7 @@ _styled = matplotlib.rc_context(
     "legend.edgecolor": "none",
   }
 )
+Array = np.ndarray | jax.Array  # On the host, or on a device.
 _FEW = 10  # With fewer examples, the accuracy of a bin says little.
 
 
@@ -45,8 +48,8 @@ def learning_curves(
   """
   keys = (key.partition("_") for record in records for key in record)
   splits = ("train", "validation", "test")
-  metrics = dict.fromkeys(name for split, _, name in keys if split in splits)
-  metrics = metrics or ["loss"]  # Nothing was logged yet.
+  logged = dict.fromkeys(name for split, _, name in keys if split in splits)
+  metrics = list(logged) or ["loss"]  # Nothing was logged yet.
   columns = len(metrics)
   picture = figure.Figure(figsize=(5 * columns, 3.6), layout="constrained")
   grid = picture.subplots(1, columns, squeeze=False)[0]
@@ -82,7 +85,8 @@ def compare_curves(
   """
   picture = figure.Figure(figsize=(8, 4.5), layout="constrained")
   axes = picture.subplots()
-  names, lines = [], []
+  names: list[str] = []
+  lines = []
   for name, records in runs.items():
     color = _CYCLE[len(names) % len(_CYCLE)]
     points = _points(records, "train_accuracy")
@@ -165,8 +169,8 @@ def confusion_matrix(
 
 @_styled
 def mistakes(
-  images: np.ndarray,
-  labels: np.ndarray,
+  images: Array,
+  labels: Array,
   probabilities: np.ndarray,
   class_names: Sequence[str],
   count: int = 25,
@@ -198,7 +202,8 @@ def mistakes(
     axes.axis("off")
   for axes, index in zip(grid, worst, strict=False):
     _show(axes, images[index])
-    true, taken = (_short(class_names[y[index]]) for y in (labels, predicted))
+    classes = int(labels[index]), predicted[index]
+    true, taken = (_short(class_names[y]) for y in classes)
     axes.set_title(
       f"#{index}: {true}\nread as {taken}\n{confidences[index]:.0%} sure",
       fontsize=8,
@@ -269,10 +274,10 @@ def filters(kernel: np.ndarray, name: str) -> figure.Figure:
 
 @_styled
 def activations(
-  image: np.ndarray,
-  label: int,
-  layers: Mapping[str, np.ndarray],
-  probabilities: np.ndarray,
+  image: Array,
+  label: int | Array,
+  layers: Mapping[str, Array],
+  probabilities: Array,
   class_names: Sequence[str],
 ) -> figure.Figure:
   """Draws an image and the output of each layer.
@@ -288,19 +293,19 @@ def activations(
   picture = figure.Figure(figsize=(3 * columns, 3.2), layout="constrained")
   first, *middle, last = picture.subplots(1, columns)
   _show(first, image)
-  first.set_title(f"image: {class_names[label]}")
+  first.set_title(f"image: {class_names[int(label)]}")
   for axes, (name, output) in zip(middle, layers.items(), strict=True):
     axes.imshow(_tile(output), cmap="viridis")
     axes.set_title(f"{name} {list(output.shape)}")
   for axes in (first, *middle):
     axes.axis("off")
   _bars(last, probabilities, class_names)
-  last.set_title(f"prediction: {class_names[probabilities.argmax()]}")
+  last.set_title(f"prediction: {class_names[int(probabilities.argmax())]}")
   return picture
 
 
 @_styled
-def deformations(images: np.ndarray, deformed: np.ndarray) -> figure.Figure:
+def deformations(images: Array, deformed: Array) -> figure.Figure:
   """Draws images, with the augmented version of each below it.
 
   Args:
@@ -318,7 +323,7 @@ def deformations(images: np.ndarray, deformed: np.ndarray) -> figure.Figure:
     ):
       line[0].set_ylabel(name)
       for axes, image in zip(line, shown[row * columns :], strict=False):
-        _show(axes, np.uint8(255 * image))
+        _show(axes, (255 * image).astype(np.uint8))
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
   return picture
@@ -375,10 +380,10 @@ def predictions(
     axes[1].axis("off")
     if box:
       left, top, right, bottom = box
+      corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)
       axes[0].add_patch(
         patches.Rectangle(
-          *((left - 0.5, top - 0.5), right - left, bottom - top),
-          **dict(fill=False, color=_ORANGE, linewidth=1.5),
+          corner, *size, fill=False, color=_ORANGE, linewidth=1.5
         )
       )
     short = name if len(name) <= 26 else f"…{name[-25:]}"
@@ -405,14 +410,14 @@ def save(picture: figure.Figure, path: str | os.PathLike) -> None:
     raise app.UsageError(f"{path}: {reason}") from error
 
 
-def _show(axes, image: np.ndarray) -> None:
+def _show(axes, image: Array) -> None:
   if image.ndim == 3 and image.shape[-1] == 1:
     image = image[..., 0]
   axes.grid(False)
   axes.imshow(image, cmap="gray", vmin=0, vmax=255)
 
 
-def _bars(axes, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
+def _bars(axes, probabilities: Array, class_names: Sequence[str]) -> None:
   positions = range(len(class_names))
   best = probabilities.argmax()
   axes.bar(
@@ -425,7 +430,7 @@ def _bars(axes, probabilities: np.ndarray, class_names: Sequence[str]) -> None:
   axes.set_ylim(0, 1)
 
 
-def _tile(output: np.ndarray) -> np.ndarray:
+def _tile(output: Array) -> np.ndarray:
   """Lays out [height, width, features] or [features] in a near-square grid."""
   if output.ndim == 1:
     output = output[None, None]

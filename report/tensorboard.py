@@ -61,9 +61,9 @@ def pictures(
   kernels = _image_kernels(params, channels=inspection.image.shape[-1])
   if kernels:
     drawings["filters"] = lambda: figures.filters(*kernels[0])
-  if inspection.deformed is not None:
+  if (deformed := inspection.deformed) is not None:
     drawings["augmentation"] = lambda: figures.deformations(
-      inspection.originals, inspection.deformed
+      inspection.originals, deformed
     )
   for tag, draw in drawings.items():
     try:

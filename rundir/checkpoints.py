@@ -156,7 +156,8 @@ class Manager:
     self.latest_step = manager.latest_step
     self._manager = manager
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
-    self._saves = collections.deque()  # Oldest first.
+    # Oldest first.
+    self._saves: collections.deque[futures.Future] = collections.deque()
     self._is_checked = False
 
   def save(

@@ -11,6 +11,7 @@ import re
 import runpy
 import textwrap
 import traceback
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -23,7 +24,7 @@ from rundir import experiment
 from rundir import files
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
   "config": dict(
     metavar="FILE",
     default=str(_CONFIGS / "default.py"),
@@ -75,13 +76,12 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
   Raises:
     app.UsageError: says what is wrong and what it must be.
   """
-  parser = argparse.ArgumentParser(
+  parser = console.Parser(
     usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...] [--OPTION=VALUE]",
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.error = console.exit_with
   for name, option in _OPTIONS.items():
     parser.add_argument(f"--{name}", **option)
   try:

@@ -106,7 +106,7 @@ class Logger:
       self._tensorboard.file_writer.add_summary(record)
     self._has_charts = False
     self._artist = futures.ThreadPoolExecutor(max_workers=1)
-    self._drawing = None
+    self._drawing: futures.Future | None = None
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=config.num_steps,

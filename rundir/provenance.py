@@ -71,20 +71,20 @@ def check_init_from(
   Raises:
     app.UsageError: this run did not begin with those parameters.
   """
-  given = given and str(files.local_path(given).absolute())
+  named = str(files.local_path(given).absolute()) if given else None
   starts = read(workdir)
   if not (starts or has_checkpoints):
-    return given
+    return named
   began = starts[0].get("init_from") if starts else None
-  name, known = (pathlib.Path(str(x)).name if x else "" for x in (given, began))
+  name, known = (pathlib.Path(str(x)).name if x else "" for x in (named, began))
   # Compare only the names, because the directory may have moved. Once there are
   # checkpoints, the option is not needed.
-  if name != known and (given or not has_checkpoints):
+  if name != known and (named or not has_checkpoints):
     raise app.UsageError(
-      f"--init_from={given or ''}: {workdir} began with"
+      f"--init_from={named or ''}: {workdir} began with"
       f" {began or 'random parameters'}; keep that, or name another --workdir"
     )
-  return given or (began and str(began))
+  return named or (began and str(began))
 
 
 def own_keys(workdir: pathlib.Path) -> set[str]:

@@ -142,7 +142,8 @@ def restore_or_create(
   since_log = steps.Metrics.zero(len(data.class_names))
   if checkpoints.all_steps(workdir):
     provenance.warn_of_another_model(workdir)
-    state, since_log = checkpoints.restore_newest(workdir, state, since_log)
+    state, saved = checkpoints.restore_newest(workdir, state, since_log)
+    since_log = saved or since_log
     done = int(state.step) == config.num_steps
     logging.info(
       "%s step %d", "Complete at" if done else "Resuming after", state.step
@@ -174,14 +175,14 @@ def with_params_of(
 def create_state(
   rng: jax.Array,
   config: ml_collections.ConfigDict,
-  image_shape: Sequence[int],
+  image_shape: tuple[int, int, int],
   class_names: Sequence[str],
 ) -> steps.TrainState:
   """Creates the state that a run with this config starts from."""
   model = CNN(
     num_classes=len(class_names),
     dropout_rate=config.dropout_rate,
-    image_shape=tuple(image_shape),
+    image_shape=image_shape,
     dtype=config.dtype,
   )
   return steps.create_train_state(

@@ -1,7 +1,7 @@
 """Names the arrays in a tree, such as parameters, and compares two trees."""
 
 from collections.abc import Iterator
-import pathlib
+import os
 from typing import Any
 
 from absl import app
@@ -26,7 +26,7 @@ def shapes(tree: Any) -> dict[str, str]:
   }
 
 
-def check_same_network(path: pathlib.Path, state: Any, found: Any) -> None:
+def check_same_network(path: str | os.PathLike, state: Any, found: Any) -> None:
   """Checks that two trees have the same names, shapes and dtypes.
 
   Args:

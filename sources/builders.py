@@ -48,13 +48,13 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
 
 def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
   """Returns the folder in which the data set is, or will be, prepared."""
-  builder, subfolders = own_images.OwnImages, ()
-  if config.dataset in idx_dataset.NAMES:
-    builder, subfolders = idx_dataset.IdxDataset, (config.dataset,)
+  is_idx = config.dataset in idx_dataset.NAMES
+  builder = idx_dataset.IdxDataset if is_idx else own_images.OwnImages
+  subfolders = [config.dataset] if is_idx else []
   inner = pathlib.Path(builder.name, *subfolders, str(builder.VERSION))
   if config.manual_dir:
     return _folder_of_manual_dir(config, inner)
-  if config.dataset not in idx_dataset.NAMES:
+  if not is_idx:
     raise app.UsageError(
       f"config.dataset={config.dataset}: needs config.manual_dir, a folder with"
       f" {_what(config.dataset)}"
@@ -188,7 +188,7 @@ def _tfds_builder(
 def _check_name(config: ml_collections.ConfigDict) -> None:
   """Raises app.UsageError if neither this project nor TFDS knows the name."""
   root = _root(config)
-  name = re.match(r"[\w-]*", config.dataset)[0]
+  name = re.split(r"[^\w-]", config.dataset)[0]
   known = {*_NAMES, *tfds.list_builders(with_community_datasets=False)}
   with contextlib.suppress(OSError):
     known.update(os.listdir(root))

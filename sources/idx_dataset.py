@@ -107,7 +107,7 @@ _CONFIGS = [
 NAMES = tuple(config.name for config in _CONFIGS)
 
 
-class IdxDataset(own_images.OwnImages, skip_registration=True):
+class IdxDataset(own_images.OwnImages, skip_registration=True):  # type: ignore[call-arg]  # As OwnImages.
   """Builds one of `NAMES`: `IdxDataset(config="mnist", manual_dir=...)`."""
 
   BUILDER_CONFIGS = _CONFIGS
@@ -174,7 +174,7 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   """
   name, _, wanted = dataset.partition("/")
   for folder in (manual_dir / name, manual_dir):
-    sets = collections.defaultdict(dict)
+    sets: dict[str, dict] = collections.defaultdict(dict)
     for path in sorted((*folder.glob("*"), *folder.glob("*-ubyte/*"))):
       if (match := _FILE.fullmatch(path.name)) and path.is_file():
         before, prefix, kind = match.groups("")
@@ -215,8 +215,9 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
   """
   images, labels, shape = {}, {}, (None, None, None)
   for split, (prefix, _) in _SPLITS.items():
-    of_images, of_labels = (paths.get(name) for name in _file_names(prefix))
-    if of_images:
+    names = _file_names(prefix)
+    if names[0] in paths:
+      of_images, of_labels = (paths[name] for name in names)
       images[split] = read_idx(of_images, shape)
       labels[split] = read_idx(of_labels, images[split].shape[:1])
       shape = (None, *images[split].shape[1:])
@@ -309,7 +310,7 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
   """
   magic = bytes([0, 0, 8, len(shape)])  # 8 stands for unsigned bytes.
   start = 4 + 4 * len(shape)
-  limit = -1 if None in shape else start + math.prod(shape) + 1
+  limit = -1 if None in shape else start + math.prod(n or 0 for n in shape) + 1
   try:
     with open(path, "rb") as file:
       is_gzip = file.read(2) == b"\x1f\x8b"

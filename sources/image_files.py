@@ -43,6 +43,7 @@ def read(
   Raises:
     ValueError: if the file cannot be read; the message says why.
   """
+  file: io.BytesIO | pathlib.Path
   try:
     if isinstance(source, bytes):
       file, head = io.BytesIO(source), source[:12]
@@ -65,9 +66,9 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
   """Returns the images in a .npy file."""
   try:
     # Memory-mapped, so that no header can claim more memory than the file has.
-    mode = None if isinstance(file, io.BytesIO) else "r"
+    is_on_disk = not isinstance(file, io.BytesIO)
     with warnings.catch_warnings(action="ignore"):
-      array = np.load(file, mmap_mode=mode, allow_pickle=False)
+      array = np.load(file, "r" if is_on_disk else None, allow_pickle=False)
   except Exception as error:  # NumPy's header parser may raise anything.
     reason = str(error).splitlines()[0]
     raise ValueError(f"cannot be read as an array: {reason}") from error
@@ -136,7 +137,8 @@ def _read_image(file, head: bytes) -> np.ndarray:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(file, formats=formats) as image:
+      with Image.open(file, formats=formats) as opened:
+        image: Image.Image = opened
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):  # 16 bits or more.
           image = image.convert("F" if image.mode == "F" else "I")

@@ -30,8 +30,8 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   found = {}
   for path in sorted(manual_dir.glob("*/*/*" if has_splits else "*/*")):
     parts = path.relative_to(manual_dir).parts
-    *split, label, name = parts
-    split = split[0] if split else "train"
+    *before, label, name = parts
+    split = before[0] if before else "train"
     if (
       split in _SPLITS
       and extensions.get(path.suffix.lower()) in formats
@@ -84,9 +84,9 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
 def _read(path: pathlib.Path) -> np.ndarray:
   """Returns an image as uint8 [height, width, 1 or 3]."""
   try:
-    with Image.open(path, formats=image_files.supported_formats()) as image:
-      image = ImageOps.exif_transpose(image)
-    if image.mode in ("LA", "RGBA") and image.getextrema()[-1][0] == 255:
+    with Image.open(path, formats=image_files.supported_formats()) as opened:
+      image = ImageOps.exif_transpose(opened)
+    if image.mode in ("LA", "RGBA") and image.getextrema()[-1] == (255, 255):
       image = image.convert(image.mode[:-1])  # The whole image is opaque.
     mode = {"1": "L", "P": "RGB"}.get(image.mode, image.mode)
     if mode not in ("L", "RGB") or image.has_transparency_data:

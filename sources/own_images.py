@@ -5,6 +5,7 @@ so that it does not interfere with other data sets in the same `data_dir`.
 """
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,11 @@ class Source(NamedTuple):
 
   image_shape: tuple[int, int, int]
   class_names: tuple[str, ...]
-  splits: dict[str, Iterable[tuple[np.ndarray, int]]]
+  splits: Mapping[str, Iterable[tuple[np.ndarray, int]]]
 
 
-class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# mypy looks for `skip_registration` in `object`, as TFDS has no annotations.
+class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Builds a data set: `OwnImages(source=..., data_dir=...)`."""
 
   VERSION = tfds.core.Version("1.0.0")

@@ -12,7 +12,7 @@ _SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
 _MAX_SIDE = 400  # Pictures are shrunk to this; more detail only takes time.
 _COARSE_SIDE = 100  # For a square; enough to tell a sheet from the background.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
-_LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R 601.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
 
 
 class Digit(NamedTuple):
@@ -77,7 +77,7 @@ def find_digits(
     seen = _center(np.clip(digit / digit.max(), 0, 1))
     top, bottom = np.round(scale[0] * np.array([box[0].start, box[0].stop]))
     left, right = np.round(scale[1] * np.array([box[1].start, box[1].stop]))
-    corners = tuple(map(int, (left, top, right, bottom)))
+    corners = int(left), int(top), int(right), int(bottom)
     touches = (part & at_edge).any()
     why = doubt or ("ink touches the edge" if touches else "")
     digits.append(Digit(seen, corners, why))
@@ -100,12 +100,13 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   boxes = [sheets.bounding_box(part) for part in parts]
   order = sorted(range(len(parts)), key=lambda i: -_height(boxes[i]))
   tallest = _height(boxes[order[0]])
-  digits, digit_boxes = [], []
+  digits: list[np.ndarray] = []
+  digit_boxes: list[tuple[slice, slice]] = []
   for i in order:
     is_small = _height(boxes[i]) < 0.4 * tallest
     gaps = [_gap(boxes[i], other, is_small) for other in digit_boxes]
-    nearest = int(np.argmin(gaps)) if gaps else None
-    if gaps and gaps[nearest] < 0.4 * tallest:
+    if gaps and min(gaps) < 0.4 * tallest:
+      nearest = int(np.argmin(gaps))
       digits[nearest] = digits[nearest] | parts[i]
       digit_boxes[nearest] = sheets.bounding_box(digits[nearest])
     elif not is_small:
@@ -185,7 +186,7 @@ def _best_channel(image: np.ndarray) -> np.ndarray:
   gray = _shrink(to_gray(image), _MAX_SIDE)
   if image.ndim == 2 or np.ptp(image, axis=-1).max() < sheets.MIN_CONTRAST:
     return gray
-  colors = np.moveaxis(np.float32(image), -1, 0)
+  colors = np.moveaxis(image.astype(np.float32), -1, 0)
   channels = [gray, *(_shrink(color, _MAX_SIDE) for color in colors)]
   coarse = [_coarse(channel) for channel in channels]
   peaks = [
@@ -252,7 +253,7 @@ def _without_rows(strokes: np.ndarray) -> np.ndarray:
   """
   width = strokes.shape[1]
   rows, columns = np.nonzero(strokes)
-  best = np.zeros(1)
+  best: np.ndarray = np.zeros(1)
   for slope in np.linspace(-0.08, 0.08, 3 + 2 * round(0.08 * width)):
     levels = np.round(rows - slope * columns).astype(int) + width
     counts = np.bincount(levels)

@@ -214,7 +214,8 @@ def test_images_of_another_shape_are_refused(run, monkeypatch):
 
   def load_larger(*args):
     data = load(*args)
-    return data._replace(test=data.test.replace(image_shape=(32, 32, 3)))
+    test = data.test.replace(image_shape=(32, 32, 3))
+    return data._replace(splits={"test": test})
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
   with pytest.raises(app.UsageError, match="images of shape .32, 32, 3."):

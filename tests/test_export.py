@@ -13,6 +13,7 @@ from conftest import pixels
 from conftest import run_program
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -142,8 +143,21 @@ def build_onnx(state, images):
   return onnx_model.build(trace.trace(state, symbolic), symbolic, {})
 
 
-def test_onnx_can_express_another_network(images):
-  state = new_state(Other())
+class Blurred(nn.Module):
+  """Convolves with a kernel that is not trained."""
+
+  image_shape = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = np.full((1, 1, 3, 3), 1 / 9, np.float32)
+    x = lax.conv(x.transpose(0, 3, 1, 2), kernel, (1, 1), "SAME")
+    return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("network", [Other(), Blurred()])
+def test_onnx_can_express_another_network(images, network):
+  state = new_state(network)
   np.testing.assert_allclose(
     onnx_logits(build_onnx(state, images), images),
     jax.jit(trace.logits_fn(state))(images),
@@ -192,6 +206,7 @@ def test_a_network_with_a_fixed_batch_size_is_refused(
 _READ_STABLEHLO = """
 import sys
 import jax
+from jax import lax
 from jax import export
 import numpy as np
 

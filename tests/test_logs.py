@@ -153,7 +153,9 @@ def test_pictures_and_histograms_show_what_was_evaluated(
       inspect=lambda _: inspection,
       state=types.SimpleNamespace(eval_params=params),
       data=input_pipeline.Data(
-        ("a", "b", "c"), {}, validation=input_pipeline.Examples(images, labels)
+        ("a", "b", "c"),
+        {},
+        {"validation": input_pipeline.Examples(images, labels)},
       ),
       probabilities=np.eye(3)[predicted],
     )
@@ -221,7 +223,7 @@ def test_pictures_are_skipped_while_earlier_ones_are_drawn(
         step,
         inspect=lambda _: inspection,
         state=types.SimpleNamespace(eval_params={}),
-        data=input_pipeline.Data((), {}),
+        data=input_pipeline.Data((), {}, {"validation": None}),
         probabilities=np.zeros(0),
       )
       assert started.wait(60)
