@@ -123,7 +123,7 @@ def cache_compilations() -> None:
   Uses the directory that the user configured, if any. The default one is per
   host, because hosts with different CPUs may share a home directory.
   """
-  if not jax.config.values["jax_compilation_cache_dir"]:
+  if not _cache_dir():
     folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
     if folder.startswith("~"):
       logging.warning(
@@ -136,6 +136,10 @@ def cache_compilations() -> None:
   warnings.showwarning = functools.partial(
     _remove_damaged, warnings.showwarning
   )
+
+
+def _cache_dir() -> str:
+  return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
 
 
 def _remove_damaged(show, message, *args, **kwargs) -> None:
@@ -151,7 +155,6 @@ def _remove_damaged(show, message, *args, **kwargs) -> None:
     show(message, *args, **kwargs)
     return
   logging.warning("%s; compiling it again", message)
-  folder = pathlib.Path(jax.config.values["jax_compilation_cache_dir"])
-  for path in folder.glob(f"{match[1]}-*-cache"):
+  for path in pathlib.Path(_cache_dir()).glob(f"{match[1]}-*-cache"):
     with contextlib.suppress(OSError):
       path.unlink()

@@ -55,9 +55,10 @@ def check() -> None:
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter is empty.
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     raise app.UsageError(
-      f"JAX_PLATFORMS={jax.config.values['jax_platforms']}: JAX finds no such"
-      f" device; {str(error) or 'JAX_PLATFORMS= selects the best one found'}"
+      f"JAX_PLATFORMS={platforms}: JAX finds no such device;"
+      f" {str(error) or 'JAX_PLATFORMS= selects the best one found'}"
     ) from error
 
 
