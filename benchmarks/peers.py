@@ -1,14 +1,14 @@
-"""The tutorial's network in several libraries, as their users write it.
+"""The tutorial's network in several libraries, written as their users would.
 
-Each class is one program: built from the same weights, it trains on batches of
-the same images and, but for one, evaluates all of them. `throughput.py` runs
-each in a process of its own, some with another Python and its packages:
+Each class is one program. All start from the same weights and train on batches
+of the same images, and all but one evaluate them. `throughput.py` runs each in
+its own process, some with another Python:
 
     python benchmarks/peers.py CLASS ARGUMENTS
 
-takes the arguments, and then one request a line, as JSON: the name of a method
-and what to call it with. It answers with a line of what the method returned and
-the seconds that it took.
+takes the constructor's arguments as JSON and then reads one request per line:
+the name of a method and its arguments, as JSON. It answers each with a line of
+JSON: what the method returned and the seconds that it took.
 """
 
 import functools
@@ -27,19 +27,19 @@ DROPOUT_RATE = 0.4
 
 
 def make_data() -> tuple[np.ndarray, np.ndarray]:
-  """Images, uint8 [n, 28, 28, 1], and labels, int32 [n]; their speed is all."""
+  """Returns random images, uint8 [n, 28, 28, 1], and labels, int32 [n]."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (NUM_IMAGES, 28, 28, 1), np.uint8)
   return images, rng.integers(0, 10, NUM_IMAGES, np.int32)
 
 
 def first_images() -> np.ndarray:
-  """The images that all programs must give the same logits for."""
+  """Returns the images for which all programs must give the same logits."""
   return make_data()[0][:100].astype(np.float32) / 255
 
 
 def make_params() -> dict[str, dict[str, np.ndarray]]:
-  """The weights that every program starts from, in Flax's layout."""
+  """Returns the weights that all programs start from, in Flax's layout."""
   rng = np.random.default_rng(1)
   params = {}
   for name, shape in {
@@ -105,11 +105,11 @@ class This:
 
 
 def plain_flax():
-  """The network and the training step as Flax's examples write them.
+  """Builds the network and the training step as Flax's examples do.
 
   Returns:
     The module, and a function from a TrainState, images, labels and a key to
-    the state after and the loss.
+    the new state and the loss.
   """
   from flax import linen as nn
   import jax
@@ -143,7 +143,7 @@ def plain_flax():
 
 
 class PlainFlax:
-  """Flax linen as the Flax examples write it."""
+  """Flax linen, as in Flax's own examples."""
 
   def __init__(self, batch_size: int):
     from flax.training import train_state
@@ -221,7 +221,7 @@ class Torch:
       nn.Dropout(DROPOUT_RATE),
       nn.Linear(1024, 10),
     )
-    # PyTorch flattens [channels, height, width], and keeps [out, in] kernels.
+    # PyTorch flattens [channels, height, width] and stores [out, in] kernels.
     dense = params["dense"]["kernel"].reshape(7, 7, 64, 1024)
     kernels = {
       0: params["conv1"]["kernel"].transpose(3, 2, 0, 1),
@@ -288,7 +288,7 @@ class Torch:
 
 
 class Keras:
-  """Keras 3, trained by its own `fit`."""
+  """Keras 3, trained with its `fit`."""
 
   def __init__(self, batch_size: int, backend: str):
     os.environ["KERAS_BACKEND"] = backend
@@ -341,10 +341,10 @@ class Keras:
 
 
 class Estimator:
-  """The tutorial's own program, by TensorFlow's Estimator and layers.
+  """The tutorial's own program, with TensorFlow's Estimator and layers.
 
-  Its training goes on in a thread, which waits between two calls of `train`:
-  to begin anew, Estimator would build its graph and restore a checkpoint.
+  It trains in a thread that waits between two calls of `train`, because
+  starting again would rebuild the graph and restore a checkpoint.
   """
 
   def __init__(self, batch_size: int):
@@ -429,7 +429,7 @@ class Estimator:
 
 
 class MatrixProduct:
-  """The machine's limit: the operations of a step in large matrix products."""
+  """The machine's limit: as many operations as a step, in large products."""
 
   SIZE = 2048
 
@@ -448,10 +448,10 @@ class MatrixProduct:
 
 
 def main() -> None:
-  """Answers requests until there are no more."""
+  """Answers requests until standard input ends."""
   name, arguments = sys.argv[1], json.loads(sys.argv[2])
   answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # What libraries print is no answer.
+  os.dup2(2, 1)  # Libraries may print; that must not mix with the answers.
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
   program = globals()[name](**arguments)
   print("ready", file=answers, flush=True)

@@ -1,33 +1,39 @@
-"""A model of where data parallelism of this network stops paying.
+"""Estimates where data parallelism stops paying off for this network.
 
     python benchmarks/scaling.py --picture=docs/scaling.png
 
-A step on n devices computes its part of the batch, and then adds up the
-gradients in a ring: each device sends and receives 2 (n - 1) / n times their
-bytes. Nothing is measured here; the bytes are those that tests/test_devices.py
-finds in the compiled program.
+In a step on n devices, each computes its part of the batch, and all add up the
+gradients in a ring, in which each device sends and receives 2 (n - 1) / n times
+their bytes. Nothing is measured here. The bytes are those that
+tests/test_devices.py finds in the compiled program.
 """
 
 import argparse
+import pathlib
+import sys
 from typing import NamedTuple
 
 from matplotlib import figure
 from matplotlib import ticker
 
-# Two for each multiplication, forward and for both gradients; conv1 needs none
-# for its input. docs/performance.md has the same, for a batch of 100.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from report import figures  # noqa: E402
+
+# Two for each multiplication: in the forward pass and for both gradients, but
+# conv1 needs none for its input. docs/performance.md explains the numbers.
 _FLOP_PER_IMAGE = 2 * (2 * 627_200 + 3 * (10_035_200 + 3_211_264 + 10_240))
 _GRADIENT_BYTES = 4 * 3_274_634
 _BATCHES = (100, 1_000, 10_000)
 
 
 class Devices(NamedTuple):
-  """One kind of device, and what connects them.
+  """A kind of device and of network between the devices.
 
   Attributes:
-    name: of both.
-    flops: operations a second that a device does.
-    bandwidth: bytes a second that a device sends, while it receives as many.
+    name: the names of both.
+    flops: floating-point operations per second of one device.
+    bandwidth: bytes per second that a device can send while receiving as many.
   """
 
   name: str
@@ -36,13 +42,13 @@ class Devices(NamedTuple):
 
 
 _DEVICES = (
-  # At 0.4 of the peak, a guess: small convolutions do not fill such devices.
+  # 0.4 of the peak is a guess: small convolutions do not fill such devices.
   # https://cloud.google.com/tpu/docs/v5e
   Devices("TPU v5e (bfloat16), ICI", 0.4 * 197e12, 200e9),
   # https://glennklockwood.com/garden/processors/h100
   Devices("H100 (TF32), NVLink", 0.4 * 495e12, 450e9),
   Devices("H100 (TF32), 400 Gb/s InfiniBand", 0.4 * 495e12, 50e9),
-  # As docs/throughput.json has it.
+  # Measured: docs/throughput.json.
   Devices("two CPU cores, 10 Gb/s Ethernet", 115e9, 1.25e9),
 )
 
@@ -56,20 +62,21 @@ def communication_seconds(devices: Devices, count: int) -> float:
 
 
 def speedup(devices: Devices, batch: int, count: int) -> float:
-  """How many times faster a step of this batch is than on one device."""
+  """Returns how many times faster a step is than on one device."""
   step = compute_seconds(devices, batch, count)
   step += communication_seconds(devices, count)
   return compute_seconds(devices, batch, 1) / step
 
 
 def break_even(devices: Devices) -> float:
-  """The images a device at which it computes as long as it communicates."""
-  seconds = 2 * _GRADIENT_BYTES / devices.bandwidth  # Of many devices.
+  """Returns the images per device that take as long as the communication."""
+  seconds = 2 * _GRADIENT_BYTES / devices.bandwidth  # With many devices.
   return seconds / compute_seconds(devices, 1, 1)
 
 
+@figures.styled
 def draw(counts: list[int]) -> figure.Figure:
-  picture = figure.Figure(figsize=(12, 3.4), layout="constrained")
+  picture = figure.Figure(figsize=(12, 3.6), layout="constrained")
   for axes, devices in zip(
     picture.subplots(1, len(_DEVICES), sharey=True), _DEVICES, strict=True
   ):
@@ -84,9 +91,9 @@ def draw(counts: list[int]) -> figure.Figure:
       axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     axes.set_title(devices.name, fontsize=9)
     axes.set_xlabel("devices")
-    axes.grid(alpha=0.3)
   picture.axes[0].set_ylabel("speed-up of a step")
   picture.axes[0].legend(fontsize=8)
+  picture.suptitle("Estimated, not measured")
   return picture
 
 
@@ -108,7 +115,7 @@ def main() -> None:
     )
   if args.picture:
     counts = [2**i for i in range(8)]
-    draw(counts).savefig(args.picture, dpi=120)
+    figures.save(draw(counts), args.picture)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Training steps/s and evaluation images/s of this project and its peers.
+"""Measures training and evaluation speed of this project and its peers.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/throughput.py --json=docs/throughput.json \
+    python benchmarks/throughput.py --json=throughput.json
+    python benchmarks/throughput.py --draw docs/throughput*.json \
       --picture=docs/throughput.png
 
-The two programs on TensorFlow need environments of their own, and are left out
-if their Python is not given:
+The two programs that use TensorFlow need separate environments, and are left
+out unless their Python is given:
 
     python3.11 -m venv tf
     tf/bin/pip install -r benchmarks/requirements-tensorflow.txt
@@ -14,10 +15,10 @@ if their Python is not given:
     python benchmarks/throughput.py --tensorflow_python=tf/bin/python \
       --keras_tensorflow_python=keras/bin/python
 
-All programs are alive at once, each in a process of its own, and take turns:
-every round measures each of them. Quoted are medians over the rounds, and
-medians of the rounds' ratios, which hold where the machine's speed wanders.
-First it is checked that all programs compute the same function.
+All programs run at the same time, each in its own process, and take turns: each
+round measures all of them once. The results are medians over the rounds. The
+medians of the ratios within a round hold even if the machine's speed varies.
+Before measuring, all programs must compute the same logits.
 """
 
 import argparse
@@ -34,14 +35,18 @@ import sys
 from typing import Any
 
 import jax
+from matplotlib import figure
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import peers  # noqa: E402
 
-# Floating point operations of one training image: 2 a multiplication and
-# addition; forward, gradient to the kernel, and to the input but for conv1.
+from report import figures  # noqa: E402
+
+# Floating-point operations per training image: two for each multiplication, in
+# the forward pass, in the gradient of the kernel and, except for conv1, in that
+# of the input.
 _MULTIPLICATIONS = {
   "conv1": 28 * 28 * 5 * 5 * 1 * 32,
   "conv2": 14 * 14 * 5 * 5 * 32 * 64,
@@ -84,7 +89,7 @@ pythons = {name: sys.executable for name in PROGRAMS}
 
 
 class Worker:
-  """A program in a process of its own."""
+  """A program in its own process."""
 
   def __init__(self, name: str, batch_size: int, **arguments):
     cls, fixed = PROGRAMS[name]
@@ -137,11 +142,11 @@ def check_same_function(workers: dict[str, Worker]) -> None:
 def measure(
   names: list[str], batch_size: int, rounds: int, evaluate: bool
 ) -> dict[str, dict[str, list[float]]]:
-  """Measures the programs round by round.
+  """Measures the programs in rounds.
 
   Returns:
-    Of each program, its rounds' "train" (seconds a step) and, if asked for,
-    "evaluate" (seconds an image).
+    For each program, "train" (seconds per step in each round) and, if asked
+    for, "evaluate" (seconds per image in each round).
   """
   workers = {name: Worker(name, batch_size) for name in names}
   try:
@@ -174,7 +179,7 @@ def measure(
 
 
 def summarize(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-  """Medians, and the medians of the ratios to this project's round by round."""
+  """Computes medians, also of the ratios to this project in each round."""
   result: dict[str, Any] = {}
   for name, kinds in times.items():
     result[name] = {}
@@ -193,7 +198,7 @@ def summarize(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
 
 
 def scaling(rounds: int) -> dict[str, Any]:
-  """Seconds a step of this project by "batch_size" and by "num_images"."""
+  """Measures seconds per step by "batch_size" and by "num_images"."""
 
   def interleave(workers, num_steps: Callable[[Any], int]):
     times: dict[int, list[float]] = {key: [] for key in workers}
@@ -235,7 +240,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> tuple[str, str]:
-  """Its name, and the widest of its vector extensions."""
+  """Returns the processor's name and its widest vector extension."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
@@ -244,7 +249,7 @@ def _processor() -> tuple[str, str]:
   info = {key.strip(): value.strip() for key, value in pairs}
   flags = info.get("flags", "").split()
   known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
-  widest = next((known[flag] for flag in known if flag in flags), "none of AVX")
+  widest = next((known[flag] for flag in known if flag in flags), "no AVX")
   return info.get("model name", platform.machine()), widest
 
 
@@ -276,7 +281,7 @@ def print_tables(result: dict[str, Any]) -> None:
       else:
         cells += ["", ""]
     row(*cells)
-  print("\nx: the median of how much longer it takes than this project.\n")
+  print("\nx: how many times as long as this project it takes (median).\n")
 
   others = [size for size in result["batch_size"] if size != "100"]
   if not others:
@@ -294,41 +299,46 @@ def print_tables(result: dict[str, Any]) -> None:
     row(*cells)
 
   print()
-  row("this project, by batch size", "ms a step", "ms an image")
+  row("this project, by batch size", "ms per step", "ms per image")
   row(*["---"] * 3)
   for size, seconds in result["scaling"]["batch_size"].items():
     row(size, f"{seconds * 1e3:.1f}", f"{seconds / int(size) * 1e3:.3f}")
   print()
-  row("this project, by size of the data set", "ms a step", "s an epoch")
+  row("this project, by size of the data set", "ms per step", "s per epoch")
   row(*["---"] * 3)
   for size, seconds in result["scaling"]["num_images"].items():
     row(size, f"{seconds * 1e3:.1f}", f"{seconds * int(size) / 100:.1f}")
 
 
-def draw(result: dict[str, Any], path: str) -> None:
-  """Draws the rates at batch size 100 as bars."""
-  from matplotlib import figure
-
-  picture = figure.Figure(figsize=(10, 3.6), layout="constrained")
-  programs = result["batch_size"]["100"]
-  for axes, kind, title in zip(
-    picture.subplots(1, 2, sharey=True),
-    ("train", "evaluate"),
-    ("training steps/s, batch 100", "evaluation images/s"),
-    strict=True,
+@figures.styled
+def draw(results: list[dict[str, Any]]) -> figure.Figure:
+  """Draws the rates at batch size 100 as bars, a row for each machine."""
+  picture = figure.Figure(
+    figsize=(10, 3.2 * len(results)), layout="constrained"
+  )
+  for row, result in zip(
+    picture.subfigures(len(results), squeeze=False)[:, 0], results, strict=True
   ):
-    names = [name for name in programs if kind in programs[name]]
-    rates = [1 / programs[name][kind]["seconds"] for name in names]
-    colors = ["tab:orange" if name == THIS else "tab:gray" for name in names]
-    bars = axes.barh(names, rates, color=colors)
-    axes.bar_label(bars, fmt="{:,.1f}" if kind == "train" else "{:,.0f}")
-    axes.margins(x=0.15)
-    axes.set_title(title)
-    axes.spines[["top", "right"]].set_visible(False)
-  axes.invert_yaxis()
-  machine = result["machine"]
-  picture.suptitle(_hardware(machine), fontsize=9)
-  picture.savefig(path, dpi=120)
+    programs = result["batch_size"]["100"]
+    row.suptitle(_hardware(result["machine"]), fontsize="medium")
+    for axes, kind, title in zip(
+      row.subplots(1, 2, sharey=True),
+      ("train", "evaluate"),
+      ("training steps/s, batch 100", "evaluation images/s"),
+      strict=True,
+    ):
+      names = [name for name in programs if kind in programs[name]]
+      rates = [1 / programs[name][kind]["seconds"] for name in names]
+      colors = ["C0" if name == THIS else "lightgray" for name in names]
+      bars = axes.barh(names, rates, color=colors)
+      axes.bar_label(
+        bars, fmt="{:,.1f}" if kind == "train" else "{:,.0f}", padding=2
+      )
+      axes.margins(x=0.15)
+      axes.set_title(title)
+      axes.grid(axis="y", visible=False)
+    axes.invert_yaxis()
+  return picture
 
 
 def main() -> None:
@@ -343,17 +353,24 @@ def main() -> None:
     type=int,
     nargs="*",
     default=[32, 256, 1024],
-    help="if none is given, scaling is left out too",
+    help="if the list is empty, scaling is not measured either",
   )
   parser.add_argument(
-    "--tensorflow_python", help="one that has TensorFlow 2.15"
+    "--tensorflow_python", help="a Python with TensorFlow 2.15"
   )
   parser.add_argument(
-    "--keras_tensorflow_python", help="with Keras 3 and TensorFlow"
+    "--keras_tensorflow_python", help="a Python with Keras 3 and TensorFlow"
   )
   parser.add_argument("--json", help="where to write the result")
   parser.add_argument("--picture", help="where to draw it")
+  parser.add_argument(
+    "--draw", nargs="+", metavar="JSON", help="only draw these earlier results"
+  )
   args = parser.parse_args()
+  if args.draw:
+    results = [json.loads(pathlib.Path(path).read_text()) for path in args.draw]
+    figures.save(draw(results), args.picture)
+    return
 
   pythons[CUDA_GRAPHS] = sys.executable if on_gpu() else ""
   pythons[TENSORFLOW] = args.tensorflow_python
@@ -369,7 +386,7 @@ def main() -> None:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
   print_tables(result)
   if args.picture:
-    draw(result, args.picture)
+    figures.save(draw([result]), args.picture)
 
 
 if __name__ == "__main__":

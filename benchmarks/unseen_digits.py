@@ -152,7 +152,7 @@ def main() -> None:
     for axes, is_right in zip(picture.axes[2::3], right, strict=True):
       if not is_right:
         axes.title.set_color("#d55e00")
-    picture.savefig(args.picture, dpi=100)
+    figures.save(picture, args.picture)
 
 
 if __name__ == "__main__":

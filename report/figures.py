@@ -20,7 +20,8 @@ import numpy as np
 _BLUE, _ORANGE, _RED = "#0072b2", "#e69f00", "#d55e00"
 _CYCLE = (_BLUE, _ORANGE, "#009e73", _RED, "#cc79a7", "#56b4e9", "black")
 _GRAY = "#808080"
-_styled = matplotlib.rc_context(
+# Decorates functions that draw, so that all figures look alike.
+styled = matplotlib.rc_context(
   {
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -36,7 +37,7 @@ Array = np.ndarray | jax.Array  # On the host, or on a device.
 _FEW = 10  # With fewer examples, the accuracy of a bin says little.
 
 
-@_styled
+@styled
 def learning_curves(
   records: Sequence[dict[str, Any]], has_dropout: bool = False
 ) -> figure.Figure:
@@ -74,7 +75,7 @@ def learning_curves(
   return picture
 
 
-@_styled
+@styled
 def compare_curves(
   runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> figure.Figure:
@@ -131,7 +132,7 @@ def _finish(axes, metric: str) -> None:
     axes.yaxis.set_major_formatter(percent if metric == "accuracy" else plain)
 
 
-@_styled
+@styled
 def confusion_matrix(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> figure.Figure:
@@ -167,7 +168,7 @@ def confusion_matrix(
   return picture
 
 
-@_styled
+@styled
 def mistakes(
   images: Array,
   labels: Array,
@@ -212,7 +213,7 @@ def mistakes(
   return picture
 
 
-@_styled
+@styled
 def calibration(
   counts: np.ndarray, accuracies: np.ndarray, error: float
 ) -> figure.Figure:
@@ -248,7 +249,7 @@ def calibration(
   return picture
 
 
-@_styled
+@styled
 def filters(kernel: np.ndarray, name: str) -> figure.Figure:
   """Draws the filters of the first layer.
 
@@ -272,7 +273,7 @@ def filters(kernel: np.ndarray, name: str) -> figure.Figure:
   return picture
 
 
-@_styled
+@styled
 def activations(
   image: Array,
   label: int | Array,
@@ -304,7 +305,7 @@ def activations(
   return picture
 
 
-@_styled
+@styled
 def deformations(images: Array, deformed: Array) -> figure.Figure:
   """Draws images, with the augmented version of each below it.
 
@@ -329,7 +330,7 @@ def deformations(images: Array, deformed: Array) -> figure.Figure:
   return picture
 
 
-@_styled
+@styled
 def predictions(
   given: Sequence[np.ndarray],
   seen: np.ndarray,

@@ -92,3 +92,12 @@ def test_the_changes_shown_are_sufficient(copy, tmp_path):
   assert re.search(r"^ +a +\d\.\d{4}", stdout, re.MULTILINE)  # Its own classes.
   stdout, _ = run("compare.py", "run", "--csv")
   assert "validation_top3" in stdout and "test_top3" in stdout
+
+
+def test_the_readme_names_the_right_lines():
+  readme = (PROJECT / "README.md").read_text()
+  found = re.findall(r"`(\w+)` in \[.*?\]\((\w+\.py)#L(\d+)\)", readme)
+  assert len(found) == 4
+  for name, path, number in found:
+    line = (PROJECT / path).read_text().splitlines()[int(number) - 1]
+    assert re.match(rf"(class |def )?{name}\b", line), f"{path}:{number}"

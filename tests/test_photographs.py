@@ -208,6 +208,7 @@ BAD = {
     "cannot be read as an array",
   ),
   "npy of negative numbers": (npy(-np.eye(28)), "has values outside"),
+  "npy just above 16 bits": (npy(np.eye(28) * 65535.5), "has values outside"),
   "npy of nan": (npy(np.full((28, 28), np.nan)), "has values outside"),
   "npy of one number": (npy(np.array(1)), "is an array of int64"),
   "npy of nothing": (npy(np.zeros((0, 28, 28))), "is an array of float64"),
