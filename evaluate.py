@@ -69,7 +69,7 @@ def evaluate(
   opened = runs.open_ensemble(paths, checkpoint)
   own = opened[0].config
   if dataset not in (None, own.dataset):
-    manual_dir = manual_dir or ""  # The run's own holds other data.
+    manual_dir = manual_dir or ""  # The run's holds another data set.
   config = changed(
     own,
     test_split=split,

@@ -150,7 +150,7 @@ def _to_onnx(run: runs.Run, dtype: str, metadata: dict[str, str]) -> bytes:
 
 
 def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
-  # Otherwise the export would require as many devices as hold the state.
+  # If the state is on several devices, the exported function requires as many.
   state = jax.device_get(run.state)
   exported = jax.export.export(
     jax.jit(trace.logits_fn(state)), platforms=("cpu", "cuda", "tpu")

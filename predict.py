@@ -2,15 +2,15 @@
 
     python predict.py --workdir=runs/default digit.png photos/ --sheet=sheet.png
 
-Takes image files, folders, .npy arrays and - for standard input. Drawings and
+Takes image files, folders and .npy arrays; - is standard input. Drawings and
 photographs of digits are first brought to MNIST's form: light ink on black,
-scaled and centered as in the database. Several digits in a row are read one by
-one, from left to right. A prediction is marked unsure if the ink touches the
-edge of the picture or sheet or is in more than 20 places, or if the probability
-is below what 98% of the run's validation images exceeded (0.5 if the run did
-not record that). Several --workdir form an ensemble: their probabilities are
-averaged. From Python, `predictor(runs.open_run("runs/default"))(images)` takes
-arrays in MNIST's form.
+scaled and centered. Several digits in a row are read one by one, from left to
+right. A prediction is marked unsure if the ink touches the edge of the picture
+or sheet, if there is ink in more than 20 places, or if the probability is lower
+than for 98% of the run's validation images (if the run did not record that,
+lower than 0.5). With several --workdir, the runs' probabilities are averaged.
+From Python, `predictor(runs.open_run("runs/default"))(images)` takes arrays in
+MNIST's form.
 """
 
 import argparse
@@ -191,7 +191,7 @@ def load(
 def _digits(
   image: np.ndarray, image_shape: tuple[int, int, int], args
 ) -> list[photographs.Digit]:
-  """Returns the digits in an image; with --raw, all of it is one digit."""
+  """Returns the digits in an image; with --raw, the image is one digit."""
   if args.raw:
     height, width = image.shape[:2]
     seen = to_network(image, image_shape, args.invert)
@@ -297,7 +297,7 @@ def main() -> None:
   parser.add_argument(
     "--raw",
     action="store_true",
-    help="take the images as they are, in the size of the training images",
+    help="take the images as they are, already the size of the training images",
   )
   parser.add_argument(
     "--invert",

@@ -1,8 +1,8 @@
 """Turns MNIST's test digits into the kinds of pictures that people take.
 
-There is one function for each kind. It takes a digit's ink, which is how much
-of each pixel is ink, float [height, width], and a random generator, and returns
-a picture, uint8 [height, width] or [height, width, 3].
+There is one function for each kind. It takes a digit's ink (how much of each
+pixel is ink, float [height, width]) and a random generator, and returns a
+picture, uint8 [height, width] or [height, width, 3].
 """
 
 from collections.abc import Callable
@@ -197,7 +197,7 @@ def shadow(ink, rng):
 
 
 def colored(ink, rng):
-  """Draws ink that has another color than its paper, but the same luma."""
+  """Draws ink of a different color than its paper, but of the same luma."""
   pairs = (
     ((220, 40, 40), (30, 60, 250)),
     ((60, 130, 230), (200, 70, 130)),

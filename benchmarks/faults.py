@@ -3,11 +3,11 @@
     python benchmarks/faults.py --rounds=50 --json=docs/faults.json
 
 Each round starts `train.py` in the same run directory and ends it at a random
-moment with SIGKILL or SIGTERM. In the end, its parameters, optimizer state,
-metrics.jsonl and result.json must be identical, bit for bit, to those of an
-uninterrupted run with the same config; otherwise this exits with status 1. It
-prints, and writes as JSON, what the process was doing when the signals came and
-how long it took to exit after SIGTERM.
+moment with SIGKILL or SIGTERM. In the end, the run's parameters, optimizer
+state, metrics.jsonl and result.json must be identical, bit for bit, to those of
+an uninterrupted run with the same config; otherwise this exits with status 1.
+It prints, and writes as JSON, what the process was doing when the signals came
+and how long it took to exit after SIGTERM.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def phase(folder: pathlib.Path, records_before: int) -> str:
 def interrupt(
   folder: pathlib.Path, num_steps: int, rng: random.Random
 ) -> dict[str, str | float] | None:
-  """Starts the run and kills it; returns None if the run was finished first."""
+  """Starts the run and kills it; returns None if the run finished first."""
   process = start(folder, num_steps)
   assert process.stderr is not None
   for line in process.stderr:

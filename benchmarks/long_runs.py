@@ -1,4 +1,4 @@
-"""Checks that a long run does not grow or slow down.
+"""Checks that a long run neither leaks memory nor slows down.
 
     python benchmarks/long_runs.py --json=docs/long_runs.json
 
@@ -115,7 +115,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
   )
 
-  num_steps = 20  # They take longer than a checkpoint in the background.
+  num_steps = 20  # Enough to outlast a checkpoint in the background.
   seconds: dict[bool, list[float]] = {False: [], True: []}
   blocked = []
   with checkpoints.open_manager(folder, 0) as manager:

@@ -1,8 +1,8 @@
 """The tutorial's network in several libraries, written as their users would.
 
-Each class is one program. All start from the same weights and train on batches
-of the same images, and all but one evaluate them. `throughput.py` runs each in
-its own process, some with another Python:
+Each class is one program. All but MatrixProduct start from the same weights and
+train on batches of the same images; of these, all but Estimator also evaluate.
+`throughput.py` runs each in its own process, some with another Python:
 
     python benchmarks/peers.py CLASS ARGUMENTS
 
@@ -343,8 +343,8 @@ class Keras:
 class Estimator:
   """The tutorial's own program, with TensorFlow's Estimator and layers.
 
-  It trains in a thread that waits between two calls of `train`, because
-  starting again would rebuild the graph and restore a checkpoint.
+  It trains in a thread that waits between calls to `train`, because starting
+  again would rebuild the graph and restore a checkpoint.
   """
 
   def __init__(self, batch_size: int):
@@ -429,7 +429,7 @@ class Estimator:
 
 
 class MatrixProduct:
-  """The machine's limit: as many operations as a step, in large products."""
+  """The machine's limit: the rate of operations in large matrix products."""
 
   SIZE = 2048
 

@@ -2,9 +2,8 @@
 
     python benchmarks/recipes.py fast --seeds=20 --json=docs/recipes.json
 
-Runs train.py as a user would, one seed after another, and passes it any
---config flags. Runs in --runs that are complete are not trained again, only
-evaluated.
+Runs train.py as a user would, one seed after another, and passes any --config
+flags on to it. Complete runs in --runs are only evaluated, not trained again.
 """
 
 import argparse

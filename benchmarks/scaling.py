@@ -4,8 +4,8 @@
 
 In a step on n devices, each computes its part of the batch, and all add up the
 gradients in a ring, in which each device sends and receives 2 (n - 1) / n times
-their bytes. Nothing is measured here. The bytes are those that
-tests/test_devices.py finds in the compiled program.
+their bytes, which tests/test_devices.py counts in the compiled program. Nothing
+is measured here.
 """
 
 import argparse
@@ -20,8 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from report import figures  # noqa: E402
 
-# Two for each multiplication: in the forward pass and for both gradients, but
-# conv1 needs none for its input. docs/performance.md explains the numbers.
+# Two for each multiplication, in the forward pass and for the gradients of the
+# kernel and of the input; conv1 needs no gradient of its input.
+# docs/performance.md explains the numbers.
 _FLOP_PER_IMAGE = 2 * (2 * 627_200 + 3 * (10_035_200 + 3_211_264 + 10_240))
 _GRADIENT_BYTES = 4 * 3_274_634
 _BATCHES = (100, 1_000, 10_000)

@@ -1,4 +1,4 @@
-"""Measures the time to the first finished step, imports and peak memory.
+"""Measures the time until the first step is done, import times and peak memory.
 
     python benchmarks/startup.py --json=docs/startup.json
 

@@ -1,4 +1,4 @@
-"""Measures training and evaluation speed of this project and its peers.
+r"""Measures the training and evaluation speed of this project and its peers.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/throughput.py --json=throughput.json
@@ -16,8 +16,8 @@ out unless their Python is given:
       --keras_tensorflow_python=keras/bin/python
 
 All programs run at the same time, each in its own process, and take turns: each
-round measures all of them once. The results are medians over the rounds. The
-medians of the ratios within a round hold even if the machine's speed varies.
+round measures all of them once. The results are medians over the rounds. Ratios
+are taken within each round, so they hold even if the machine's speed varies.
 Before measuring, all programs must compute the same logits.
 """
 
@@ -281,7 +281,7 @@ def print_tables(result: dict[str, Any]) -> None:
       else:
         cells += ["", ""]
     row(*cells)
-  print("\nx: how many times as long as this project it takes (median).\n")
+  print("\nx: how many times as long it takes as this project (median).\n")
 
   others = [size for size in result["batch_size"] if size != "100"]
   if not others:
@@ -353,7 +353,7 @@ def main() -> None:
     type=int,
     nargs="*",
     default=[32, 256, 1024],
-    help="if the list is empty, scaling is not measured either",
+    help="measured besides 100; if there are none, scaling is not measured",
   )
   parser.add_argument(
     "--tensorflow_python", help="a Python with TensorFlow 2.15"

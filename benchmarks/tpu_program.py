@@ -63,7 +63,7 @@ _HOST_TRANSFER = re.compile(
 
 
 def topology_mesh(topology: str) -> jax.sharding.Mesh:
-  """Returns the mesh of `devices.mesh` for a topology such as "v5e:2x4"."""
+  """Returns what `devices.mesh` would for a topology such as "v5e:2x4"."""
   options = {}
   if math.prod(map(int, topology.split(":")[1].split("x"))) == 1:
     options["chips_per_host_bounds"] = [1, 1, 1]

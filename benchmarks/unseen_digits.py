@@ -1,4 +1,4 @@
-"""Measures how well a run reads digits that are not from MNIST.
+r"""Measures how well a run reads digits that are not from MNIST.
 
     python benchmarks/unseen_digits.py --workdir=runs/default \
       --json=docs/unseen_digits.json --picture=docs/unseen_digits.png

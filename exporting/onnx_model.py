@@ -58,7 +58,7 @@ def build(
   Args:
     network: the network, traced with these images.
     images: their shape and dtype, with a symbolic batch size.
-    metadata: texts by name.
+    metadata: strings to store in the model, by name.
 
   Raises:
     app.UsageError: ONNX cannot express a layer.

@@ -94,7 +94,7 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
   closed = jax.make_jaxpr(logits)(arrays, images)
   ops: list[Op] = []
   (output,) = _inline(closed, [*names, "images"], "", ops)
-  assert isinstance(output, str)  # Logits are no constant.
+  assert isinstance(output, str)  # Logits are not a constant.
   params = dict(zip(names, map(np.asarray, arrays), strict=True))
   return Network(ops, params, output)
 

@@ -81,7 +81,7 @@ def _folder_of_manual_dir(
     return parent / name / inner
   made = [*parent.glob(f"{name}*/{inner}/dataset_info.json")]
   if not made:
-    problem = "not a directory"
+    problem = "is not a directory"
     if manual_dir.is_dir():
       problem = f"has no files for {config.dataset}"
     raise app.UsageError(

@@ -29,7 +29,7 @@ _NUM_CLASSES = 10
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 # Matches the original names and Kaggle's (`train-images.idx3-ubyte`). EMNIST's
-# names begin with that of the set: `emnist-letters-`.
+# begin with the name of the set: `emnist-letters-`.
 _FILE = re.compile(
   r"(?:(.+)-)?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?"
 )
@@ -60,8 +60,8 @@ class IdxConfig(tfds.core.BuilderConfig):
   """A data set in MNIST's format.
 
   Attributes:
-    url: the address of its four gzipped files. The downloads are checked if
-      TFDS's own data set has the same address.
+    url: the address of its four gzipped files. TFDS checks the ones whose
+      checksums it knows.
     sha256: the hashes of its decompressed files by name; empty if unknown.
     class_names: the names of labels 0 to 9.
   """
@@ -107,7 +107,7 @@ _CONFIGS = [
 NAMES = tuple(config.name for config in _CONFIGS)
 
 
-class IdxDataset(own_images.OwnImages, skip_registration=True):  # type: ignore[call-arg]  # As OwnImages.
+class IdxDataset(own_images.OwnImages, skip_registration=True):  # type: ignore[call-arg]  # As for OwnImages.
   """Builds one of `NAMES`: `IdxDataset(config="mnist", manual_dir=...)`."""
 
   BUILDER_CONFIGS = _CONFIGS

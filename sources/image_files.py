@@ -125,7 +125,9 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
   """Scales values in [0, 1], or of 8, 12 or 16 bits, to uint8."""
   largest = np.max(values)
   if not (np.min(values) >= 0 and largest <= 65535):  # Also true for NaN.
-    raise ValueError("has values outside 0 to 1, 0 to 255 and 0 to 65535")
+    raise ValueError(
+      "has values outside 0 to 65535; must be 0 to 1, 0 to 255 or 0 to 65535"
+    )
   if values.dtype == np.uint8 and largest > 1:
     return np.asarray(values)
   full = next(full for full in (1, 255, 4095, 65535) if largest <= full)

@@ -27,8 +27,8 @@ class Sheet(NamedTuple):
 def find(x: np.ndarray) -> Sheet | None:
   """Returns the sheet with the most prominent ink, or the smallest of several.
 
-  Candidates are dropped if their ink covers a smaller one: they are a table
-  with the sheet on it, or paper with a box drawn around the digit.
+  Candidates are dropped if their ink covers a smaller candidate: they are a
+  table with the sheet on it, or paper with a box drawn around the digit.
   """
   sheets = [*_sheets(x, True), *_sheets(255 - x, False)]
   sheets = [

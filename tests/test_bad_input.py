@@ -95,7 +95,7 @@ FLAGS = {
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: must be one of mnist,",
   "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: TFDS cannot build it:",
-  "--config.manual_dir=/no": "config.manual_dir=/no: not a directory, and not",
+  "--config.manual_dir=/no": "config.manual_dir=/no: is not a directory, and",
   "--config.manual_dir=None": "config.manual_dir=None: must be a path on",
   "--config.data_dir=None": "config.data_dir=None: must be a path on this",
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
@@ -366,8 +366,8 @@ IMAGES = {
   "objects.npy": (npy(np.array([Trap()])), "cannot be read as an array"),
   "cut.npy": (npy(np.eye(28))[:-1], "cannot be read as an array"),
   "text.npy": (npy(np.array(["a"])), "is an array of <U1 [1]"),
-  "nan.npy": (npy(np.full((28, 28), np.nan)), "has values outside 0 to 1,"),
-  "negative.npy": (npy(-np.eye(28)), "has values outside 0 to 1,"),
+  "nan.npy": (npy(np.full((28, 28), np.nan)), "has values outside 0 to 65535;"),
+  "negative.npy": (npy(-np.eye(28)), "has values outside 0 to 65535;"),
   "none.npy": (npy(np.zeros((0, 28, 28))), "is an array of float64 [0, 28, 2"),
 }
 # Bad arguments of the programs; `run` is a good run directory.
@@ -377,7 +377,7 @@ COMMANDS = {
   "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: must be last",
   "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: must be last, be",
   "evaluate.py --workdir=run --dataset=x": "dataset=x: must be one of mnist,",
-  "evaluate.py --workdir=run --manual_dir=none": "none: not a directory",
+  "evaluate.py --workdir=run --manual_dir=none": "none: is not a directory",
   "evaluate.py --workdir=run --data_dir=None": "/None: must be a path on",
   "evaluate.py --workdir=run --split=x": "evaluate.py: --split=x: not a split",
   "evaluate.py --workdir=run --split=": "evaluate.py: --split=: not a split",
