@@ -84,7 +84,9 @@ def row(preset: str, summary: dict[str, Any]) -> str:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("presets", nargs="+", help="such as fast")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument(

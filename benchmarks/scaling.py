@@ -99,7 +99,9 @@ def draw(counts: list[int]) -> figure.Figure:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--picture", help="where to draw the speed-ups")
   args = parser.parse_args()
   batches = " | ".join(f"batch {batch:,}" for batch in _BATCHES)

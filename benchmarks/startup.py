@@ -73,7 +73,9 @@ def peak_megabytes(home: pathlib.Path) -> float:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--json", help="where to write the result")
   args = parser.parse_args()

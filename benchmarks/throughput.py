@@ -367,6 +367,8 @@ def main() -> None:
     "--draw", nargs="+", metavar="JSON", help="only draw these earlier results"
   )
   args = parser.parse_args()
+  if args.draw and not args.picture:
+    parser.error("--draw needs --picture")
   if args.draw:
     results = [json.loads(pathlib.Path(path).read_text()) for path in args.draw]
     figures.save(draw(results), args.picture)
