@@ -137,6 +137,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(
   data = input_pipeline.load(tiny_config)
   monkeypatch.setattr(input_pipeline, "load", lambda config: data)
   monkeypatch.setattr(devices, "mesh", EightDevices)
-  with pytest.raises(app.UsageError, match=f"such values are {nearest}"):
+  with pytest.raises(app.UsageError, match=f"the nearest are {nearest}"):
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
