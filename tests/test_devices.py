@@ -105,7 +105,7 @@ def _num_bytes(shapes):
 @pytest.mark.parametrize(
   ("error", "reason"),
   [
-    (AssertionError(), "JAX_PLATFORMS= selects the best one found"),
+    (AssertionError(), "set JAX_PLATFORMS= to use the best one found"),
     (RuntimeError("No jellyfish device found."), "No jellyfish device found."),
   ],
 )
