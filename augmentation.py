@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
 
 def from_config(config: ml_collections.ConfigDict) -> Limits | None:
-  """Returns the limits that `augment_*` set, or None if all are 0."""
+  """Returns the limits set by `augment_*`, or None if all are 0."""
   result = Limits(
     rotation=config.augment_rotation,
     scale=config.augment_scale,
@@ -115,7 +115,7 @@ def _elastic_displacements(
     [B, 2, height, width], in pixels.
   """
   batch, height, width, _ = shape
-  # A TPU draws random numbers in long rows four times as fast.
+  # A TPU draws random numbers four times as fast in long rows.
   field = _uniform(rng, (batch, 2 * height * width), limit)
   field = lax.optimization_barrier(field).reshape(batch, 2, height, width)
   rows, columns = (
@@ -128,8 +128,8 @@ def _elastic_displacements(
 def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
   """Samples each pixel at its source, or 0 outside the image.
 
-  Evaluation sees sharp images, and linear interpolation would blur them. In a
-  4x Lanczos upscale, it hardly does.
+  Linear interpolation alone would blur the images, but evaluation sees sharp
+  ones. After a 4x Lanczos upscale, it hardly blurs them.
   """
   batch, height, width, channels = images.shape
   fine = jax.image.scale_and_translate(
@@ -148,8 +148,8 @@ def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
 def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
   """Interpolates linearly, with 0 outside the image.
 
-  A TPU gathers one number at a time, so it computes the same sums as matrix
-  products; these would be slower on a CPU.
+  A TPU gathers one number at a time, so there, matrix products compute the same
+  sums; they would be slower on a CPU.
 
   Args:
     images: [B, height, width, channels].

@@ -38,8 +38,8 @@ class ConvPool(nn.Module):
       "SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    # Adding the bias and ReLU are monotone, so they commute with max-pooling.
-    # Done after it, they process only a quarter of the elements.
+    # Bias and ReLU are monotone, so they commute with max-pooling. After it,
+    # they process only a quarter of the elements.
     return nn.relu(ops.max_pool(x) + bias)
 
 
@@ -71,7 +71,7 @@ class CNN(nn.Module):
       images: floats in [0, 1], [B, height, width, channels]. They may also be
         flat, [B, height * width * channels], or, if there is only one channel,
         [B, height, width].
-      train: whether to apply dropout, which draws from the "dropout" stream.
+      train: whether to apply dropout, which uses the "dropout" RNG.
 
     Returns:
       Logits, float32 [B, num_classes].

@@ -23,8 +23,8 @@ def _max_pool_forward(x):
 
 def _max_pool_backward(residuals, dy):
   x, y = residuals
-  # Ties send the gradient to the first maximum only; a blank background ties
-  # everywhere.
+  # In a tie, only the first maximum gets the gradient. Every window of a blank
+  # background is a tie.
   free = jnp.ones(y.shape, bool)
   grads = []
   for corner in _corners(x):
@@ -43,7 +43,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
   Values and gradients equal those of `flax.linen.max_pool(x, (2, 2), (2, 2))`,
   whose gradient (XLA's select-and-scatter) is twenty times slower on a CPU. As
-  in Flax and TensorFlow, ties send the gradient to the first maximum in the
+  in Flax and TensorFlow, the gradient of a tie goes to the first maximum in the
   window, in row-major order.
 
   Args:
@@ -54,7 +54,7 @@ def max_pool(x: jax.Array) -> jax.Array:
   """
   batch, height, width, features = x.shape
   if height % 2 or width % 2:
-    # If the batch size is symbolic, indexing would become a gather.
+    # With a symbolic batch size, indexing would become a gather.
     limits = batch, height // 2 * 2, width // 2 * 2, features
     x = lax.slice(x, (0, 0, 0, 0), limits)
   return _max_pool_even(x)

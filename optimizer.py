@@ -1,7 +1,7 @@
 """Optax's optimizers and learning rate schedules, by name.
 
-To add one, add an entry to a table. Its first argument is the learning rate;
-the others have the names of the config keys that it reads.
+To add one, add an entry to a table. An entry's first argument is the learning
+rate; the others are named after the config keys that it reads.
 """
 
 from collections.abc import Callable

@@ -79,7 +79,7 @@ def compute_metrics(
     labels: int32 [B].
 
   Returns:
-    Each metric's values by its name, [B], one per example; their means are
+    The values of each metric by name, [B], one per example; their means are
     logged. "loss" is in nats; training minimizes it unless labels are smoothed.
   """
   return {
@@ -89,7 +89,7 @@ def compute_metrics(
 
 
 class Metrics(struct.PyTreeNode):
-  """Running sums; their ratio is the exact mean over any set of batches.
+  """Running sums, from which to compute exact means over any set of batches.
 
   Attributes:
     num_examples: int32 scalar.
@@ -313,8 +313,8 @@ def augment(
   limits: augmentation.Limits,
 ) -> jax.Array:
   """Deforms the images of a step, [B, height, width, channels]."""
-  # The key is derived from the step's dropout key; Flax folds other constants
-  # into it, so the random streams differ.
+  # Derived from the step's dropout key. Flax folds other constants into that
+  # key, so the random streams differ.
   rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
   deform = functools.partial(augmentation.augment, rng, images, limits)
   if limits.num_steps is None:
@@ -398,7 +398,7 @@ def evaluator(
     batch_size: affects only the speed.
 
   Returns:
-    A function that maps a state to the means of the metrics and to the
+    A function of a state that returns the means of the metrics, and the
     probabilities, float32 [n, classes], on the device.
   """
   labels = examples.labels

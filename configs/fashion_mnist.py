@@ -6,7 +6,7 @@ This downloads the data, or reads its four IDX files from
 --config.manual_dir=DIR; Debian's package dataset-fashion-mnist has them in
 /usr/share/datasets/fashion-mnist.
 
-Test accuracy: 91.85 ± 0.26 % (mean and standard deviation of seeds 0 to 2)
+Test accuracy: 91.85 ± 0.26% (mean and standard deviation of seeds 0 to 2)
 after 5,500 steps, which take 17 minutes on one CPU core.
 """
 
@@ -16,7 +16,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Uses SGD with momentum, a cosine schedule, and moved and scaled images."""
+  """Uses SGD with momentum, a cosine schedule and shifted, scaled images."""
   config = default.get_config()
   config.dataset = "fashion_mnist"
   config.num_steps = 5500

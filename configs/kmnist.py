@@ -12,7 +12,7 @@ from configs import accurate
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Uses the recipe for digits, because these are handwritten too."""
+  """Uses the recipe for digits, because the characters are handwritten too."""
   config = accurate.get_config()
   config.dataset = "kmnist"
   return config

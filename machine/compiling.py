@@ -22,15 +22,15 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 # The first of these that the installed JAX accepts is used.
 _OPTIONS: dict[str, tuple[dict[str, str | bool], ...]] = {
   "cpu": (
-    # Use YNNPACK for dot products only: its convolutions, newer JAX's default,
-    # are 2 to 4 times slower here than the ones that XLA falls back to.
+    # Use YNNPACK for dot products only: its convolutions, the default in newer
+    # JAX, are 2 to 4 times slower here than the ones that XLA falls back to.
     {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"},
     # JAX 0.7.2 has XNNPACK instead. It caches packed weights by address, so
     # evaluation may read stale weights that were once at the same address.
     {"xla_cpu_use_xnnpack": False},
   ),
   # Otherwise a GPU adds up gradients in a different order in each run, so no
-  # run can be repeated or resumed to the bit.
+  # run can be repeated or resumed bit for bit.
   "gpu": ({"xla_gpu_deterministic_ops": True},),
 }
 
@@ -60,10 +60,11 @@ def takes_single_steps() -> bool:
 
 
 def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
-  """Jits `step(carry, *args) -> carry` to run many times in one dispatch.
+  """Jits `step(carry, *args) -> carry` to run many times.
 
   Args:
-    step: a pure function; on accelerators, its carry is donated.
+    step: a pure function. On accelerators, all its runs take one dispatch, and
+      its carry is donated.
 
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.

@@ -24,7 +24,7 @@ _PATIENCE = 5  # Seconds that a failed process waits for the others to end.
 
 @functools.cache  # Once per process, however often it trains.
 def setup() -> None:
-  """Shows our own messages and all warnings, with only a time stamp.
+  """Shows our own messages and libraries' warnings, with only a timestamp.
 
   If the user has configured logging, our messages go where theirs go.
   """
@@ -53,7 +53,7 @@ class _AboveProgressBar(python_logging.Handler):
 def _is_configured(root: python_logging.Logger) -> bool:
   """Returns whether the user, not just an import, set up the root logger."""
   return root.level != python_logging.WARNING or any(
-    # When Orbax is imported, absl adds such a handler if there is none.
+    # Importing Orbax makes absl add a plain handler if there is none.
     type(handler) is not python_logging.StreamHandler
     or handler.stream is not sys.stderr
     for handler in root.handlers
@@ -67,12 +67,12 @@ def _is_shown(record: python_logging.LogRecord) -> bool:
   # TFDS warns about a missing package that would make it faster.
   is_advice = "tensorflow_datasets" in path.parts
   hidden = python_logging.WARNING if is_advice else python_logging.INFO
-  # If libraries log a traceback, they raise the exception too.
+  # A library that logs a traceback raises the exception too.
   return record.levelno > hidden and not record.exc_info
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-  """Returns whether a file is this project's, not a package's in its folder."""
+  """Returns whether a file is ours, not that of a package in our folder."""
   return _PROJECT in path.parents and "site-packages" not in path.parts
 
 
@@ -112,7 +112,7 @@ def exit_with(message: str, status: int = 1) -> NoReturn:
   complain(message)
   warnings.simplefilter("ignore")  # Libraries may warn at exit.
   if jax.distributed.is_initialized():
-    # At exit, JAX waits minutes for the others, which may wait for this one.
+    # At exit, JAX waits minutes for processes that may wait for this one.
     end = threading.Timer(_PATIENCE, os._exit, [status])
     end.daemon = True
     end.start()
@@ -120,7 +120,7 @@ def exit_with(message: str, status: int = 1) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-  """Ends the program with one line over a mistake in the arguments."""
+  """Ends the program with one line if the arguments are wrong."""
 
   def error(self, message: str) -> NoReturn:
     exit_with(message)

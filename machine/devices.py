@@ -42,7 +42,8 @@ def gather(tree: Tree) -> Tree:
 def split(batch: jax.Array) -> jax.Array:
   """Gives every device its part of the first axis, inside jit.
 
-  If the number of devices does not divide it, each device gets the whole batch.
+  If its length is not a multiple of the number of devices, each device gets the
+  whole batch.
   """
   if len(batch) % mesh().size:
     return batch
@@ -54,11 +55,11 @@ def check() -> None:
   """Raises app.UsageError if JAX finds no device of JAX_PLATFORMS."""
   try:
     jax.devices()
-  except (RuntimeError, AssertionError) as error:  # The latter is empty.
+  except (RuntimeError, AssertionError) as error:  # The latter has no message.
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     raise app.UsageError(
       f"JAX_PLATFORMS={platforms}: JAX finds no such device;"
-      f" {str(error) or 'JAX_PLATFORMS= selects the best one found'}"
+      f" {str(error) or 'set JAX_PLATFORMS= to use the best one found'}"
     ) from error
 
 

@@ -23,8 +23,9 @@ def join(
 ) -> None:
   """Joins the other processes if this is one of several.
 
-  It is if any argument is given, or under Slurm, Open MPI or Cloud TPU pods;
-  JAX infers the rest. Must be called before any computation.
+  There are several if any argument is given, or if Slurm, Open MPI or a Cloud
+  TPU pod started them; JAX infers missing arguments. Must be called before any
+  computation.
 
   Args:
     coordinator_address: host:port, where process 0 listens.

@@ -13,8 +13,8 @@ from machine import processes
 class Profiler:
   """Traces a few training steps; a context manager.
 
-  TensorBoard's profile plugin shows the trace, and ui.perfetto.dev opens the
-  file beside it. A failure here does not stop the run.
+  TensorBoard's profile plugin shows the trace, and ui.perfetto.dev opens
+  perfetto_trace.json.gz beside it. A failure here does not stop the run.
   """
 
   def __init__(self, workdir: pathlib.Path, begin: int, num_steps: int):

@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 class Stop:
   """Records SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
-  SIGHUP never ends it, because a lost terminal sends it more than once, and a
-  shutdown sends it after SIGTERM. Under nohup it is ignored.
+  SIGHUP never does, because a lost terminal sends it more than once, and a
+  shutdown sends it after SIGTERM. Under nohup, it is ignored.
 
   If several processes train together, JAX handles every SIGTERM, and a second
   SIGINT ends the process that it is sent to.
@@ -37,10 +37,10 @@ class Stop:
   def check(self) -> signal.Signals | None:
     """Returns the signal that tells training to stop now, if there was one.
 
-    All processes must call this at the same steps, and get the same answer.
+    All processes must call this at the same steps; they get the same answer.
     """
-    # JAX stops them at one above the largest number that it was given, so this
-    # counts calls: step numbers may start anywhere and skip some.
+    # JAX stops them all at one more than the largest number passed so far. So
+    # pass the number of calls: step numbers have gaps.
     if multihost_utils.reached_preemption_sync_point(next(self._count)):
       return signal.SIGTERM
     return self._noted
@@ -64,7 +64,7 @@ class Stop:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Stop]:
-  """Records signals in its body, if this is the main thread."""
+  """Records signals while the body runs, if this is the main thread."""
   stop = Stop()
   previous = {}
   if threading.current_thread() is threading.main_thread():

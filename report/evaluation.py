@@ -20,8 +20,8 @@ class Calibration(NamedTuple):
   Attributes:
     counts: the number of examples in each bin, [bins].
     accuracies: the accuracy in each bin, [bins]; 0 if it is empty.
-    error: the expected calibration error: Guo et al., "On Calibration of Modern
-      Neural Networks", arXiv 1706.04599.
+    error: the expected calibration error of Guo et al., "On Calibration of
+      Modern Neural Networks", arXiv 1706.04599.
   """
 
   counts: np.ndarray
@@ -106,7 +106,7 @@ def details(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-  """Returns CSV: index, label, class and probabilities of each example."""
+  """Returns CSV: each example's index, label, prediction and probabilities."""
   names = evaluation.class_names
   labels = np.asarray(evaluation.examples.labels)
   table = io.StringIO()

@@ -50,7 +50,7 @@ def learning_curves(
   keys = (key.partition("_") for record in records for key in record)
   splits = ("train", "validation", "test")
   logged = dict.fromkeys(name for split, _, name in keys if split in splits)
-  metrics = list(logged) or ["loss"]  # Nothing was logged yet.
+  metrics = list(logged) or ["loss"]  # If nothing was logged.
   columns = len(metrics)
   picture = figure.Figure(figsize=(5 * columns, 3.6), layout="constrained")
   grid = picture.subplots(1, columns, squeeze=False)[0]
@@ -79,7 +79,7 @@ def learning_curves(
 def compare_curves(
   runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> figure.Figure:
-  """Draws the error rates of several runs on one axis.
+  """Draws the error rates of several runs in one plot.
 
   Args:
     runs: the lines of each run's metrics.jsonl, by the run's name.
@@ -136,7 +136,7 @@ def _finish(axes, metric: str) -> None:
 def confusion_matrix(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> figure.Figure:
-  """Draws how often each class was predicted as each class.
+  """Draws how often each class was predicted for each true class.
 
   Args:
     matrix: int [classes, classes]; rows are the true classes.
@@ -220,8 +220,8 @@ def calibration(
   """Draws a reliability diagram: accuracy against confidence.
 
   Args:
-    counts: the number of examples in each of equally wide bins of the predicted
-      probability.
+    counts: the number of examples in each bin of the predicted probability; all
+      bins are equally wide.
     accuracies: the accuracy in each bin.
     error: the expected calibration error.
   """

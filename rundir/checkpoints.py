@@ -150,7 +150,7 @@ def restore_newest(
 
 
 class Manager:
-  """Saves in a thread; without one, Orbax prepares saves in the foreground."""
+  """Saves in a thread, because Orbax prepares saves in the foreground."""
 
   def __init__(self, manager: ocp.CheckpointManager):
     self.latest_step = manager.latest_step

@@ -63,7 +63,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str], description: str) -> argparse.Namespace:
-  """Parses the command line; if it asks for help, prints that and exits.
+  """Parses the command line; given --help, prints the help and exits.
 
   Args:
     argv: the program and its arguments.
@@ -77,7 +77,8 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     app.UsageError: says what is wrong and what it must be.
   """
   parser = console.Parser(
-    usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...] [--OPTION=VALUE]",
+    usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...]"
+    " [--OPTION=VALUE ...]",
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

@@ -108,10 +108,10 @@ def check_path(
 
 
 def check_contained(workdir: pathlib.Path) -> None:
-  """Rejects a run directory with outward links, pipes or devices.
+  """Rejects a run directory with pipes, devices or links out of it.
 
   Raises:
-    app.UsageError: names the link, pipe or device.
+    app.UsageError: names the pipe, device or link.
   """
   root = workdir.resolve()
   for folder, folders, names in os.walk(workdir):
@@ -153,7 +153,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     except OSError as error:
       logging.warning(
         "%s: its file system has no locks (%s); make sure that no other process"
-        " trains there, which would go unnoticed and damage the run",
+        " trains there: it would go unnoticed and damage the run",
         *(workdir, error.strerror),
       )
     files.write_text(holder, f"process {os.getpid()} on {platform.node()}")

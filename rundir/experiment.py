@@ -108,7 +108,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a value is wrong, whatever the data are."""
+  """Raises app.UsageError if a value is wrong, regardless of the data."""
   _check_values(config)
   chosen = (
     optimizer.OPTIMIZERS[config.optimizer],
@@ -236,7 +236,7 @@ def own_keys(config: ml_collections.ConfigDict) -> list[str]:
 def read(
   path: pathlib.Path, own_keys: Iterable[str] = ()
 ) -> ml_collections.ConfigDict:
-  """Reads the config of a run, maybe from an older version or a stranger.
+  """Reads the config of a run, which may be old or untrusted.
 
   Args:
     path: its config.json.

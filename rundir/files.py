@@ -16,8 +16,8 @@ LOCAL = (
   " s3://) or copy its contents"
 )
 _MAX_JSON_SIZE = 2**20  # In bytes; ours take about a thousand.
-# Texts that stay distinct as file names: a split, maybe a slice of it, and then
-# only characters that a file name keeps.
+# Texts that stay distinct as file names: a split, perhaps sliced, and then only
+# characters that `to_file_name` keeps.
 _PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
 
 

@@ -63,8 +63,8 @@ class _LossyFile:
 def _make_lossy(writer: tensorboardX.SummaryWriter) -> None:
   """Keeps a writer's thread alive if its file cannot be written.
 
-  TensorBoardX selects other file classes by a prefix of the path, but with a
-  prefix, trackers that follow a run's event files would not find them.
+  TensorBoardX accepts another file class, but only for paths with a prefix, and
+  experiment trackers would not find event files at such a path.
   """
   records = writer.file_writer.event_writer._ev_writer._py_recordio_writer
   records._writer = _LossyFile(records._writer)
@@ -126,7 +126,7 @@ class Logger:
     self._jsonl.close()
 
   def restart_clock(self, step: int) -> None:
-    """Excludes the time until now from the next steps per second."""
+    """Excludes the time until now from the next steps_per_second."""
     self._clock = (step, time.perf_counter())
 
   def progress(self, step: int) -> None:
@@ -171,7 +171,7 @@ class Logger:
     self._say(step, _text(split, means))
 
   def usual_probability(self, step: int, probabilities: jax.Array) -> None:
-    """Logs the probability that 98 % of a split's predictions exceed."""
+    """Logs the probability that 98% of a split's predictions exceed."""
     usual = np.quantile(np.asarray(probabilities).max(axis=-1), 0.02)
     self._write(step, {"usual_probability": float(usual)})
 
@@ -206,7 +206,7 @@ class Logger:
         return
       for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
         self._tensorboard.add_scalar(f"weights/grad_norm/{name}", norm, step)
-      # Skip pictures while earlier ones are drawn, except after the last step.
+      # While earlier pictures are being drawn, skip any but the last step's.
       if step == self._num_steps or not self._drawing or self._drawing.done():
         learned = jax.device_get(
           (data.validation, probabilities, state.eval_params, inspection)
@@ -243,7 +243,7 @@ class Logger:
 
 
 def _tag(key: str) -> str:
-  """Returns a scalar's TensorBoard name; scalars group by what precedes a /."""
+  """Returns a scalar's tag; TensorBoard groups by what precedes the slash."""
   split, _, metric = key.partition("_")
   if split in ("train", "validation", "test"):
     return f"{metric}/{split}"

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     class_names: the names of the labels.
     state: the state after `step` steps.
     step: the step of the checkpoint.
-    usual_probability: in 98 % of the validation images, the predicted class had
+    usual_probability: for 98% of the validation images, the predicted class had
       at least this probability.
   """
 
@@ -60,7 +60,7 @@ def open_ensemble(
     if what != learned[0]:
       raise app.UsageError(
         f"--workdir={workdir}: was not trained on the images and classes of"
-        f" {workdirs[0]}; all runs of an ensemble must have the same"
+        f" {workdirs[0]}; all runs of an ensemble must share them"
       )
   return opened
 
@@ -204,7 +204,7 @@ def _read_dataset(
       return (height, width, channels), tuple(names)
     case found:
       raise app.UsageError(
-        f"{path}: holds {found}; must have image_shape, three numbers, and"
+        f"{path}: holds {found}; must have image_shape (three numbers) and"
         " class_names"
       )
 

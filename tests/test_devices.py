@@ -105,7 +105,7 @@ def _num_bytes(shapes):
 @pytest.mark.parametrize(
   ("error", "reason"),
   [
-    (AssertionError(), "JAX_PLATFORMS= selects the best one found"),
+    (AssertionError(), "set JAX_PLATFORMS= to use the best one found"),
     (RuntimeError("No jellyfish device found."), "No jellyfish device found."),
   ],
 )
@@ -137,6 +137,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(
   data = input_pipeline.load(tiny_config)
   monkeypatch.setattr(input_pipeline, "load", lambda config: data)
   monkeypatch.setattr(devices, "mesh", EightDevices)
-  with pytest.raises(app.UsageError, match=f"such values are {nearest}"):
+  with pytest.raises(app.UsageError, match=f"the nearest are {nearest}"):
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -242,7 +242,7 @@ def test_a_file_system_without_locks_causes_a_warning(
     caplog.messages
     == [
       f"{tmp_path}: its file system has no locks ({os.strerror(number)}); make"
-      " sure that no other process trains there, which would go unnoticed and"
+      " sure that no other process trains there: it would go unnoticed and"
       " damage the run"
     ]
     * 2
