@@ -112,13 +112,13 @@ def load(
     raise app.UsageError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
-  crc32 = {split: _crc32(*arrays) for split, arrays in loaded.items()}
+  crc32 = {split: _crc32(*pair) for split, pair in loaded.items()}
   if not processes.have_the_same(list(crc32.values())):
     raise app.UsageError(
       f"config.dataset={config.dataset}: not all processes have the same"
       " examples; all hosts must have the same config and the same files"
     )
-  examples = {split: _to_device(*arrays) for split, arrays in loaded.items()}
+  examples = {split: _to_device(*pair) for split, pair in loaded.items()}
   return Data(class_names, crc32, examples)
 
 

@@ -270,7 +270,9 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
   figures.save(picture, args.sheet)
   if len(images) > _MAX_ON_SHEET:
     sheet = console.printable(str(args.sheet))
-    print(f"{sheet} shows only the first {_MAX_ON_SHEET} digits", file=sys.stderr)
+    print(
+      f"{sheet} shows only the first {_MAX_ON_SHEET} digits", file=sys.stderr
+    )
 
 
 def main() -> None:

@@ -76,8 +76,11 @@ def _check_address(address: str, is_listening: bool) -> None:
 
 def _are_several_started() -> bool:
   """Returns whether a launcher's variables announce several processes."""
-  counts = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"]
-  counts += ["MEGASCALE_NUM_SLICES"]
+  counts = [
+    "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "MEGASCALE_NUM_SLICES",
+  ]
   return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or any(
     os.environ.get(name, "1") != "1" for name in counts
   )
