@@ -123,8 +123,8 @@ def family(tmp_path, monkeypatch):
 def if_meant(update):
   """Returns the message for results that differ from a test's stored values."""
   return (
-    "the result differs from the values stored in the tests. Unless it is meant"
-    f" to change, the code is wrong. If it is, {update} in the same commit"
+    "the result differs from the values stored in the tests. If that is"
+    f" intended, {update} in the same commit; if not, the code is wrong"
   )
 
 

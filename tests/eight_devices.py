@@ -1,6 +1,6 @@
 """Trains on 1, 2, 4 and 8 virtual devices in a process that has 8.
 
-Writes what the tests compare to standard output, as JSON.
+Prints what the tests compare, as JSON.
 """
 
 import functools
@@ -122,7 +122,7 @@ def main() -> None:
         steps.evaluator(test, batch_size)(training.state)[0]
         for batch_size in (32, 30)
       ]
-      # Even if a single batch that the devices divide is the whole split.
+      # Here, the whole split is a single batch, which the devices divide.
       _, probabilities = steps.evaluator(
         devices.replicate(examples(64, 1)), 64
       )(training.state)

@@ -589,7 +589,7 @@ def test_a_hostile_run_directory_executes_nothing(
 def test_a_program_ends_quietly_if_nobody_reads_its_output(
   command, tiny_config, tmp_path
 ):
-  """As in `predict.py ... | head`, with less or more than a buffer's worth."""
+  """As in `predict.py ... | head`; only some outputs fit in a buffer."""
   np.save(tmp_path / "digit.npy", np.eye(28))
   flags = []
   if command.startswith("train.py"):

@@ -325,5 +325,5 @@ def test_a_folder_that_cannot_be_created_does_not_block_exit(tmp_path):
       manager.save(2, small_state(2), ZERO, None)
       manager.wait()
   left = set(threading.enumerate()) - threads
-  # Python would wait minutes at exit for these, which wait for the folder.
+  # At exit, Python would wait minutes for these threads to find the folder.
   assert not [x for x in left if type(x).__name__ == "_SignalingThread"]

@@ -261,7 +261,7 @@ def test_a_trace_that_fails_or_never_starts_does_not_stop_the_run(
 
 @pytest.mark.parametrize("stream", [None, "stderr", "stdout"])
 def test_each_message_is_shown_once(stream, tmp_path):
-  """Even if the user has configured logging."""
+  """The user may have configured logging."""
   configure = f"""logging.basicConfig(
     stream=sys.{stream}, format="user %(message)s", level="INFO", force=True)"""
   script = tmp_path / "script.py"

@@ -48,7 +48,7 @@ def result(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_number_of_devices_changes_only_rounding(result, devices):
-  """Even after 50 steps, since dropout and the order are the same."""
+  """Dropout and the order are the same, so 50 steps have the same result."""
   one, many = result["1"], result[str(devices)]
   assert many["devices"] == devices
   # The sum of the loss and the counts of right answers and examples, per step.
@@ -62,7 +62,7 @@ def test_the_number_of_devices_changes_only_rounding(result, devices):
 
 
 def test_eight_devices_evaluate_every_image_once(result):
-  """Whether or not their number divides the batch size."""
+  """Their number divides one of the two batch sizes."""
   expected = result["1"]["tests"][0]
   for means in result["1"]["tests"] + result["8"]["tests"]:
     assert means["accuracy"] == expected["accuracy"]
@@ -97,7 +97,7 @@ def test_gradients_are_summed_in_one_operation(result):
 
 
 def _num_bytes(shapes):
-  """Counts the bytes of float32 arrays in a type, (f32[10]{0}, f32[])."""
+  """Counts the bytes of the float32 arrays in, say, (f32[10]{0}, f32[])."""
   sizes = re.findall(r"f32\[([\d,]*)\]", shapes)
   return 4 * sum(math.prod(map(int, filter(None, s.split(",")))) for s in sizes)
 
@@ -110,7 +110,7 @@ def _num_bytes(shapes):
   ],
 )
 def test_a_missing_platform_is_named(error, reason, monkeypatch):
-  """As with JAX_PLATFORMS=cuda or tpu; JAX's AssertionError is empty."""
+  """JAX raises these with JAX_PLATFORMS=cuda or tpu; the first has no text."""
   monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
   platforms = jax.config.jax_platforms
   for check in (

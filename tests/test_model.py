@@ -62,7 +62,8 @@ def assert_golden(actual, key):
     rtol=0,
     atol=1e-5,
     err_msg=if_meant(
-      f"let TensorFlow, never this code, compute {key} in tests/tf_layers.npz"
+      f"use TensorFlow, never this code, to recompute {key} in"
+      " tests/tf_layers.npz"
     ),
   )
 
@@ -171,7 +172,7 @@ def test_the_initializers_are_those_of_tf_layers():
     kernel, bias = params[name]["kernel"], params[name]["bias"]
     limit = np.sqrt(6 / (np.prod(shape[:-2]) * (shape[-2] + shape[-1])))
     assert np.abs(kernel).max() <= limit
-    # The standard deviation of a uniform distribution, within 5 %.
+    # The standard deviation of a uniform distribution, within 5%.
     np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.05)
     assert not bias.any()
 

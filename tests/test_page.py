@@ -43,7 +43,7 @@ def file(tiny_run, tmp_path_factory):
   return file
 
 
-# Requests these fixtures first: Orbax fails once Playwright runs an event loop.
+# The other fixtures come first: Orbax fails once Playwright runs an event loop.
 @pytest.fixture(scope="module")
 def browser(run, file, images):
   with sync_api.sync_playwright() as playwright:

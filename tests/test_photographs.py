@@ -1,4 +1,4 @@
-"""Reading of good and bad image files, and conversion to MNIST's form."""
+"""Good image files are converted to MNIST's form, and bad ones are refused."""
 
 import io
 import os
@@ -93,7 +93,7 @@ def test_ink_on_a_transparent_background_stays_visible(ink, hidden):
   """Black ink gets white paper, and white ink gets black paper."""
   rgba = np.full((60, 90, 4), (hidden, hidden, hidden, 0), np.uint8)
   rgba[drawing() == 0] = (ink, ink, ink, 255)
-  rgba[42:50, 50] = (ink, ink, ink, 51)  # The edge is a fifth of the ink.
+  rgba[42:50, 50] = (ink, ink, ink, 51)  # An edge, a fifth as opaque.
   image = read_one(encode(Image.fromarray(rgba), "PNG"))
   expected = drawing(paper=255 - ink, ink=ink)
   expected[42:50, 50] = 204 if ink == 0 else 51
@@ -254,7 +254,7 @@ def test_any_bytes_give_images_or_a_clean_error(content):
   not os.path.exists("/proc/self/status"), reason="the test reads /proc"
 )
 def test_memory_is_bounded(tmp_path):
-  """The largest image that is read takes at most 1 GiB, as do larger ones."""
+  """Reading the largest image, or refusing a larger one, takes under 1 GiB."""
   side = int(Image.MAX_IMAGE_PIXELS**0.5)
   whole = encode(
     Image.new("RGBA", (side, side), "#000f"), "PNG", compress_level=1
@@ -371,7 +371,7 @@ def test_uneven_light_noise_and_specks_are_removed():
 
 @pytest.mark.parametrize("shape", [(280, 280), (2000, 2000)])
 def test_a_thin_stroke_is_found_on_paper_of_any_size(shape):
-  """Only 0.4 % of the pixels are ink."""
+  """Only 0.4% of the pixels are ink."""
   image = np.full(shape, 255, np.uint8)
   size = shape[0]
   image[size // 3 : 2 * size // 3, size // 2 : size // 2 + size // 90] = 0
@@ -403,7 +403,7 @@ def test_mnists_own_digits_change_little(mnist):
 
 
 def differs(form, expected):
-  """Returns the mean difference of two images over the mean ink, 0 to 2."""
+  """Returns the mean difference of two images divided by the mean ink."""
   form, expected = np.float32(form), np.float32(expected)
   return abs(form - expected).sum() / expected.sum()
 

@@ -104,7 +104,7 @@ def config(tiny_config):
 
 @pytest.mark.slow
 def test_two_processes_stop_and_resume_as_one(config, tmp_path):
-  """After one of them was killed, and after one got Ctrl-C."""
+  """They resume after one was killed, and after one got Ctrl-C."""
   run, alone = tmp_path / "run", tmp_path / "alone"
 
   running = start(run, [config] * 2, devices=2)

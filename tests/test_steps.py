@@ -243,7 +243,7 @@ def test_schedules(schedule, expected):
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
 def test_the_peak_is_at_the_end_of_the_warmup(schedule):
-  """optax rounds the warmup down to whole steps; it must not lose any step."""
+  """optax rounds the warmup down to whole steps, but none may be lost."""
   for warmup_steps in range(1, 51):
     config = make_config(
       schedule=schedule,

@@ -245,7 +245,7 @@ def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
     assert record[f"{split}_accuracy"] == accuracy
     np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
 
-  # The last pictures show the averaged parameters and their validation.
+  # The last pictures show the averaged parameters and their validation results.
   step, examples, probabilities, params, inspection, _ = pictures.call_args.args
   assert step == 20
   data = input_pipeline.load(tiny_config)

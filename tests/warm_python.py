@@ -1,7 +1,7 @@
 """Runs the programs in processes that have already imported their libraries.
 
-For each JSON object, one per line, forks, runs a program and writes its exit
-status. Starting Python each time would take minutes for a hundred tests.
+Reads JSON objects, one per line. For each, forks, runs a program and prints its
+exit status. Starting Python each time would take minutes for a hundred tests.
 """
 
 import json
