@@ -41,7 +41,7 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
 
 
 def is_readable(run: pathlib.Path) -> bool:
-  """Returns whether a run can be read; prints what is wrong if it cannot."""
+  """Returns whether a run can be read; if not, prints what is wrong."""
   try:
     directory.check_contained(run)
     files.read_json(run / "config.json")

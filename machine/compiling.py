@@ -109,7 +109,7 @@ def keep_freed_memory() -> None:
   """Makes glibc keep freed memory instead of returning it to the system.
 
   Otherwise the system maps and clears the pages of the buffers again in every
-  step, which takes a tenth of the time on a CPU.
+  step, which takes a tenth of the step's time on a CPU.
   """
   if platform.libc_ver()[0] == "glibc":
     mallopt = ctypes.CDLL(None).mallopt

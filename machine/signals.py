@@ -39,8 +39,8 @@ class Stop:
 
     All processes must call this at the same steps; they get the same answer.
     """
-    # JAX stops them all at one more than the largest number passed so far. So
-    # pass the number of calls: step numbers have gaps.
+    # JAX stops them all at one more than the largest number passed so far. Step
+    # numbers have gaps and may skip that one, so count the calls instead.
     if multihost_utils.reached_preemption_sync_point(next(self._count)):
       return signal.SIGTERM
     return self._noted

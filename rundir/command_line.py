@@ -127,7 +127,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
-    # An error of a ConfigDict lists all of its keys.
+    # A ConfigDict's errors list all of its keys.
     what = textwrap.shorten(str(error), 200)
     raise app.UsageError(
       f"--config={path}: {where}{type(error).__name__}: {what}"
