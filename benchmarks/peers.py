@@ -6,9 +6,9 @@ train on batches of the same images; of these, all but Estimator also evaluate.
 
     python benchmarks/peers.py CLASS ARGUMENTS
 
-takes the constructor's arguments as JSON and then reads one request per line:
-the name of a method and its arguments, as JSON. It answers each with a line of
-JSON: what the method returned and the seconds that it took.
+ARGUMENTS are the constructor's, as JSON. The process then reads one request per
+line: the name of a method and its arguments, as JSON. It answers each with a
+line of JSON: what the method returned and the seconds that it took.
 """
 
 import functools

@@ -3,9 +3,9 @@
     python benchmarks/scaling.py --picture=docs/scaling.png
 
 In a step on n devices, each computes its part of the batch, and all add up the
-gradients in a ring, in which each device sends and receives 2 (n - 1) / n times
-their bytes, which tests/test_devices.py counts in the compiled program. Nothing
-is measured here.
+gradients in a ring: each device sends and receives 2 (n - 1) / n times the
+bytes of the gradients, which tests/test_devices.py counts in the compiled
+program. Nothing is measured here.
 """
 
 import argparse

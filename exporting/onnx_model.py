@@ -112,7 +112,7 @@ class _Graph:
     self._layer = ""
 
   def used_nodes(self) -> list[onnx.NodeProto]:
-    """Returns the nodes without transposes that canceled out."""
+    """Returns the nodes, except transposes that canceled out."""
     used = {"logits"}.union(*(node.input for node in self.nodes))
     return [node for node in self.nodes if node.output[0] in used]
 

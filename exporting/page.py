@@ -61,7 +61,7 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
   Args:
     run: a run with rounded parameters.
     dtype: how to store them, as for `round_weights`.
-    metadata: contains the run's name as "run", and "accuracy".
+    metadata: holds the run's name as "run" and its accuracy as "accuracy".
 
   Raises:
     app.UsageError: the page cannot compute a layer.

@@ -41,7 +41,7 @@ class Op(NamedTuple):
   params: dict[str, Any]
 
   def unsupported(self) -> app.UsageError:
-    """Returns the error for a format without an equivalent."""
+    """Returns the error to raise if a format has no equivalent."""
     return app.UsageError(
       f"model.py: {self.layer} computes {self.primitive} in a way that this"
       " format cannot express; --format=stablehlo takes any network"

@@ -280,7 +280,7 @@ def read_split(
     if name in sha256 and found != sha256[name]:
       raise app.UsageError(
         f"{paths[name]}: is not the original file: its SHA-256 is {found}, not"
-        f" {sha256[name]}; config.dataset=idx reads any files"
+        f" {sha256[name]}; config.dataset=idx reads any IDX files"
       )
     if name not in sha256 and found in _MNIST_SHA256.values():
       raise app.UsageError(

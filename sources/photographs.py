@@ -21,7 +21,8 @@ class Digit(NamedTuple):
   Attributes:
     seen: the digit in MNIST's form, uint8 [28, 28].
     box: (left, top, right, bottom), in pixels of the picture.
-    doubt: why it may not be a digit, or only a part of one; otherwise empty.
+    doubt: why it may not be a digit or may be only part of one; empty if there
+      is no doubt.
   """
 
   seen: np.ndarray
@@ -168,7 +169,7 @@ def _clean(contrast: np.ndarray) -> np.ndarray:
   strokes = _without_specks(_without_lines(smooth > threshold))
   width = 1 + max(contrast.shape) // 100
   near = ndimage.binary_dilation(strokes, iterations=width)
-  # As in MNIST, paper becomes 0, however noisy it is, and most ink becomes 255.
+  # As in MNIST, paper becomes 0, however noisy, and half of the ink becomes 1.
   far = contrast[~near & (smooth <= threshold)]
   paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
   high = np.median(contrast[strokes])

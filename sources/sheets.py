@@ -25,10 +25,10 @@ class Sheet(NamedTuple):
 
 
 def find(x: np.ndarray) -> Sheet | None:
-  """Returns the sheet with the most prominent ink, or the smallest of several.
+  """Returns the sheet with the most prominent ink; of near ties, the smallest.
 
-  Candidates are dropped if their ink covers a smaller candidate: they are a
-  table with the sheet on it, or paper with a box drawn around the digit.
+  A candidate whose ink covers a smaller candidate is dropped: it is a table
+  with the sheet on it, or paper with a box drawn around the digit.
   """
   sheets = [*_sheets(x, True), *_sheets(255 - x, False)]
   sheets = [

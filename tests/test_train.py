@@ -198,7 +198,7 @@ def scored_by_numpy(logits, labels):
 
 @pytest.mark.slow
 def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
-  """It is evaluated with the averaged parameters on undeformed images."""
+  """Evaluation uses the averaged parameters and undeformed images."""
   pictures = mock.Mock()
   monkeypatch.setattr(logs.Logger, "_draw", pictures)
   tiny_config.update(
@@ -322,7 +322,7 @@ def test_a_run_on_an_accelerator_is_the_same(
   tiny_config.learning_rate = 0.001
   train.train_and_evaluate(tiny_config, tmp_path / "cpu")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  dispatches = []  # [the number of steps, the number of fetches after it]
+  dispatches = []  # Each is [number of steps, number of fetches after it].
   guard = contextlib.ExitStack()
   jit_loop, train_loop = compiling.jit_loop, train._train
   device_get = jax.device_get
