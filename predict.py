@@ -257,22 +257,21 @@ def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
     return
   from report import figures
 
-  shown = images[:_MAX_ON_SHEET]
+  given = [image.given for image in images if image.given is not None]
+  shown = images[: len(given)]
   picture = figures.predictions(
-    [image.given for image in shown if image.given is not None],
-    seen[:_MAX_ON_SHEET],
-    probabilities[:_MAX_ON_SHEET],
+    given,
+    seen[: len(given)],
+    probabilities[: len(given)],
     [image.name for image in shown],
     class_names,
     [None if args.raw else image.digit.box for image in shown],
-    doubts[:_MAX_ON_SHEET],
+    doubts[: len(given)],
   )
   figures.save(picture, args.sheet)
-  if len(images) > _MAX_ON_SHEET:
+  if len(images) > len(given):
     sheet = console.printable(str(args.sheet))
-    print(
-      f"{sheet} shows only the first {_MAX_ON_SHEET} digits", file=sys.stderr
-    )
+    print(f"{sheet} shows only the first {len(given)} digits", file=sys.stderr)
 
 
 def main() -> None:

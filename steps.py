@@ -407,7 +407,7 @@ def evaluator(
     functools.partial(eval_on_next_batch, batch_size=batch_size)
   )
 
-  @jax.jit
+  @compiling.jit
   def score(logits):
     return Metrics.of(logits, labels), jax.nn.softmax(logits)
 

@@ -190,6 +190,14 @@ class PlainFlax:
     int(correct)
 
 
+def _multiply_as_xla() -> None:
+  """Lets PyTorch multiply in TF32 on a GPU, which is XLA's default there."""
+  import torch
+
+  if torch.cuda.is_available():
+    torch.set_float32_matmul_precision("high")
+
+
 class Torch:
   """PyTorch, eager or compiled, in one of its two memory layouts.
 
@@ -204,9 +212,7 @@ class Torch:
 
     self._torch = torch
     self._device = "cuda" if torch.cuda.is_available() else "cpu"
-    if self._device == "cuda":
-      # Multiply in TF32, as XLA does by default.
-      torch.set_float32_matmul_precision("high")
+    _multiply_as_xla()
     params = make_params()
     network = nn.Sequential(
       nn.Conv2d(1, 32, 5, padding=2),
@@ -294,6 +300,8 @@ class Keras:
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
+    if backend == "torch":
+      _multiply_as_xla()
     layers = keras.layers
     self._network = keras.Sequential(
       [
@@ -320,18 +328,18 @@ class Keras:
     images, self._labels = make_data()
     self._images = np.float32(images) / 255
     self._batch_size = batch_size
+    self._repeated = functools.cache(self._repeat)
+
+  def _repeat(self, num_steps):
+    index = np.arange(num_steps * self._batch_size) % NUM_IMAGES
+    return self._images[index], self._labels[index]
 
   def logits(self):
     return self._network.predict_on_batch(first_images())
 
   def train(self, num_steps):
-    size = num_steps * self._batch_size
-    batches = np.arange(size) % NUM_IMAGES
     self._network.fit(
-      self._images[batches],
-      self._labels[batches],
-      batch_size=self._batch_size,
-      verbose=0,
+      *self._repeated(num_steps), batch_size=self._batch_size, verbose=0
     )
 
   def evaluate(self):

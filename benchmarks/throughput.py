@@ -37,6 +37,7 @@ from typing import Any
 import jax
 from matplotlib import figure
 import numpy as np
+import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -302,12 +303,12 @@ def print_tables(result: dict[str, Any]) -> None:
   row("this project, by batch size", "ms per step", "ms per image")
   row(*["---"] * 3)
   for size, seconds in result["scaling"]["batch_size"].items():
-    row(size, f"{seconds * 1e3:.1f}", f"{seconds / int(size) * 1e3:.3f}")
+    row(size, f"{seconds * 1e3:.3g}", f"{seconds / int(size) * 1e3:.3g}")
   print()
   row("this project, by size of the data set", "ms per step", "s per epoch")
   row(*["---"] * 3)
   for size, seconds in result["scaling"]["num_images"].items():
-    row(size, f"{seconds * 1e3:.1f}", f"{seconds * int(size) / 100:.1f}")
+    row(size, f"{seconds * 1e3:.3g}", f"{seconds * int(size) / 100:.3g}")
 
 
 @figures.styled
@@ -374,6 +375,12 @@ def main() -> None:
     figures.save(draw(results), args.picture)
     return
 
+  if not on_gpu():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # PyTorch must not use one either.
+  elif not torch.cuda.is_available():
+    parser.error("JAX finds a GPU but PyTorch does not; install it for CUDA")
+  elif args.tensorflow_python or args.keras_tensorflow_python:
+    parser.error("the programs that use TensorFlow are for a CPU")
   pythons[CUDA_GRAPHS] = sys.executable if on_gpu() else ""
   pythons[TENSORFLOW] = args.tensorflow_python
   pythons[KERAS_TENSORFLOW] = args.keras_tensorflow_python

@@ -1,7 +1,6 @@
 """Traces a network to a list of JAX primitives, for the export formats."""
 
 from collections.abc import Callable
-import operator
 from typing import Any
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ from rundir import trees
 import steps
 
 _CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
-_shape = operator.attrgetter("aval.shape")
 
 
 class Op(NamedTuple):
@@ -139,6 +137,10 @@ def _inline(
       ops.append(op)
     values |= zip(eqn.outvars, outputs, strict=True)
   return [*map(read, closed.jaxpr.outvars)]
+
+
+def _shape(atom) -> tuple[Any, ...]:
+  return atom.aval.shape
 
 
 def _is_float(atom) -> bool:

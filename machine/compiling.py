@@ -44,6 +44,8 @@ def compiler_options() -> dict[str, str | bool]:
       return options
     except jax.errors.JaxRuntimeError:
       pass
+  if jax.default_backend() == "gpu":
+    logging.warning("XLA cannot make the GPU deterministic; runs will differ")
   return {}
 
 

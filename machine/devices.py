@@ -35,7 +35,8 @@ def replicate(tree: Tree) -> Tree:
 
 def gather(tree: Tree) -> Tree:
   """Gives every device the whole of each array, inside jit."""
-  # Inside jit, XLA ignores jax.device_put and may leave an array split.
+  # Inside jit, JAX drops the sharding given to jax.device_put, so XLA may leave
+  # an array split.
   return lax.with_sharding_constraint(tree, replicated())
 
 

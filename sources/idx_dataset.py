@@ -310,7 +310,8 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
   """
   magic = bytes([0, 0, 8, len(shape)])  # 8 stands for unsigned bytes.
   start = 4 + 4 * len(shape)
-  limit = -1 if None in shape else start + math.prod(n or 0 for n in shape) + 1
+  sizes = [n for n in shape if n is not None]
+  limit = start + math.prod(sizes) + 1 if len(sizes) == len(shape) else -1
   try:
     with open(path, "rb") as file:
       is_gzip = file.read(2) == b"\x1f\x8b"

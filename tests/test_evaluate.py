@@ -218,7 +218,8 @@ def test_images_of_another_shape_are_refused(run, monkeypatch):
     return data._replace(splits={"test": test})
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
-  with pytest.raises(app.UsageError, match="images of shape .32, 32, 3."):
+  expected = "10 classes and images of shape .32, 32, 3.; must have 10 and .28"
+  with pytest.raises(app.UsageError, match=expected):
     evaluate.evaluate([run])
 
 

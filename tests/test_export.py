@@ -206,7 +206,6 @@ def test_a_network_with_a_fixed_batch_size_is_refused(
 _READ_STABLEHLO = """
 import sys
 import jax
-from jax import lax
 from jax import export
 import numpy as np
 

@@ -19,6 +19,7 @@ import input_pipeline
 from machine import compiling
 import ops
 import predict
+from report import network
 from rundir import runs
 import steps
 import train
@@ -115,17 +116,16 @@ def test_every_program_compiles_the_network_with_the_options(
 def test_the_inspection_uses_the_options_and_its_errors_do_not_stop_a_run(
   tiny_config, tmp_path, monkeypatch, caplog
 ):
-  jit_loop, options = compiling.jit_loop, compiling.compiler_options()
+  jit = compiling.jit
 
-  def jit_loop_with_options(step):
+  def jit_inspection_with_an_unknown_option(function):
     with monkeypatch.context() as patch:
-      patch.setattr(compiling, "compiler_options", lambda: options)
-      return jit_loop(step)
+      if getattr(function, "func", None) is network.inspect:
+        unknown = {"xla_unknown": True}
+        patch.setattr(compiling, "compiler_options", lambda: unknown)
+      return jit(function)
 
-  monkeypatch.setattr(
-    compiling, "compiler_options", lambda: {"xla_unknown": True}
-  )
-  monkeypatch.setattr(compiling, "jit_loop", jit_loop_with_options)
+  monkeypatch.setattr(compiling, "jit", jit_inspection_with_an_unknown_option)
   tiny_config.num_steps = 1
   assert train.train_and_evaluate(tiny_config, tmp_path)["global_step"] == 1
   (warning,) = (
