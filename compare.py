@@ -28,7 +28,7 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
   """Finds all run directories in the folders, at any depth.
 
   Raises:
-    app.UsageError: a folder contains none.
+    app.UsageError: if a folder contains none.
   """
   runs = []
   for folder in folders:

@@ -62,7 +62,7 @@ def evaluate(
     runs, global_step is a list.
 
   Raises:
-    app.UsageError: an argument or a run directory is invalid.
+    app.UsageError: if an argument or a run directory is invalid.
   """
   paths = [files.local_path(workdir) for workdir in workdirs]
   folder = output and files.local_path(output)
@@ -117,7 +117,7 @@ def check_writable(folder: pathlib.Path) -> None:
   """Creates a folder and checks that files can be written to it.
 
   Raises:
-    app.UsageError: the folder is not writable.
+    app.UsageError: if the folder is not writable.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)

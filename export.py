@@ -61,8 +61,8 @@ def export(
     global_step.
 
   Raises:
-    app.UsageError: an argument or the run directory is invalid, or the network
-      cannot be exported.
+    app.UsageError: if an argument or the run directory is invalid, or the
+      network cannot be exported.
   """
   workdir, output = files.local_path(workdir), files.local_path(output)
   _check(format, output, dtype, weights)

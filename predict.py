@@ -113,7 +113,7 @@ def to_network(
   """Returns an image as network input: uint8 [height, width, channels].
 
   Raises:
-    ValueError: its height and width are not those of `image_shape`.
+    ValueError: if its height and width are not those of `image_shape`.
   """
   if image.shape[:2] != image_shape[:2]:
     raise ValueError(

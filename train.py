@@ -64,9 +64,9 @@ def train_and_evaluate(
     the same.
 
   Raises:
-    app.UsageError: the config, the data or a directory is invalid, or the loss
-      is not finite.
-    SystemExit: SIGINT, SIGTERM or SIGHUP arrived, and the state was saved.
+    app.UsageError: if the config, the data or a directory is invalid, or the
+      loss is not finite.
+    SystemExit: if SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
   """
   console.setup()
   workdir = files.local_path(workdir)

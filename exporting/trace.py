@@ -80,7 +80,7 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
       may be symbolic.
 
   Raises:
-    app.UsageError: a primitive has several results.
+    app.UsageError: if a primitive has several results.
   """
   names, arrays = zip(*trees.named(state.eval_params), strict=True)
   treedef = jax.tree.structure(state.eval_params)

@@ -33,7 +33,7 @@ def join(
     process_id: the index of this process, from 0.
 
   Raises:
-    app.UsageError: an argument is wrong, or JAX cannot infer one.
+    app.UsageError: if an argument is wrong, or JAX cannot infer one.
   """
   is_given = (coordinator_address, num_processes, process_id) != (None,) * 3
   if not (is_given or _are_several_started()):

@@ -402,7 +402,7 @@ def save(picture: figure.Figure, path: str | os.PathLike) -> None:
   """Writes a picture to a file.
 
   Raises:
-    app.UsageError: the file cannot be written.
+    app.UsageError: if the file cannot be written.
   """
   try:
     picture.savefig(path, dpi=200)  # For high-resolution screens.

@@ -63,8 +63,9 @@ def restore(
       None, no sums are returned.
 
   Raises:
-    DamagedError: the checkpoint is not what was saved.
-    trees.OtherNetworkError: names an array that differs or is missing.
+    DamagedError: if the checkpoint is not what was saved.
+    trees.OtherNetworkError: if an array differs or is missing; the message
+      names it.
   """
   path = _folder(workdir) / str(step)
   found = _read_metadata(path)
@@ -136,7 +137,7 @@ def restore_newest(
   """Restores the newest undamaged checkpoint; see `restore`.
 
   Raises:
-    app.UsageError: all checkpoints are damaged.
+    app.UsageError: if all checkpoints are damaged.
     trees.OtherNetworkError: as in `restore`.
   """
   for step in reversed(all_steps(workdir)):
@@ -176,7 +177,7 @@ class Manager:
       validation_accuracy: the state's accuracy, if it was measured.
 
     Raises:
-      app.UsageError: an earlier checkpoint could not be saved.
+      app.UsageError: if an earlier checkpoint could not be saved.
     """
     validated = validation_accuracy is not None
     metrics = {_BEST: validation_accuracy} if validated else {}
@@ -201,7 +202,7 @@ class Manager:
     """Waits until everything is saved.
 
     Raises:
-      app.UsageError: a checkpoint could not be saved.
+      app.UsageError: if a checkpoint could not be saved.
     """
     with self._explain():
       while self._saves:
@@ -261,7 +262,7 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
     start_step: where training resumes; newer checkpoints were skipped.
 
   Raises:
-    app.UsageError: a checkpoint could not be saved.
+    app.UsageError: if a checkpoint could not be saved.
   """
   _set_aside(workdir, _find_damaged(workdir, start_step))
   manager = Manager(_orbax_manager(_folder(workdir)))

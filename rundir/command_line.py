@@ -74,7 +74,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     after the experiment, unless it was given.
 
   Raises:
-    app.UsageError: says what is wrong and what it must be.
+    app.UsageError: if an argument is wrong; the message says what it must be.
   """
   parser = console.Parser(
     usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...]"
@@ -106,7 +106,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   """Loads a config file.
 
   Raises:
-    app.UsageError: names the file and what is wrong with it.
+    app.UsageError: if the file is wrong; the message names it and says why.
   """
   file = str(files.local_path(path))
   if not os.path.isfile(file):

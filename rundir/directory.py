@@ -39,7 +39,7 @@ def create(
       be opened without the data.
 
   Raises:
-    app.UsageError: it cannot be created, or it holds another run.
+    app.UsageError: if it cannot be created, or it holds another run.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def check_contained(workdir: pathlib.Path) -> None:
   """Rejects a run directory with pipes, devices or links out of it.
 
   Raises:
-    app.UsageError: names the pipe, device or link.
+    app.UsageError: if it has any; the message names the first.
   """
   root = workdir.resolve()
   for folder, folders, names in os.walk(workdir):
@@ -135,7 +135,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   locks, a warning says so.
 
   Raises:
-    app.UsageError: names the process that holds it.
+    app.UsageError: if another process holds it; the message names that one.
   """
   if not processes.is_first():
     yield

@@ -164,7 +164,7 @@ def name(
     init_from: the directory of the run that provides its initial parameters.
 
   Raises:
-    app.UsageError: the name would be too long for a file system.
+    app.UsageError: if the name would be too long for a file system.
   """
   overrides = [
     f"{key}={config[key]}"
@@ -199,7 +199,7 @@ def check_same(
     steps_done: the number of steps in the newest checkpoint.
 
   Raises:
-    app.UsageError: names the keys that differ.
+    app.UsageError: if keys differ; the message names them.
   """
   if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
     found = {**found, "num_steps": ours["num_steps"]}
@@ -243,7 +243,7 @@ def read(
     own_keys: the keys that the run's config file added to the default ones.
 
   Raises:
-    app.UsageError: says what is wrong there.
+    app.UsageError: if the file is wrong; the message says why.
   """
   found = files.read_json(path)
   config = default.get_config()

@@ -33,7 +33,7 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   """Expands a leading `~`; every path from the user goes through here.
 
   Raises:
-    app.UsageError: the path is a URL, or the home directory is unknown.
+    app.UsageError: if the path is a URL, or the home directory is unknown.
   """
   if not is_local(path):
     raise app.UsageError(f"{path}: must be {LOCAL}")
@@ -48,7 +48,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
-    app.UsageError: names a file that does not hold one.
+    app.UsageError: if the file does not hold one; the message names it.
   """
   try:
     if path.stat().st_size > _MAX_JSON_SIZE:

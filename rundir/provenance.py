@@ -69,7 +69,7 @@ def check_init_from(
     has_checkpoints: whether this run has any checkpoints.
 
   Raises:
-    app.UsageError: this run did not begin with those parameters.
+    app.UsageError: if this run did not begin with those parameters.
   """
   named = str(files.local_path(given).absolute()) if given else None
   starts = read(workdir)

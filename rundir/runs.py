@@ -51,8 +51,8 @@ def open_ensemble(
   """Opens runs whose probabilities can be averaged.
 
   Raises:
-    app.UsageError: says what is missing or wrong, or names the run that was
-      trained on other images or classes than the first.
+    app.UsageError: if a run cannot be opened, or was trained on other images or
+      classes than the first; the message names it.
   """
   opened = [open_run(workdir, checkpoint) for workdir in workdirs]
   learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
@@ -73,7 +73,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     checkpoint: "last", "best" by validation accuracy, or a step.
 
   Raises:
-    app.UsageError: says what is missing or wrong there.
+    app.UsageError: if something is missing or wrong; the message names it.
   """
   devices.check()
   workdir = files.local_path(workdir)
@@ -123,7 +123,7 @@ def restore_or_create(
     init_from: the run whose parameters to start from if there is no checkpoint.
 
   Raises:
-    app.UsageError: none of the checkpoints can be restored.
+    app.UsageError: if none of the checkpoints can be restored.
   """
   state = create_state(
     steps.rngs(config.seed).init,
@@ -160,7 +160,7 @@ def with_params_of(
   """Returns a state with the parameters of a run, averaged ones if it has any.
 
   Raises:
-    app.UsageError: the run cannot be opened, or has another network.
+    app.UsageError: if the run cannot be opened, or has another network.
   """
   params = open_run(workdir).state.eval_params
   trees.check_same_network(

@@ -35,7 +35,7 @@ def check_same_network(path: str | os.PathLike, state: Any, found: Any) -> None:
     found: the actual tree.
 
   Raises:
-    OtherNetworkError: names the first array that differs.
+    OtherNetworkError: if an array differs; the message names the first.
   """
   ours, theirs = shapes(state), shapes(found)
   for name in sorted(ours.keys() | theirs.keys()):
