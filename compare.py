@@ -19,6 +19,7 @@ from absl import app
 
 from machine import console
 from rundir import directory
+from rundir import experiment
 from rundir import files
 
 _WIDTH = 100  # The widest table, in characters.
@@ -82,7 +83,7 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
   what `summarize` returns. Missing values are None.
   """
   configs = [files.read_json(run / "config.json") for run in runs]
-  keys = sorted(set().union(*configs))
+  keys = sorted(set().union(*configs) - {*experiment.INCIDENTAL})
   differing = [
     key
     for key in keys

@@ -31,6 +31,13 @@ from rundir import runs
 from rundir import trees
 import steps
 
+# Packages that a format needs besides the project's own requirements.
+_NEEDS = {
+  "onnx": "onnx",
+  "stablehlo": "flatbuffers",
+  "safetensors": "safetensors",
+}
+
 
 def export(
   workdir: str | os.PathLike,
@@ -115,9 +122,10 @@ def _check(
     raise app.UsageError(
       f"--weights={weights} has no effect with --format={format}"
     )
-  if format in ("onnx", "safetensors") and not importlib.util.find_spec(format):
+  package = _NEEDS.get(format)
+  if package and not importlib.util.find_spec(package):
     raise app.UsageError(
-      f"--format={format}: the package {format} is not installed; run"
+      f"--format={format}: the package {package} is not installed; run"
       " `pip install -r requirements-export.txt`"
     )
   if output.exists() and not output.is_file():

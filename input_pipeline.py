@@ -196,7 +196,7 @@ def _parse_split(
 def _crc32(images: np.ndarray, labels: np.ndarray) -> int:
   checksum = zlib.crc32(repr(images.shape[1:]).encode())
   for array in (images, labels):
-    checksum = zlib.crc32(np.ascontiguousarray(array), checksum)
+    checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
   return checksum
 
 

@@ -207,7 +207,7 @@ def _doubts(
   return [
     "; ".join(
       [image.digit.doubt] * bool(image.digit.doubt)
-      + [f"probability below the usual {usual:.4f}"] * bool(top < usual)
+      + ["probability lower than usual for this network"] * bool(top < usual)
     )
     for image, top in zip(images, probabilities.max(axis=1), strict=True)
   ]

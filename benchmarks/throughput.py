@@ -335,6 +335,7 @@ def draw(results: list[dict[str, Any]]) -> figure.Figure:
       axes.bar_label(
         bars, fmt="{:,.1f}" if kind == "train" else "{:,.0f}", padding=2
       )
+      axes.xaxis.set_major_formatter("{x:,.0f}")
       axes.margins(x=0.15)
       axes.set_title(title)
       axes.grid(axis="y", visible=False)

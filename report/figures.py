@@ -67,6 +67,8 @@ def learning_curves(
       points = _points(records, f"{split}_{metric}")
       if len(points):
         style = {"label": split, **style}
+        if len(points) == 1:
+          style.setdefault("marker", "o")
         if split == "test":
           style["label"] = f"test: {metric} {points[-1, 1]:.4f}"
         _plot(axes, points, metric, **style)
@@ -120,15 +122,22 @@ def _plot(axes, points: np.ndarray, metric: str, **style):
 def _finish(axes, metric: str) -> None:
   """Labels and scales the axes of a metric."""
   axes.set_xlabel("step")
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 5, 10)))
+  axes.xaxis.set_major_locator(
+    ticker.MaxNLocator(5, steps=(1, 2, 5, 10), integer=True)
+  )
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
   axes.set_title("error rate" if metric == "accuracy" else metric)
   if metric in ("loss", "accuracy"):
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high > 30 * low else (1, 2, 3, 5, 7)
+    axes.yaxis.set_major_locator(
+      # A narrow range may contain none of the round numbers.
+      ticker.LogLocator(subs=subs) if high > 3 * low else ticker.MaxNLocator(5)
+    )
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    percent = ticker.FuncFormatter(lambda y, _: f"{100 * y:.3g} %")
-    plain = ticker.StrMethodFormatter("{x:.3g}")
+    percent = ticker.FuncFormatter(lambda y, _: f"{100 * y:.6g}%")
+    plain = ticker.StrMethodFormatter("{x:.6g}")
     axes.yaxis.set_major_formatter(percent if metric == "accuracy" else plain)
 
 
@@ -229,19 +238,20 @@ def calibration(
   upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
   width = 1 / len(counts)
   centers = (np.arange(len(counts)) + 0.5) * width
-  few = counts < _FEW
+  few = (counts > 0) & (counts < _FEW)
   for chosen, color, label in (
-    (~few, _BLUE, "measured"),
+    (counts >= _FEW, _BLUE, "measured"),
     (few, "#b3d4e6", f"fewer than {_FEW} examples"),
   ):
-    bars = accuracies[chosen]
-    upper.bar(
-      centers[chosen], bars, width, color=color, label=label, ec="white"
-    )
+    if chosen.any():
+      bars = accuracies[chosen]
+      upper.bar(
+        centers[chosen], bars, width, color=color, label=label, ec="white"
+      )
   upper.plot([0, 1], [0, 1], "--", color=_GRAY, label="perfectly calibrated")
   upper.set_ylabel("accuracy")
   upper.set_title(f"expected calibration error {error:.4f}")
-  upper.legend()
+  picture.legend(loc="outside upper center", ncols=2, fontsize="small")
   lower.bar(centers, counts, width, ec="white")
   lower.set_yscale("log")
   lower.set_ylabel("examples")
@@ -296,11 +306,17 @@ def activations(
   _show(first, image)
   first.set_title(f"image: {class_names[int(label)]}")
   for axes, (name, output) in zip(middle, layers.items(), strict=True):
-    axes.imshow(_tile(output), cmap="viridis")
-    axes.set_title(f"{name} {list(output.shape)}")
+    tiles, sign = _tile(output), ""
+    if np.nanmin(tiles) < 0:
+      limit, sign = np.nanmax(np.abs(tiles)), "\nblue: positive, red: negative"
+      axes.imshow(tiles, cmap="RdBu", vmin=-limit, vmax=limit)
+    else:
+      axes.imshow(tiles, cmap="viridis")
+    axes.set_title(f"{name} {list(output.shape)}{sign}")
   for axes in (first, *middle):
     axes.axis("off")
   _bars(last, probabilities, class_names)
+  last.set_ylabel("probability")
   last.set_title(f"prediction: {class_names[int(probabilities.argmax())]}")
   return picture
 

@@ -352,7 +352,7 @@ def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
   """Returns the CRC-32 of all values."""
   checksum = 0
   for leaf in jax.tree.leaves(jax.device_get(tree)):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+    checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
   return np.uint32(checksum)
 
 

@@ -157,6 +157,14 @@ def delete_half(step):
     file.unlink()
 
 
+def replace_by(step, other):
+  shutil.rmtree(step)
+  if other:
+    shutil.copytree(other, step)
+  else:
+    step.mkdir()
+
+
 DAMAGES = {
   "a byte changed": flip_a_byte,
   "truncated": lambda step: os.truncate(data_file(step), 100),
@@ -170,11 +178,8 @@ DAMAGES = {
   ),
   "index emptied": lambda step: os.truncate(step / "default/manifest.ocdbt", 0),
   "metadata emptied": lambda step: os.truncate(step / "default/_METADATA", 0),
-  "nothing left": lambda step: (shutil.rmtree(step), step.mkdir()),
-  "of another step": lambda step: (
-    shutil.rmtree(step),
-    shutil.copytree(step.with_name("2"), step),
-  ),
+  "nothing left": lambda step: replace_by(step, None),
+  "of another step": lambda step: replace_by(step, step.with_name("2")),
 }
 
 

@@ -14,7 +14,7 @@ import compare
 def runs(tmp_path):
   """Three runs; the last has no test result and an unfinished last line."""
   for name, seed, rate, test in (("a", 0, 0.1, 0.8), ("b", 1, 0.1, 0.9)):
-    config = {"seed": seed, "learning_rate": rate}
+    config = {"seed": seed, "learning_rate": rate, "log_every_steps": seed + 1}
     write_run(tmp_path / "runs" / name, config, validation=test)
     record = {"step": 20, "test_accuracy": test, "test_loss": 1 - test}
     with (tmp_path / "runs" / name / "metrics.jsonl").open("a") as file:

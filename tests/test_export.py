@@ -332,13 +332,15 @@ def test_bad_arguments_are_refused(arguments, message, tiny_run):
   assert str(error.value) == message
 
 
-@pytest.mark.parametrize("package", ["onnx", "safetensors"])
-def test_a_missing_package_is_named(package, tiny_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("format, package", export._NEEDS.items())
+def test_a_missing_package_is_named(
+  format, package, tiny_run, tmp_path, monkeypatch
+):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(app.UsageError) as error:
-    export.export(tiny_run, package, tmp_path / "file")
+    export.export(tiny_run, format, tmp_path / "file")
   assert str(error.value) == (
-    f"--format={package}: the package {package} is not installed; run"
+    f"--format={format}: the package {package} is not installed; run"
     " `pip install -r requirements-export.txt`"
   )
 

@@ -2,6 +2,7 @@ import io
 
 from matplotlib import image
 import numpy as np
+import pytest
 
 from report import figures
 
@@ -87,6 +88,29 @@ def test_deformations_are_below_their_originals():
   assert len(figures.deformations(images[:3], images[:3]).axes) == 6
 
 
+@pytest.mark.parametrize("losses", [(2.3, 2.302), (2.3, 0.3), (2.3, 0.01)])
+def test_the_axes_of_a_short_run_have_distinct_labels(losses):
+  records = [
+    {"step": step, "train_loss": loss}
+    for step, loss in zip((19, 21), losses, strict=True)
+  ]
+  figure = figures.learning_curves(records)
+  pixels(figure)  # Draws the labels.
+  (axes,) = figure.axes
+  for axis, (low, high) in (
+    (axes.xaxis, axes.get_xlim()),
+    (axes.yaxis, axes.get_ylim()),
+  ):
+    labels = [
+      label.get_text()
+      for label, at in zip(
+        axis.get_ticklabels(), axis.get_ticklocs(), strict=True
+      )
+      if low <= at <= high
+    ]
+    assert len(labels) == len(set(labels)) >= 3, labels
+
+
 def test_calibration_shows_the_accuracy_of_each_bin():
   counts, accuracies = np.array([0, 12, 6]), np.array([0, 0.5, 1])
   upper, lower = figures.calibration(counts, accuracies, 0.1).axes
@@ -94,7 +118,7 @@ def test_calibration_shows_the_accuracy_of_each_bin():
   assert [(bar.get_center()[0], bar.get_height()) for bar in sure] == [
     (0.5, 0.5)
   ]
-  assert [bar.get_height() for bar in unsure] == [0, 1]
+  assert [bar.get_height() for bar in unsure] == [1]
   assert unsure.get_label() == "fewer than 10 examples"
   assert sure[0].get_facecolor() != unsure[0].get_facecolor()
   assert [bar.get_height() for bar in lower.patches] == [*counts]

@@ -394,7 +394,7 @@ def test_several_digits_are_read_one_by_one(
 def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
   args = (f"--workdir={sure_run(0.999)}", digits / "good/0.png")
   assert predict_in_process(monkeypatch, *args) == 0
-  doubt = "unsure: probability below the usual 0.9990"
+  doubt = "unsure: probability lower than usual for this network"
   assert capsys.readouterr().out.rstrip().endswith(f"  {doubt}")
   args += ("--json",)
   assert predict_in_process(monkeypatch, *args) == 0
