@@ -188,7 +188,7 @@ def huge_header(shape):
 
 BAD = {
   "nothing": (b"", "is empty"),
-  "text": (b"a digit", "is not an image in a supported format (PNG, JPEG, "),
+  "text": (b"a digit", "is not an image in a supported format .PNG, JPEG, "),
   "truncated png": (encode(GRAY, "PNG")[:100], "cannot be decoded"),
   "truncated jpeg": (encode(GRAY, "JPEG")[:-200], "cannot be decoded"),
   "bad png": (
