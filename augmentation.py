@@ -20,7 +20,7 @@ class Limits(NamedTuple):
   Attributes:
     rotation: the largest angle, in degrees, either way.
     scale: 0.1 scales height and width by a factor of up to 1.1, up or down.
-    shear: how far a row moves sideways per row from the center.
+    shear: the largest sideways shift, in pixels per row from the center.
     shift: the largest shift along each axis, in pixels.
     elastic: the largest random displacement before smoothing, in pixels.
     num_steps: how many training steps see deformed images; None for all.
@@ -148,8 +148,8 @@ def _resample(images: jax.Array, sources: jax.Array) -> jax.Array:
 def _interpolate(images: jax.Array, sources: jax.Array) -> jax.Array:
   """Interpolates linearly, with 0 outside the image.
 
-  A TPU gathers one number at a time, so there, matrix products compute the same
-  sums; they would be slower on a CPU.
+  A TPU gathers one number at a time, so it computes the same sums by matrix
+  products instead; on a CPU, these would be slower.
 
   Args:
     images: [B, height, width, channels].

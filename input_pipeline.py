@@ -51,7 +51,7 @@ class Examples(struct.PyTreeNode):
 
 
 class Data(NamedTuple):
-  """The splits of a data set that were loaded.
+  """The loaded splits of a data set.
 
   Attributes:
     class_names: the names of the labels.

@@ -29,7 +29,7 @@ _BATCHES = (100, 1_000, 10_000)
 
 
 class Devices(NamedTuple):
-  """A kind of device and of network between the devices.
+  """A kind of device, and the network that connects several.
 
   Attributes:
     name: the names of both.

@@ -180,7 +180,7 @@ def measure(
 
 
 def summarize(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-  """Computes medians, also of the ratios to this project in each round."""
+  """Computes each program's median times and median ratios to this project."""
   result: dict[str, Any] = {}
   for name, kinds in times.items():
     result[name] = {}

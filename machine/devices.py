@@ -43,8 +43,8 @@ def gather(tree: Tree) -> Tree:
 def split(batch: jax.Array) -> jax.Array:
   """Gives every device its part of the first axis, inside jit.
 
-  If its length is not a multiple of the number of devices, each device gets the
-  whole batch.
+  If the batch size is not a multiple of the number of devices, each device gets
+  the whole batch.
   """
   if len(batch) % mesh().size:
     return batch
@@ -53,7 +53,7 @@ def split(batch: jax.Array) -> jax.Array:
 
 
 def check() -> None:
-  """Raises app.UsageError if JAX finds no device of JAX_PLATFORMS."""
+  """Raises app.UsageError if JAX finds no device for JAX_PLATFORMS."""
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter has no message.

@@ -222,7 +222,7 @@ class Manager:
     self._wait_and_check(step)  # Attributes a failure to this save.
 
   def _wait_and_check(self, step):
-    """Waits for a save; reads back the first one, except its values."""
+    """Waits for a save; checks the first one without reading its arrays."""
     self._manager.wait_until_finished()
     if not self._is_checked:
       workdir = pathlib.Path(self._manager.directory).parent

@@ -206,7 +206,7 @@ class Logger:
         return
       for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
         self._tensorboard.add_scalar(f"weights/grad_norm/{name}", norm, step)
-      # While earlier pictures are being drawn, skip any but the last step's.
+      # While earlier pictures are being drawn, skip all but the last step's.
       if step == self._num_steps or not self._drawing or self._drawing.done():
         learned = jax.device_get(
           (data.validation, probabilities, state.eval_params, inspection)

@@ -14,7 +14,7 @@ from PIL import ImageOps
 from sources import photographs
 from sources import sheets
 
-# Formats that Pillow decodes itself; for others, it may start other programs.
+# Formats decoded in this process; for others, Pillow may start other programs.
 _FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF HEIF".split()
 SUFFIXES = tuple(
   ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .avif .heic .heif"
