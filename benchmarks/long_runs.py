@@ -61,7 +61,7 @@ def long_run(folder: pathlib.Path, num_steps: int) -> dict[str, float]:
   memory = {}
   assert process.stderr is not None
   for line in process.stderr:
-    if match := re.search(r"step +(\d+)/\d+ +loss", line):
+    if match := re.search(r"step +(\d+)/\d+ +train loss", line):
       memory[int(match[1])] = resident_mebibytes(process.pid)
   if process.wait():
     raise RuntimeError("train.py failed")
