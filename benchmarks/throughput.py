@@ -259,7 +259,7 @@ def _hardware(machine: dict[str, Any]) -> str:
     f"{machine['cores']} cores, {machine['processor']},"
     f" {machine['vector_extensions']}"
   )
-  device = machine.get("device", "cpu")
+  device = machine["device"]
   return cores if device == "cpu" else f"{device}, {cores}"
 
 

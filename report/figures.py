@@ -274,11 +274,10 @@ def filters(kernel: np.ndarray, name: str) -> figure.Figure:
   axes = picture.subplots()
   axes.axis("off")
   axes.set_title(f"{name}, {kernel.shape[-1]} filters")
-  limit = np.abs(kernel).max()
   if tiles.shape[-1] == 1:
-    drawn = axes.imshow(tiles[..., 0], cmap="RdBu", vmin=-limit, vmax=limit)
-    picture.colorbar(drawn, shrink=0.8)
+    picture.colorbar(_show_signed(axes, tiles[..., 0]), shrink=0.8)
   else:
+    limit = np.abs(kernel).max()
     axes.imshow(np.nan_to_num(tiles / (2 * limit) + 0.5, nan=1))
   return picture
 
@@ -308,8 +307,8 @@ def activations(
   for axes, (name, output) in zip(middle, layers.items(), strict=True):
     tiles, sign = _tile(output), ""
     if np.nanmin(tiles) < 0:
-      limit, sign = np.nanmax(np.abs(tiles)), "\nblue: positive, red: negative"
-      axes.imshow(tiles, cmap="RdBu", vmin=-limit, vmax=limit)
+      sign = "\nblue: positive, red: negative"
+      _show_signed(axes, tiles)
     else:
       axes.imshow(tiles, cmap="viridis")
     axes.set_title(f"{name} {list(output.shape)}{sign}")
@@ -432,6 +431,12 @@ def _show(axes, image: Array) -> None:
     image = image[..., 0]
   axes.grid(False)
   axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+
+
+def _show_signed(axes, values: np.ndarray):
+  """Shows positive values in blue and negative ones in red; NaN is blank."""
+  limit = np.nanmax(np.abs(values))
+  return axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
 
 
 def _bars(axes, probabilities: Array, class_names: Sequence[str]) -> None:
