@@ -7,6 +7,7 @@ row; the jitted step gathers and scales its batch. The order is a function of
 
 from collections.abc import Sequence
 import functools
+import importlib
 import importlib.util
 from typing import Any
 from typing import NamedTuple
@@ -20,12 +21,9 @@ from jax import lax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tensorflow_datasets as tfds
 
 from machine import devices
 from machine import processes
-from sources import arrays
-from sources import builders
 
 
 class Examples(struct.PyTreeNode):
@@ -143,16 +141,19 @@ def _load(
   config: ml_collections.ConfigDict, splits: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[np.ndarray, np.ndarray]]]:
   """Returns the names of the classes, and each split's images and labels."""
+  builders = _import_builders()
   builder = builders.prepared(config)
   # Several of our splits may be parts of one TFDS split.
-  read_whole = functools.cache(functools.partial(arrays.read_split, builder))
+  read_whole = functools.cache(
+    functools.partial(builders.read_split, config, builder)
+  )
   class_names = tuple(builder.info.features["label"].names)
   loaded = {}
   for split in splits:
     key = f"{split}_split"
     parts = [
       [array[part.from_ : part.to] for array in read_whole(part.splitname)]
-      for part in _parse_split(config, key, builder.info.splits)
+      for part in builders.parse_split(config, key, builder.info.splits)
     ]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     if not labels.size:
@@ -168,29 +169,24 @@ def _load(
   return class_names, loaded
 
 
-def _parse_split(
-  config: ml_collections.ConfigDict, key: str, known: tfds.core.SplitDict
-) -> list[Any]:
-  """Parses a split such as "train[:90%]".
+def _import_builders():
+  """Imports sources/builders.py, and with it TFDS.
 
-  Returns:
-    Parts of existing splits, each with its `splitname` and the range from
-    `from_` to `to`.
+  Raises:
+    app.UsageError: if TFDS cannot be imported; the message says why.
   """
-  spec = config[key]
+  importlib.import_module("sources")  # Sets a variable that TFDS reads.
   try:
-    return tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
-  except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
-    reason = " ".join(str(error).strip("'\".").split())
-    sizes = (
-      f"{split.num_examples} examples in {name}"
-      for name, split in known.items()
-    )
+    # TFDS itself only logs what is wrong; its core raises it.
+    importlib.import_module("tensorflow_datasets.core")
+  except Exception as error:  # Such as protobuf's VersionError.
     raise app.UsageError(
-      f"config.{key}={spec}: not a split of {config.dataset}, which has"
-      f" {' and '.join(sizes)}: {reason}; percentages, such as train[10%:]"
-      " and train[:10%], fit any size"
+      "TensorFlow Datasets cannot be imported; run `pip install -r"
+      f" requirements.txt`: {type(error).__name__}: {error}"
     ) from error
+  from sources import builders
+
+  return builders
 
 
 def _crc32(images: np.ndarray, labels: np.ndarray) -> int:

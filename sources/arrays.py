@@ -1,4 +1,4 @@
-"""Reads a prepared data set as arrays, and caches them in its folder."""
+"""Keeps the images and labels of a data set as arrays, in its folder."""
 
 import json
 import os
@@ -12,6 +12,10 @@ import tensorflow_datasets as tfds
 import tqdm
 
 
+class DamagedError(Exception):
+  """Raised if a split's arrays cannot be read, and it has no records."""
+
+
 def read_split(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -19,38 +23,76 @@ def read_split(
 
   They come from the split's array file. If that is missing, outdated or
   damaged, it is rebuilt from the records.
+
+  Raises:
+    DamagedError: if there are no records to rebuild it from.
   """
   folder = pathlib.Path(builder.data_dir)
-  files = [folder / "dataset_info.json"]
-  files += map(pathlib.Path, builder.info.splits[split].filepaths)
-  # Fingerprint of the source files; if it changes, the arrays are rebuilt.
-  source = json.dumps(
-    [
-      (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-      for file in files
-    ]
-  )
-  path = folder / f"{split}.arrays.npz"
+  source = _fingerprint(builder, split)
+  path = _path(folder, split)
+  problem = "is missing"
   try:
     # NumPy checks the CRC that the zip format stores for each array.
     with np.load(path, allow_pickle=False) as arrays:
       if arrays["source"].item() == source:
         return arrays["images"], arrays["labels"]
-    logging.info("%s is outdated; rebuilding it", path)
+    problem = "is outdated"
   except FileNotFoundError:
     pass
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    logging.warning("%s is damaged (%s); rebuilding it", path, error)
+    problem = f"is damaged ({error})"
+  if not source:
+    raise DamagedError(f"{path} {problem}")
+  if problem != "is missing":  # As it is at the first start.
+    logging.warning("%s %s; rebuilding it", path, problem)
   images, labels = read_records(builder, split)
+  try:
+    write(folder, split, images, labels, source)
+  except OSError as error:
+    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
+  return images, labels
+
+
+def write(
+  folder: pathlib.Path,
+  split: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  source: str = "",
+) -> None:
+  """Writes the array file of a split, unless an OSError prevents it.
+
+  Args:
+    folder: the folder of the data set.
+    split: its name.
+    images: uint8 [n, height, width, channels].
+    labels: integers [n].
+    source: a fingerprint of the records that they were read from, if any.
+  """
+  path = _path(folder, split)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
   try:
     with open(temporary, "wb") as file:
-      np.savez(file, source=source, images=images, labels=labels)
+      np.savez(
+        file, source=source, images=images, labels=labels.astype(np.int32)
+      )
     os.replace(temporary, path)
-  except OSError as error:
+  except OSError:
     temporary.unlink(missing_ok=True)
-    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
-  return images, labels
+    raise
+
+
+def _path(folder: pathlib.Path, split: str) -> pathlib.Path:
+  return folder / f"{split}.arrays.npz"
+
+
+def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  """Returns the names, sizes and times of a split's records, or ""."""
+  files = map(pathlib.Path, builder.info.splits[split].filepaths)
+  stats = [(file.name, file.stat()) for file in files if file.exists()]
+  if not stats:
+    return ""
+  return json.dumps([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
 
 
 def read_records(

@@ -1,4 +1,4 @@
-"""Finds or prepares a data set in a TFDS format with random access."""
+"""Finds or prepares a data set, and reads its splits."""
 
 import contextlib
 import difflib
@@ -6,8 +6,10 @@ import hashlib
 import os
 import pathlib
 import re
+import shutil
 import sys
 import textwrap
+from typing import Any
 
 from absl import app
 from absl import logging
@@ -15,6 +17,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
+from sources import arrays
 from sources import idx_dataset
 from sources import image_folder
 from sources import own_images
@@ -32,7 +35,7 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   Raises:
     app.UsageError: if a key or a file is wrong; the message names it.
   """
-  if config.dataset not in _NAMES and not config.dataset.startswith("idx/"):
+  if not _is_ours(config.dataset):
     return _tfds_builder(config)
   folder = _folder(config)
   if not (folder / "dataset_info.json").exists():
@@ -44,6 +47,87 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
       f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
       f" it is damaged: {error}; remove {folder} and run again"
     ) from error
+
+
+def _is_ours(dataset: str) -> bool:
+  """Returns whether this project prepares the data set, rather than TFDS."""
+  return dataset in _NAMES or dataset.startswith("idx/")
+
+
+def parse_split(
+  config: ml_collections.ConfigDict, key: str, known: tfds.core.SplitDict
+) -> list[Any]:
+  """Parses the split in a config key, such as "train[:90%]".
+
+  Returns:
+    Parts of existing splits, each with its `splitname` and the range from
+    `from_` to `to`.
+  """
+  spec = config[key]
+  try:
+    return tfds.core.ReadInstruction.from_spec(spec).to_absolute(known)
+  except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
+    reason = " ".join(str(error).strip("'\".").split())
+    sizes = (
+      f"{split.num_examples} examples in {name}"
+      for name, split in known.items()
+    )
+    raise app.UsageError(
+      f"config.{key}={spec}: not a split of {config.dataset}, which has"
+      f" {' and '.join(sizes)}: {reason}; percentages, such as train[10%:]"
+      " and train[:10%], fit any size"
+    ) from error
+
+
+def read_split(
+  config: ml_collections.ConfigDict,
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads the images and labels of a split of `prepared(config)`.
+
+  If the files of a data set that this project prepared are damaged, it is
+  prepared again.
+  """
+  try:
+    return arrays.read_split(builder, split)
+  except arrays.DamagedError as error:
+    if not _is_ours(config.dataset):
+      raise app.UsageError(f"{error}, and the records are gone") from error
+    if config.manual_dir and not _find(config):
+      raise app.UsageError(
+        f"{error}, and config.manual_dir={config.manual_dir} no longer has the"
+        " files that it was made from"
+      ) from error
+    logging.warning("%s; preparing %s again", error, config.dataset)
+  folder = pathlib.Path(builder.data_dir)
+  shutil.rmtree(folder)  # Otherwise TFDS takes it for complete.
+  _prepare(config, folder)
+  return arrays.read_split(builder, split)
+
+
+def write_records(
+  config: ml_collections.ConfigDict, data_dir: str | os.PathLike
+) -> pathlib.Path:
+  """Writes `config.dataset` as array_record, for programs that read it by TFDS.
+
+  Returns:
+    A folder in `data_dir` to open with `tfds.builder_from_directory`.
+  """
+  builder = prepared(config)
+  features = builder.info.features
+  source = own_images.Source(
+    features["image"].shape,
+    tuple(features["label"].names),
+    {
+      split: read_split(config, builder, split) for split in builder.info.splits
+    },
+  )
+  records = own_images.OwnImages(
+    source=source, records=True, data_dir=os.path.expanduser(data_dir)
+  )
+  records.download_and_prepare(file_format="array_record")
+  return pathlib.Path(records.data_dir)
 
 
 def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -120,6 +204,7 @@ def _digest(*values) -> str:
 
 
 def _prepare(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+  builder: own_images.OwnImages
   if config.dataset in idx_dataset.NAMES:
     builder = idx_dataset.IdxDataset(
       config=config.dataset,

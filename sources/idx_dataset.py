@@ -119,15 +119,11 @@ class IdxDataset(own_images.OwnImages, skip_registration=True):  # type: ignore[
     super().__init__(source=source, config=config, **kwargs)
     self._manual_dir = pathlib.Path(manual_dir)
 
-  def _split_generators(self, dl_manager):
+  def _read(self, dl_manager):
     config = self.builder_config
     paths = find(self._manual_dir, config.name) or self._download(dl_manager)
     return {
-      split: self._generate_examples(
-        zip(
-          *read_split(paths, prefix, num_examples, config.sha256), strict=True
-        )
-      )
+      split: read_split(paths, prefix, num_examples, config.sha256)
       for split, (prefix, num_examples) in _SPLITS.items()
     }
 
@@ -237,11 +233,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
   else:
     class_names = tuple(map(str, values))
   splits = {
-    split: zip(
-      array[..., np.newaxis],
-      np.searchsorted(values, labels[split]),
-      strict=True,
-    )
+    split: (array[..., np.newaxis], np.searchsorted(values, labels[split]))
     for split, array in images.items()
   }
   height, width = next(iter(images.values())).shape[1:]

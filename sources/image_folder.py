@@ -11,6 +11,7 @@ from absl import app
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+import tqdm
 
 from sources import image_files
 from sources import own_images
@@ -43,11 +44,10 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
-  """Reads the images that `find` returned, each only when it is needed.
+  """Reads the images that `find` returned.
 
   Raises:
-    app.UsageError: if an image cannot be read; the message names it. Iterating
-      over the splits may raise this too.
+    app.UsageError: if an image cannot be read; the message names it.
   """
   class_names = sorted({name.split("/")[1] for name in paths})
   for label in class_names:
@@ -60,25 +60,33 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
     split, label, _ = name.split("/")
     splits[split].append((path, class_names.index(label)))
 
-  def examples(files):
-    # Shuffle, so that a slice of a split, such as train[:10%], has all classes.
-    random.Random(0).shuffle(files)
-    for path, label in files:
-      image = _read(path)
-      if image.shape != image_shape:
-        raise app.UsageError(
-          f"{path}: is {_describe(image.shape)}, but {first} is"
-          f" {_describe(image_shape)}; all must have one size, and be all gray"
-          " or all RGB: convert a copy of the folder, for example with"
-          " ImageMagick"
-        )
-      yield image, label
+  with tqdm.tqdm(
+    desc="Reading images", total=len(paths), disable=None
+  ) as progress:
 
-  return own_images.Source(
-    image_shape,
-    tuple(class_names),
-    {split: examples(files) for split, files in splits.items()},
-  )
+    def read_split(files):
+      # Shuffle, so that a slice of a split, such as train[:10%], has all
+      # classes.
+      random.Random(0).shuffle(files)
+      images = np.empty((len(files), *image_shape), np.uint8)
+      for index, (path, _) in enumerate(files):
+        image = _read(path)
+        if image.shape != image_shape:
+          raise app.UsageError(
+            f"{path}: is {_describe(image.shape)}, but {first} is"
+            f" {_describe(image_shape)}; all must have one size, and be all"
+            " gray or all RGB: convert a copy of the folder, for example with"
+            " ImageMagick"
+          )
+        images[index] = image
+        progress.update()
+      return images, np.array([label for _, label in files])
+
+    return own_images.Source(
+      image_shape,
+      tuple(class_names),
+      {split: read_split(files) for split, files in splits.items()},
+    )
 
 
 def _read(path: pathlib.Path) -> np.ndarray:

@@ -1,15 +1,18 @@
 import os
+import pathlib
 import pwd
 import shutil
 from unittest import mock
 
 from absl import app
 from absl import logging
+from conftest import files_of_at_most
 from conftest import idx_bytes
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+import input_pipeline
 from sources import arrays
 from sources import builders
 from sources import idx_dataset
@@ -28,7 +31,8 @@ def family_config(default_config, family, tmp_path):
 
 
 def num_test_examples(builder):
-  return len(builder.as_data_source("test"))
+  _, labels = arrays.read_split(builder, "test")
+  return len(labels)
 
 
 def test_a_prepared_data_set_is_not_prepared_again(family_config, monkeypatch):
@@ -66,7 +70,7 @@ def test_the_error_for_an_empty_prepared_folder_names_it(
   assert str(error.value).endswith(f"; remove {folder} and run again")
 
 
-@pytest.mark.parametrize("moment", ["__init__", "_split_generators"])
+@pytest.mark.parametrize("moment", ["__init__", "_read"])
 def test_another_process_may_prepare_it_first(
   moment, family_config, monkeypatch
 ):
@@ -84,7 +88,8 @@ def test_another_process_may_prepare_it_first(
 
 
 def read_test_images(config):
-  images, _ = arrays.read_split(builders.prepared(config), "test")
+  builder = builders.prepared(config)
+  images, _ = builders.read_split(config, builder, "test")
   return images[..., 0]
 
 
@@ -136,6 +141,71 @@ def test_a_prepared_data_set_is_read_even_if_its_files_are_gone(
     f"config.manual_dir={folder}: has no files for fashion_mnist, and nothing"
     " was prepared from it; must be a folder with train-images-idx3-ubyte, "
   )
+
+
+def cut_off(path):
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [os.unlink, cut_off])
+@pytest.mark.parametrize("dataset", ["kmnist", "idx"])
+def test_damaged_arrays_are_prepared_again(
+  dataset, damage, family_config, family, monkeypatch
+):
+  folder, images, _ = family
+  family_config.dataset = dataset
+  prepared = pathlib.Path(builders.prepared(family_config).data_dir)
+  damage(prepared / "test.arrays.npz")
+  warnings = []
+  monkeypatch.setattr(logging, "warning", lambda *args: warnings.append(args))
+  for _ in range(2):  # The second time, they are intact.
+    np.testing.assert_array_equal(read_test_images(family_config), images)
+  ((message, *args),) = warnings
+  assert message % tuple(args) == (
+    f"{args[0]}; preparing {dataset} again"
+  ) and str(args[0]).startswith(f"{prepared}/test.arrays.npz is ")
+
+  damage(prepared / "test.arrays.npz")
+  for file in folder.iterdir():
+    file.unlink()
+  with pytest.raises(app.UsageError) as error:
+    read_test_images(family_config)
+  assert str(error.value).startswith(f"{prepared}/test.arrays.npz is ")
+  assert str(error.value).endswith(
+    f", and config.manual_dir={folder} no longer has the files that it was made"
+    " from"
+  )
+  assert (prepared / "train.arrays.npz").exists()
+
+
+def test_a_full_disk_is_reported_in_one_line(family_config, tmp_path):
+  with files_of_at_most(50_000):
+    with pytest.raises(app.UsageError) as error:
+      input_pipeline.load(family_config)
+  assert str(error.value).startswith(
+    f"config.data_dir={tmp_path}/data: [Errno 27] File too large"
+  )
+  assert not [*(tmp_path / "data").rglob("*.npz*")]
+
+
+def test_a_prepared_data_set_can_be_written_for_tfds(
+  family_config, family, tmp_path
+):
+  _, images, labels = family
+  folder = builders.write_records(family_config, tmp_path / "records")
+  assert folder.is_relative_to(tmp_path / "records")
+  builder = tfds.builder_from_directory(folder)
+  assert builder.info.features["label"].names[9] == "wo"
+  test = builder.as_data_source("test")
+  assert len(test) == 100 and len(builder.as_data_source("train")) == 300
+  for example, image, label in zip(test, images, labels, strict=True):
+    np.testing.assert_array_equal(example["image"][..., 0], image)
+    assert example["label"] == label
+  # What this project prepares opens too, but has no records to read.
+  builder = tfds.builder_from_directory(
+    builders.prepared(family_config).data_dir
+  )
+  assert builder.info.splits["train"].num_examples == 300
 
 
 def test_own_files_need_manual_dir(family_config):

@@ -103,7 +103,7 @@ def test_modes_that_convert_without_loss_are_read(
     expected = [10, 20, 30]
   source = image_folder.read(image_folder.find(tmp_path))
   assert source.image_shape == (5, 6, len(expected))
-  ((image, label),) = source.splits["train"]
+  (image,), (label,) = source.splits["train"]
   assert image.dtype == np.uint8 and label == 0
   np.testing.assert_array_equal(image, np.broadcast_to(expected, image.shape))
 
@@ -134,7 +134,6 @@ def test_the_error_for_an_image_that_differs_names_it(
     write(path, 0, mode, size)
   else:
     path.write_bytes(b"<html>")
-  source = image_folder.read(image_folder.find(animals))
   with pytest.raises(app.UsageError) as error:
-    list(source.splits["train"])
+    image_folder.read(image_folder.find(animals))
   assert str(error.value).startswith(f"{path}: {message.format(first=first)}")

@@ -4,10 +4,13 @@ import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 from unittest import mock
 
 from absl import app
 from absl import logging
+from conftest import PROJECT
 from conftest import pixels
 import jax
 import jax.numpy as jnp
@@ -306,6 +309,27 @@ def test_loading_works_even_if_the_arrays_cannot_be_written(
   monkeypatch.setattr(np, "savez", no_space)
   data = input_pipeline.load(tiny_set_config)
   assert data.test.labels.shape == (12,)
+
+
+def test_the_error_says_why_tfds_cannot_be_imported(tmp_path):
+  """As with a protobuf that is too old: TFDS itself only logs the reason."""
+  package = tmp_path / "tensorflow_datasets"
+  package.mkdir()
+  (package / "__init__.py").touch()
+  (package / "core.py").write_text("raise Exception('gencode 6, runtime 5')")
+  process = subprocess.run(
+    [sys.executable, PROJECT / "train.py", "--workdir=run"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 1
+  assert process.stderr == (
+    "train.py: TensorFlow Datasets cannot be imported; run `pip install -r"
+    " requirements.txt`: Exception: gencode 6, runtime 5\n"
+  )
+  assert not (tmp_path / "run").exists()
 
 
 def test_windows_users_are_told_to_use_wsl2(default_config, monkeypatch):
