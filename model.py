@@ -5,7 +5,6 @@ import math
 
 from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 import ops
@@ -31,13 +30,7 @@ class ConvPool(nn.Module):
       "kernel", _glorot_uniform, (5, 5, x.shape[-1], self.features)
     )
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    x = lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      (1, 1),
-      "SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    x = ops.conv(x.astype(self.dtype), kernel.astype(self.dtype))
     # Bias and ReLU are monotone, so they commute with max-pooling. After it,
     # they process only a quarter of the elements.
     return nn.relu(ops.max_pool(x) + bias)

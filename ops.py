@@ -1,8 +1,104 @@
-"""Max-pooling with a gradient that is fast on a CPU."""
+"""Convolution and max-pooling with gradients that are fast on a CPU."""
+
+import functools
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+from machine import compiling
+
+
+def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+@jax.custom_vjp
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves with stride 1 and zero padding that keeps the size.
+
+  Values and gradients are those of `lax.conv_general_dilated`. XLA computes the
+  kernel's gradient as a convolution whose kernel is as large as the image. On a
+  CPU with a newer JAX that is slow, so it is arranged in another way there.
+
+  Args:
+    x: [B, H, W, C], floating point.
+    kernel: [height, width, C, features], with the dtype of x.
+
+  Returns:
+    [B, H, W, features].
+  """
+  return _conv(x, kernel)
+
+
+def _conv_forward(x, kernel):
+  return _conv(x, kernel), (x, kernel)
+
+
+def _conv_backward(residuals, dy):
+  x, kernel = residuals
+  (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel), x)(dy)
+
+  def of_kernel(x, dy):
+    (dkernel,) = jax.linear_transpose(lambda k: _conv(x, k), kernel)(dy)
+    return dkernel
+
+  if not compiling.has_onednn():
+    return dx, of_kernel(x, dy)
+  if x.shape[-1] == 1:
+    on_cpu = _kernel_gradient_of_gray
+  elif compiling.trains_with_onednn():
+    on_cpu = _kernel_gradient_by_dilation
+  else:
+    return dx, of_kernel(x, dy)
+  on_cpu = functools.partial(on_cpu, kernel.shape)
+  return dx, lax.platform_dependent(x, dy, cpu=on_cpu, default=of_kernel)
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _same_padding(size: int) -> tuple[int, int]:
+  return (size - 1) // 2, size // 2
+
+
+def _kernel_gradient_of_gray(shape, x, dy):
+  """Multiplies dy by a copy of the image for each pixel of the kernel."""
+  height, width = dy.shape[1:3]
+  x = jnp.pad(x[..., 0], ((0, 0), *map(_same_padding, shape[:2])))
+  shifted = [
+    x[:, i : i + height, j : j + width].ravel()
+    for i in range(shape[0])
+    for j in range(shape[1])
+  ]
+  return (jnp.stack(shifted) @ dy.reshape(-1, shape[-1])).reshape(shape)
+
+
+def _kernel_gradient_by_dilation(shape, x, dy):
+  """Convolves rows in which the channels lie side by side.
+
+  A row of the result then has width * C pixels instead of width, enough for
+  oneDNN to compute many at a time. The kernel is dy, dilated to reach the next
+  pixel of the same channel. Splitting the channels in two keeps two threads
+  equally busy.
+  """
+  batch, height, width, channels = x.shape
+  parts = 2 if channels % 2 == 0 else 1
+  step = channels // parts
+  x = x.reshape(batch, height, width, parts, step).transpose(3, 1, 2, 4, 0)
+  rows, columns = map(_same_padding, shape[:2])
+  result = lax.conv_general_dilated(
+    x.reshape(parts, height, width * step, batch),
+    dy.transpose(1, 2, 0, 3),
+    window_strides=(1, 1),
+    padding=(rows, tuple(step * n for n in columns)),
+    rhs_dilation=(1, step),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  result = result.reshape(parts, *shape[:2], step, shape[-1])
+  return result.transpose(1, 2, 0, 3, 4).reshape(shape)
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:
@@ -16,8 +112,16 @@ def _max_pool_even(x: jax.Array) -> jax.Array:
   return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
 
 
+def _max_of_corners(x):
+  top_left, top_right, left, right = _corners(x)
+  y = jnp.maximum(jnp.maximum(top_left, top_right), jnp.maximum(left, right))
+  # Otherwise XLA computes it again in every operation that reads it.
+  return lax.optimization_barrier(y)
+
+
 def _max_pool_forward(x):
-  y = _max_pool_even(x)
+  # On a CPU, this is three times as fast as XLA's reduce-window.
+  y = lax.platform_dependent(x, cpu=_max_of_corners, default=_max_pool_even)
   return y, (x, y)
 
 

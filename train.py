@@ -189,7 +189,8 @@ def _train(
   }
   # Takes many training steps in one dispatch, except on a CPU.
   train_steps = compiling.jit_loop(
-    functools.partial(steps.train_on_next_batch, **static)
+    functools.partial(steps.train_on_next_batch, **static),
+    compiling.training_options(),
   )
   inspect = functools.partial(
     compiling.jit(functools.partial(network.inspect, **static)),

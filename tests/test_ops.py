@@ -9,6 +9,7 @@ from unittest import mock
 import warnings
 
 from conftest import PROJECT
+from conftest import jit
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,13 +74,76 @@ def test_jit_loop_applies_the_step_the_given_number_of_times():
     assert (count, product) == (num_steps, 2.0**num_steps)
 
 
+@pytest.mark.parametrize(
+  "flags, has_onednn, expected",
+  [
+    ("fma avx2 avx512f avx512bw avx512vl", True, True),
+    ("fma avx2 avx512f avx512bw avx512vl", False, False),
+    ("fma avx2", True, False),
+    ("fma avx2 avx512f", True, False),  # Knights Landing.
+    (None, True, False),  # Not Linux.
+  ],
+)
+def test_newer_releases_train_with_onednn_if_there_is_avx512(
+  flags, has_onednn, expected, monkeypatch
+):
+  def read_text(self):
+    if flags is None:
+      raise FileNotFoundError
+    return f"processor\t: 0\nflags\t\t: fpu {flags}\n"
+
+  monkeypatch.setattr(pathlib.Path, "read_text", read_text)
+  monkeypatch.setattr(compiling, "has_onednn", lambda: has_onednn)
+  assert compiling.trains_with_onednn.__wrapped__() is expected
+
+
 def test_each_jax_release_gets_the_options_measured_for_it():
+  expected = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
   if jax.__version_info__ < (0, 8):
     expected = {"xla_cpu_use_xnnpack": False}
-  else:
-    ynnpack = "LIBRARY_FUSION_TYPE_DOT"
-    expected = {"xla_cpu_experimental_ynn_fusion_type": ynnpack}
   assert compiling.compiler_options() == expected
+  assert compiling.has_onednn() == (jax.__version_info__ >= (0, 11))
+  program = jax.jit(
+    ops.conv, compiler_options=compiling.training_options()
+  ).lower(jnp.ones((8, 8, 8, 16)), jnp.ones((5, 5, 16, 32)))
+  calls_onednn = "__onednn$convolution" in program.compile().as_text()
+  assert calls_onednn == compiling.trains_with_onednn()
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 8), (5, 3, 16, 8), (4, 2, 3, 8)])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_conv_has_the_values_and_gradients_of_lax(onednn, shape, monkeypatch):
+  for name in ("has_onednn", "trains_with_onednn"):
+    monkeypatch.setattr(compiling, name, lambda: onednn)
+  rng = np.random.default_rng(0)
+  x, kernel, dy = (
+    jnp.asarray(rng.normal(size=size), jnp.float32)
+    for size in ((6, 9, 7, shape[2]), shape, (6, 9, 7, shape[3]))
+  )
+
+  def expected(x, kernel):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+    )
+
+  for ours, theirs in zip(
+    vjp_of(ops.conv, x, kernel, dy),
+    vjp_of(expected, x, kernel, dy),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def vjp_of(function, x, kernel, dy):
+  """Returns the value and the gradients of both arguments."""
+
+  @jit
+  def compute(x, kernel, dy):
+    y, vjp = jax.vjp(function, x, kernel)
+    return y, *vjp(dy)
+
+  return compute(x, kernel, dy)
 
 
 def test_a_gpu_is_told_to_be_deterministic_with_an_option_that_xla_knows(
