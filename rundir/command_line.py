@@ -223,6 +223,8 @@ def _describe_presets() -> str:
 
 def _columns(left: str, right: str, width: int) -> str:
   """Puts two texts side by side, the left one in a column of `width`."""
+  if len(left) >= width:  # Too long, such as a path to another folder.
+    return f"{left}\n{_columns('', right, width)}"
   return textwrap.fill(
     f"{left:{width}}{right}", 79, subsequent_indent=" " * width
   ).rstrip()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -64,6 +65,13 @@ def test_help_lists_every_option_key_and_preset(flag):
       preset
     )
   assert max(map(len, lines)) < 80
+
+
+def test_help_from_another_folder_keeps_the_columns_apart(tmp_path):
+  done = run_program("train.py", "--help", cwd=tmp_path)
+  path = os.path.relpath(PROJECT / "configs/accurate.py", tmp_path)
+  begin = done.stdout.index(f"  {path}\n")
+  assert done.stdout[begin:].split()[:3] == [path, "The", "tutorial's"]
 
 
 @pytest.mark.usefixtures("in_project")

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 
@@ -51,7 +52,10 @@ def browser(run, file, images):
     try:
       browser = playwright.chromium.launch(executable_path=path)
     except sync_api.Error:
-      pytest.skip("Chromium not found: run `playwright install chromium`")
+      reason = "Chromium not found: run `playwright install chromium`"
+      if "CI" in os.environ:
+        pytest.fail(reason)
+      pytest.skip(reason)
     yield browser
     browser.close()
 
