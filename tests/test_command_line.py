@@ -216,8 +216,8 @@ def test_a_trace_covers_the_requested_steps(
   events = []
   jit_loop = compiling.jit_loop
 
-  def recorded(step):
-    run = jit_loop(step)
+  def recorded(step, options=None):
+    run = jit_loop(step, options)
 
     def recording_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
