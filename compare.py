@@ -15,9 +15,8 @@ import statistics
 import sys
 from typing import Any
 
-from absl import app
-
 from machine import console
+from machine import errors
 from rundir import directory
 from rundir import experiment
 from rundir import files
@@ -29,14 +28,14 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
   """Finds all run directories in the folders, at any depth.
 
   Raises:
-    app.UsageError: if a folder contains none.
+    errors.UserError: if a folder contains none.
   """
   runs = []
   for folder in folders:
     folder = files.local_path(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
-      raise app.UsageError(f"{folder}: contains no run directory")
+      raise errors.UserError(f"{folder}: contains no run directory")
     runs += [path for path in found if path not in runs]
   return runs
 
@@ -47,7 +46,7 @@ def is_readable(run: pathlib.Path) -> bool:
     directory.check_contained(run)
     files.read_json(run / "config.json")
     files.read_metrics(run)
-  except (app.UsageError, OSError) as error:
+  except (errors.UserError, OSError) as error:
     console.complain(str(error))
     return False
   return True

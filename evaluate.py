@@ -18,7 +18,6 @@ import pathlib
 import tempfile
 from typing import Any
 
-from absl import app
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ import numpy as np
 import input_pipeline
 from machine import compiling
 from machine import console
+from machine import errors
 from report import evaluation
 from report import figures
 from rundir import experiment
@@ -62,7 +62,7 @@ def evaluate(
     runs, global_step is a list.
 
   Raises:
-    app.UsageError: if an argument or a run directory is invalid.
+    errors.UserError: if an argument or a run directory is invalid.
   """
   paths = [files.local_path(workdir) for workdir in workdirs]
   folder = output and files.local_path(output)
@@ -79,11 +79,11 @@ def evaluate(
   )
   try:
     data = load(config, paths, opened)
-  except app.UsageError as error:
+  except errors.UserError as error:
     if split is None:
       raise
     message = str(error).replace("config.test_split=", "--split=")
-    raise app.UsageError(message) from error
+    raise errors.UserError(message) from error
   folder = folder or _folder(paths, checkpoint, config, own)
   check_writable(folder)  # Fail before the work, not after it.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
@@ -117,13 +117,13 @@ def check_writable(folder: pathlib.Path) -> None:
   """Creates a folder and checks that files can be written to it.
 
   Raises:
-    app.UsageError: if the folder is not writable.
+    errors.UserError: if the folder is not writable.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{folder}: cannot be written ({error.strerror}); name another --output"
     ) from error
 
@@ -170,7 +170,7 @@ def load(
   data, run = input_pipeline.load(config, ["test"]), opened[0]
   shape, classes = data.test.image_shape, len(data.class_names)
   if (shape, classes) != (run.image_shape, len(run.class_names)):
-    raise app.UsageError(
+    raise errors.UserError(
       f"--dataset={config.dataset}: has {classes} classes and images of shape"
       f" {list(shape)}; must have {len(run.class_names)} and"
       f" {list(run.image_shape)}, as in training"

@@ -17,7 +17,6 @@ from typing import Any
 from typing import NamedTuple
 from typing import NoReturn
 
-from absl import app
 from absl import logging
 import jax
 import ml_collections
@@ -27,6 +26,7 @@ import input_pipeline
 from machine import compiling
 from machine import console
 from machine import devices
+from machine import errors
 from machine import processes
 from machine import profiling
 from machine import signals
@@ -64,7 +64,7 @@ def train_and_evaluate(
     the same.
 
   Raises:
-    app.UsageError: if the config, the data or a directory is invalid, or the
+    errors.UserError: if the config, the data or a directory is invalid, or the
       loss is not finite.
     SystemExit: if SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
   """
@@ -264,14 +264,14 @@ def _train(
 
 def _not_finite(
   config: ml_collections.ConfigDict, manager: checkpoints.Manager, step: int
-) -> app.UsageError:
+) -> errors.UserError:
   manager.wait()
   last = manager.latest_step()
   if last:
     kept = f"the checkpoint of step {last} is kept"
   else:
     kept = "no checkpoint was saved"
-  return app.UsageError(
+  return errors.UserError(
     f"the loss is not finite at step {step} with"
     f" config.learning_rate={config.learning_rate}; {kept}"
   )

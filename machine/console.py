@@ -13,10 +13,11 @@ import threading
 from typing import NoReturn
 import warnings
 
-from absl import app
 from absl import logging
 import jax
 import tqdm
+
+from machine import errors
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 _PATIENCE = 5  # Seconds that a failed process waits for the others to end.
@@ -135,7 +136,7 @@ def one_line_errors() -> Iterator[None]:
   except BrokenPipeError:  # The reader, such as `head`, is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
-  except (app.UsageError, OSError) as error:
+  except (errors.UserError, OSError) as error:
     exit_with(str(error))
   except KeyboardInterrupt:
     exit_with("interrupted", 128 + signal.SIGINT)

@@ -11,12 +11,12 @@ import pathlib
 import re
 from typing import Any
 
-from absl import app
 from absl import logging
 import ml_collections
 
 import augmentation
 from configs import default
+from machine import errors
 import optimizer
 from rundir import files
 
@@ -90,25 +90,25 @@ _RULES = {
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a value is missing or has the wrong type."""
+  """Raises errors.UserError if a value is missing or has the wrong type."""
   for key, default_value in default.get_config().items():
     if key not in config:
-      raise app.UsageError(
+      raise errors.UserError(
         f"the config has no {key}; it must have all keys of configs/default.py"
       )
     found, expected = type(config[key]), type(default_value)
     if not issubclass(found, expected) and (found, expected) != (int, float):
-      raise app.UsageError(
+      raise errors.UserError(
         f"config.{key}={config[key]!r}: must be of type {expected.__name__}, as"
         " in configs/default.py"
       )
   for key, value in config.items():
     if value is None:
-      raise app.UsageError(f"config.{key} is None; it must have a value")
+      raise errors.UserError(f"config.{key} is None; it must have a value")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a value is wrong, regardless of the data."""
+  """Raises errors.UserError if a value is wrong, regardless of the data."""
   _check_values(config)
   chosen = (
     optimizer.OPTIMIZERS[config.optimizer],
@@ -119,34 +119,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
   )
   read = {key for entry in chosen for key in optimizer.keys_read(entry)}
   for key in sorted(read - {*config}):
-    raise app.UsageError(f"the config has no {key}, which {choice} need")
+    raise errors.UserError(f"the config has no {key}, which {choice} need")
   defaults = default.get_config()
   for key in _OF_SOME_CHOICES:
     if key not in read and config[key] != defaults[key]:
-      raise app.UsageError(
+      raise errors.UserError(
         f"config.{key}={config[key]}: must be {defaults[key]} with {choice},"
         " which do not use it"
       )
   if config.clean_steps and not augmentation.from_config(config):
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.clean_steps={config.clean_steps}: must be 0 unless a"
       " config.augment_* is above 0"
     )
   for key in ("warmup_steps", "clean_steps"):
     if config[key] > config.num_steps // 2:
-      raise app.UsageError(
+      raise errors.UserError(
         f"lower config.{key}={config[key]} to at most"
         f" {config.num_steps // 2}, half of config.num_steps"
       )
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a key is missing or breaks its rule."""
+  """Raises errors.UserError if a key is missing or breaks its rule."""
   check_keys(config)
   for key, value in config.items():
     is_valid, expected = _RULES.get(key, (lambda _: True, ""))
     if not is_valid(value):
-      raise app.UsageError(f"config.{key}={value}: must be {expected}")
+      raise errors.UserError(f"config.{key}={value}: must be {expected}")
 
 
 def name(
@@ -164,7 +164,7 @@ def name(
     init_from: the directory of the run that provides its initial parameters.
 
   Raises:
-    app.UsageError: if the name would be too long for a file system.
+    errors.UserError: if the name would be too long for a file system.
   """
   overrides = [
     f"{key}={config[key]}"
@@ -176,7 +176,7 @@ def name(
     overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{result}: too long for the name of a run directory; name one with"
       " --workdir"
     )
@@ -199,7 +199,7 @@ def check_same(
     steps_done: the number of steps in the newest checkpoint.
 
   Raises:
-    app.UsageError: if keys differ; the message names them.
+    errors.UserError: if keys differ; the message names them.
   """
   if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
     found = {**found, "num_steps": ours["num_steps"]}
@@ -243,13 +243,13 @@ def read(
     own_keys: the keys that the run's config file added to the default ones.
 
   Raises:
-    app.UsageError: if the file is wrong; the message says why.
+    errors.UserError: if the file is wrong; the message says why.
   """
   found = files.read_json(path)
   config = default.get_config()
   for key in found.keys() - config.keys():
     if key not in own_keys:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{path}: {key} is not a key; the keys are {', '.join(config)}"
       )
   if missing := [key for key in config if key not in found]:
@@ -262,6 +262,6 @@ def read(
     with config.unlocked():
       config.update(found)
     _check_values(config)
-  except (TypeError, ValueError, OverflowError, app.UsageError) as error:
-    raise app.UsageError(f"{path}: {error}") from error
+  except (TypeError, ValueError, OverflowError, errors.UserError) as error:
+    raise errors.UserError(f"{path}: {error}") from error
   return config

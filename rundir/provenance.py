@@ -7,12 +7,12 @@ import platform
 import subprocess
 from typing import Any
 
-from absl import app
 from absl import logging
 import flax
 import jax
 import optax
 
+from machine import errors
 from rundir import files
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return []
   try:
     starts = files.read_json(path).get("starts")
-  except app.UsageError as error:
+  except errors.UserError as error:
     logging.warning("%s", error)
     return []
   if not isinstance(starts, list):
@@ -69,7 +69,7 @@ def check_init_from(
     has_checkpoints: whether this run has any checkpoints.
 
   Raises:
-    app.UsageError: if this run did not begin with those parameters.
+    errors.UserError: if this run did not begin with those parameters.
   """
   named = str(files.local_path(given).absolute()) if given else None
   starts = read(workdir)
@@ -80,7 +80,7 @@ def check_init_from(
   # Compare only the names, because the directory may have moved. Once there are
   # checkpoints, the option is not needed.
   if name != known and (named or not has_checkpoints):
-    raise app.UsageError(
+    raise errors.UserError(
       f"--init_from={named or ''}: {workdir} began with"
       f" {began or 'random parameters'}; keep that, or name another --workdir"
     )

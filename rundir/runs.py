@@ -5,7 +5,6 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from absl import app
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import ml_collections
 
 import input_pipeline
 from machine import devices
+from machine import errors
 from model import CNN
 import optimizer
 from rundir import checkpoints
@@ -51,14 +51,14 @@ def open_ensemble(
   """Opens runs whose probabilities can be averaged.
 
   Raises:
-    app.UsageError: if a run cannot be opened, or was trained on other images or
-      classes than the first; the message names it.
+    errors.UserError: if a run cannot be opened, or was trained on other images
+      or classes than the first; the message names it.
   """
   opened = [open_run(workdir, checkpoint) for workdir in workdirs]
   learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
   for workdir, what in zip(workdirs, learned, strict=True):
     if what != learned[0]:
-      raise app.UsageError(
+      raise errors.UserError(
         f"--workdir={workdir}: was not trained on the images and classes of"
         f" {workdirs[0]}; all runs of an ensemble must share them"
       )
@@ -73,7 +73,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     checkpoint: "last", "best" by validation accuracy, or a step.
 
   Raises:
-    app.UsageError: if something is missing or wrong; the message names it.
+    errors.UserError: if something is missing or wrong; the message names it.
   """
   devices.check()
   workdir = files.local_path(workdir)
@@ -89,7 +89,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
       lambda: create_state(jax.random.key(0), config, image_shape, class_names)
     )
   except (ArithmeticError, ValueError) as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{workdir}: model.py cannot take images of {list(image_shape)}: {error}"
     ) from error
   state = _restore(workdir, checkpoint, state)
@@ -123,7 +123,7 @@ def restore_or_create(
     init_from: the run whose parameters to start from if there is no checkpoint.
 
   Raises:
-    app.UsageError: if none of the checkpoints can be restored.
+    errors.UserError: if none of the checkpoints can be restored.
   """
   state = create_state(
     steps.rngs(config.seed).init,
@@ -160,7 +160,7 @@ def with_params_of(
   """Returns a state with the parameters of a run, averaged ones if it has any.
 
   Raises:
-    app.UsageError: if the run cannot be opened, or has another network.
+    errors.UserError: if the run cannot be opened, or has another network.
   """
   params = open_run(workdir).state.eval_params
   trees.check_same_network(
@@ -203,7 +203,7 @@ def _read_dataset(
     ):
       return (height, width, channels), tuple(names)
     case found:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{path}: holds {found}; must have image_shape (three numbers) and"
         " class_names"
       )
@@ -215,26 +215,26 @@ def _restore(
   """Restores the "last" or "best" checkpoint, or that of a step."""
   saved = checkpoints.all_steps(workdir)
   if not saved:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{workdir}: has no complete checkpoint; train.py saves them"
     )
   if checkpoint == "last":
     return checkpoints.restore_newest(workdir, state)[0]
   if checkpoint == "best":
     if (step := checkpoints.best_step(workdir)) is None:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{workdir}: no checkpoint has a validation accuracy"
       )
   elif checkpoint in map(str, saved):
     step = int(checkpoint)
   else:
-    raise app.UsageError(
+    raise errors.UserError(
       f"--checkpoint={checkpoint}: must be last, best or one of the steps"
       f" {', '.join(map(str, saved))}"
     )
   try:
     return checkpoints.restore(workdir, step, state)[0]
   except checkpoints.DamagedError as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{workdir}: the checkpoint of step {step} is damaged: {error}"
     ) from error

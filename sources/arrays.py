@@ -5,11 +5,12 @@ import os
 import pathlib
 import zipfile
 
-from absl import app
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+
+from machine import errors
 
 
 class DamagedError(Exception):
@@ -111,7 +112,7 @@ def read_records(
         images[index], labels[index] = example["image"], example["label"]
       progress.update(len(chunk))
   except Exception as error:  # TFDS and array_record may raise anything.
-    raise app.UsageError(
+    raise errors.UserError(
       f"{builder.data_dir}: the records of {split} are damaged: {error};"
       " remove this directory and run again"
     ) from error

@@ -10,7 +10,6 @@ import sys
 import tomllib
 from unittest import mock
 
-from absl import app
 from conftest import PROJECT
 from conftest import run_program
 import jax
@@ -18,6 +17,7 @@ import pytest
 
 from configs import default
 from machine import compiling
+from machine import errors
 from machine import profiling
 from rundir import command_line
 from rundir import logs
@@ -30,7 +30,7 @@ def parse(*arguments):
 
 
 def complaint(*arguments):
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     parse(*arguments)
   return str(error.value)
 

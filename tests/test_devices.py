@@ -8,7 +8,6 @@ import subprocess
 import sys
 from unittest import mock
 
-from absl import app
 from conftest import PROJECT
 from conftest import if_meant
 import jax
@@ -17,6 +16,7 @@ import pytest
 
 import input_pipeline
 from machine import devices
+from machine import errors
 from rundir import runs
 import train
 
@@ -117,7 +117,7 @@ def test_a_missing_platform_is_named(error, reason, monkeypatch):
     lambda: devices.use_platform(None),
     lambda: runs.open_run("none"),  # As evaluate.py and predict.py do.
   ):
-    with pytest.raises(app.UsageError) as refused:
+    with pytest.raises(errors.UserError) as refused:
       check()
     assert str(refused.value) == (
       f"JAX_PLATFORMS={platforms}: JAX finds no such device; {reason}"
@@ -137,6 +137,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(
   data = input_pipeline.load(tiny_config)
   monkeypatch.setattr(input_pipeline, "load", lambda config: data)
   monkeypatch.setattr(devices, "mesh", EightDevices)
-  with pytest.raises(app.UsageError, match=f"the nearest are {nearest}"):
+  with pytest.raises(errors.UserError, match=f"the nearest are {nearest}"):
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

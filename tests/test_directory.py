@@ -7,7 +7,6 @@ import pathlib
 import pwd
 from unittest import mock
 
-from absl import app
 from conftest import files_of_at_most
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import pytest
 
 from configs import default
 import input_pipeline
+from machine import errors
 from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
@@ -48,7 +48,7 @@ def test_a_run_is_named_after_its_overrides():
   first = name(train_split="train[5000:]" * 2, dataset="a/b")
   assert "/" not in first and "[" not in first
   assert name(train_split="train[:9]") != name(train_split="train[9:]")
-  with pytest.raises(app.UsageError, match="--workdir"):
+  with pytest.raises(errors.UserError, match="--workdir"):
     name(dataset="x" * 300)
 
 
@@ -80,7 +80,7 @@ def test_a_run_is_named_after_its_overrides():
 def test_an_invalid_value_is_refused(key, value):
   config = default.get_config()
   config[key] = value
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     experiment.validate(config)
   assert str(error.value).startswith(f"config.{key}={value}: must be ")
 
@@ -106,7 +106,7 @@ def test_an_invalid_value_is_refused(key, value):
 def test_a_value_without_effect_is_refused(changes, message):
   config = default.get_config()
   config.update(changes)
-  with pytest.raises(app.UsageError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     experiment.validate(config)
 
 
@@ -139,7 +139,7 @@ def test_another_config_is_refused_and_its_keys_are_named(tmp_path):
   before = (tmp_path / "run/config.json").read_bytes()
   config = default.get_config()
   config.update(batch_size=256, seed=3)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     directory.create(tmp_path / "run", config, DATASET)
   message = str(error.value)
   assert "batch_size (100 there, 256 here)" in message
@@ -152,7 +152,7 @@ def test_other_data_with_the_same_name_are_refused(tmp_path):
   config = default.get_config()
   directory.create(tmp_path / "run", config, DATASET)
   before = (tmp_path / "run/dataset.json").read_bytes()
-  with pytest.raises(app.UsageError, match="another dataset: class_names"):
+  with pytest.raises(errors.UserError, match="another dataset: class_names"):
     directory.create(
       tmp_path / "run", config, {**DATASET, "class_names": [*"abc"]}
     )
@@ -175,7 +175,7 @@ def test_a_file_is_replaced_atomically(tmp_path):
 
 def test_a_run_directory_can_be_created_after_a_failure(tmp_path):
   args = (default.get_config(), DATASET)
-  with pytest.raises(app.UsageError, match="--workdir=.*File too large"):
+  with pytest.raises(errors.UserError, match="--workdir=.*File too large"):
     with files_of_at_most(100):
       directory.create(tmp_path, *args)
   assert not [*tmp_path.iterdir()]
@@ -190,14 +190,14 @@ def test_a_run_directory_can_be_created_after_a_failure(tmp_path):
 def test_a_damaged_config_json_is_named(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
   with pytest.raises(
-    app.UsageError, match="config.json: (is not JSON|holds .*, not)"
+    errors.UserError, match="config.json: (is not JSON|holds .*, not)"
   ):
     directory.create(tmp_path, default.get_config(), DATASET)
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
   (tmp_path / "thesis.tex").touch()
-  with pytest.raises(app.UsageError, match="no config.json"):
+  with pytest.raises(errors.UserError, match="no config.json"):
     directory.create(tmp_path, default.get_config(), DATASET)
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -205,7 +205,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
   (tmp_path / "file").touch()
   for path in (tmp_path / "file", tmp_path / "file/run"):
-    with pytest.raises(app.UsageError, match=f"--workdir={tmp_path}"):
+    with pytest.raises(errors.UserError, match=f"--workdir={tmp_path}"):
       directory.create(path, default.get_config(), DATASET)
 
 
@@ -214,17 +214,19 @@ def test_a_path_that_checkpoints_cannot_use_is_refused(
   name, tmp_path, monkeypatch
 ):
   monkeypatch.delattr(input_pipeline, "load")  # Refused before it loads data.
-  with pytest.raises(app.UsageError, match="cannot be in the path of a run"):
+  with pytest.raises(errors.UserError, match="cannot be in the path of a run"):
     train.train_and_evaluate(default.get_config(), tmp_path / name)
   assert not [*tmp_path.iterdir()]
   (tmp_path / name).mkdir()
   monkeypatch.chdir(tmp_path / name)
-  with pytest.raises(app.UsageError, match="/run: .* cannot be in the path of"):
+  with pytest.raises(
+    errors.UserError, match="/run: .* cannot be in the path of"
+  ):
     train.train_and_evaluate(default.get_config(), "run")
   assert not [*(tmp_path / name).iterdir()]
   # Orbax can restore from a path that it reads as a pattern.
   expected = "cannot be in" if name in ("a\\b", "a\udcffb") else "no such file"
-  with pytest.raises(app.UsageError, match=expected):
+  with pytest.raises(errors.UserError, match=expected):
     runs.open_run("run")
 
 
@@ -255,7 +257,9 @@ def test_a_held_lock_is_not_taken_for_a_missing_one(
 ):
   error = OSError(number, os.strerror(number))  # SMB raises EACCES.
   monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
-  with pytest.raises(app.UsageError, match="another process is training there"):
+  with pytest.raises(
+    errors.UserError, match="another process is training there"
+  ):
     with directory.lock(tmp_path):
       pytest.fail("The held lock was acquired.")
 
@@ -264,7 +268,7 @@ def test_a_path_with_a_tilde_needs_a_home_directory(tmp_path, monkeypatch):
   monkeypatch.delenv("HOME")
   monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
   for path in ("~", "~/runs/a"):
-    with pytest.raises(app.UsageError) as error:
+    with pytest.raises(errors.UserError) as error:
       files.local_path(path)
     assert str(error.value) == f"{path}: HOME is not set; give the full path"
   assert files.local_path("./~") == pathlib.Path("~")

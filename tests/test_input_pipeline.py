@@ -8,7 +8,6 @@ import subprocess
 import sys
 from unittest import mock
 
-from absl import app
 from absl import logging
 from conftest import PROJECT
 from conftest import pixels
@@ -22,6 +21,7 @@ import augmentation
 import input_pipeline
 from input_pipeline import next_indices
 from input_pipeline import order_at
+from machine import errors
 from sources import arrays
 
 KEY = jax.random.key(0)
@@ -167,7 +167,7 @@ def test_the_error_for_a_split_that_is_too_long_suggests_percentages(
 ):
   del tiny_builder
   tiny_set_config.train_split = "train[5000:]"
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     input_pipeline.load(tiny_set_config)
   assert str(error.value) == (
     "config.train_split=train[5000:]: not a split of tiny_set, which has 40"
@@ -199,7 +199,7 @@ def test_the_error_for_another_format_says_how_to_convert_it(
   info = pathlib.Path(tiny_builder.data_dir) / "dataset_info.json"
   content = json.loads(info.read_text())
   info.write_text(json.dumps({**content, "fileFormat": "tfrecord"}))
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     input_pipeline.load(tiny_set_config)
   assert "tfds build tiny_set --file_format=array_record" in str(error.value)
 
@@ -208,7 +208,7 @@ def test_the_error_for_an_unprepared_data_set_says_how_to_prepare_it(
   tiny_set_config,
 ):
   tiny_set_config.dataset = "cifar10"
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     input_pipeline.load(tiny_set_config)
   assert "tfds build cifar10 --file_format=array_record" in str(error.value)
   assert "\n" not in str(error.value)
@@ -284,7 +284,7 @@ def test_the_error_for_damaged_records_names_them(
 ):
   (records,) = tiny_builder.info.splits["test"].filepaths
   damage(pathlib.Path(records))
-  with pytest.raises(app.UsageError, match="tiny_set/2.0.0") as error:
+  with pytest.raises(errors.UserError, match="tiny_set/2.0.0") as error:
     input_pipeline.load(tiny_set_config)
   assert not list(pathlib.Path(tiny_set_config.data_dir).rglob("test.*.npz"))
   assert "test" in str(error.value)
@@ -335,7 +335,7 @@ def test_the_error_says_why_tfds_cannot_be_imported(tmp_path):
 def test_windows_users_are_told_to_use_wsl2(default_config, monkeypatch):
   # On Windows, requirements.txt does not install array_record.
   monkeypatch.setattr(importlib.util, "find_spec", {}.get)
-  with pytest.raises(app.UsageError, match="array_record.*on Windows.*WSL2"):
+  with pytest.raises(errors.UserError, match="array_record.*on Windows.*WSL2"):
     input_pipeline.load(default_config)
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 
-from absl import app
 from conftest import PROJECT
 from conftest import read_jsonl
 from conftest import run_program
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from machine import errors
 from machine import processes
 from machine import signals
 from rundir import checkpoints
@@ -192,7 +192,7 @@ def test_a_missing_coordinator_address_is_refused(tmp_path):
 
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
-  with pytest.raises(app.UsageError, match="that all processes share"):
+  with pytest.raises(errors.UserError, match="that all processes share"):
     directory.create(tmp_path / "run", default.get_config(), {})
 
 
@@ -212,7 +212,7 @@ def test_processes_with_different_data_are_refused(config, tmp_path):
 )
 def test_a_bad_address_is_refused(address):
   message = f"coordinator_address={address}: must be HOST:PORT"
-  with pytest.raises(app.UsageError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     processes.join(address, 1, 0)
 
 
@@ -220,7 +220,7 @@ def test_a_port_in_use_is_refused(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
   with socket.create_server(("", 0)) as server:
     address = f"localhost:{server.getsockname()[1]}"
-    with pytest.raises(app.UsageError, match="cannot listen there: Address"):
+    with pytest.raises(errors.UserError, match="cannot listen there: Address"):
       processes.join(address, 2, 0)
     processes.join(address, 2, 1)  # This one connects instead.
   processes.join(address, 2, 0)

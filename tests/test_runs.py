@@ -4,13 +4,13 @@ import functools
 import json
 import shutil
 
-from absl import app
 from conftest import assert_same_state
 import jax
 import numpy as np
 import pytest
 
 from configs import default
+from machine import errors
 from rundir import directory
 from rundir import experiment
 from rundir import files
@@ -62,7 +62,7 @@ def test_resuming_an_older_run_adds_what_it_lacks(run, tiny_config):
 
 def test_custom_keys_are_kept_and_unknown_ones_are_refused(run, tiny_config):
   edit(run / "config.json", width=3)
-  with pytest.raises(app.UsageError, match="config.json: width is not a key"):
+  with pytest.raises(errors.UserError, match="config.json: width is not a key"):
     runs.open_run(run)
   with tiny_config.unlocked():
     tiny_config.width = 3
@@ -71,7 +71,7 @@ def test_custom_keys_are_kept_and_unknown_ones_are_refused(run, tiny_config):
   assert runs.open_run(run).config.width == 3
   # A custom key is part of the experiment, like any other.
   tiny_config.width = 4
-  with pytest.raises(app.UsageError, match=r"width \(3 there, 4 here\)"):
+  with pytest.raises(errors.UserError, match=r"width \(3 there, 4 here\)"):
     train.train_and_evaluate(tiny_config, run)
 
 
@@ -151,7 +151,7 @@ def test_another_experiment_is_refused_with_a_suggestion(
   edit(run / "config.json", **of_both)
   before = (run / "config.json").read_bytes()
   tiny_config.update(of_both | change)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     directory.create(run, tiny_config, files.read_json(run / "dataset.json"))
   (key,) = change
   assert f"another config: {key} (" in str(error.value)
@@ -162,7 +162,7 @@ def test_another_experiment_is_refused_with_a_suggestion(
 def test_other_images_with_the_same_names_are_refused(run, tiny_config):
   dataset = files.read_json(run / "dataset.json")
   dataset["crc32"]["train"] += 1
-  with pytest.raises(app.UsageError, match="another dataset: crc32"):
+  with pytest.raises(errors.UserError, match="another dataset: crc32"):
     directory.create(run, tiny_config, dataset)
 
 
@@ -186,7 +186,7 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(
     )
   # It resumes with or without the option, but not with another run.
   train.train_and_evaluate(tiny_config, tmp_path / "second")
-  with pytest.raises(app.UsageError, match=f"began with {tmp_path}/first"):
+  with pytest.raises(errors.UserError, match=f"began with {tmp_path}/first"):
     train.train_and_evaluate(
       tiny_config, tmp_path / "second", init_from=tiny_run
     )

@@ -11,7 +11,6 @@ import sys
 import threading
 from unittest import mock
 
-from absl import app
 from conftest import PROJECT
 from conftest import assert_same_state
 from conftest import files_of_at_most
@@ -29,6 +28,7 @@ import pytest
 import augmentation
 import input_pipeline
 from machine import compiling
+from machine import errors
 from machine import signals
 from model import CNN
 import optimizer
@@ -406,7 +406,7 @@ def test_the_logged_speed_is_that_of_training_only(
 
 def test_a_batch_larger_than_the_split_is_refused(tiny_config, tmp_path):
   tiny_config.batch_size = 101
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   message = str(error.value)
   assert message.startswith("config.batch_size=101: must be at most 100")
@@ -419,7 +419,7 @@ def test_the_directory_of_another_run_is_refused(tiny_run, tiny_config):
 
   before = content()
   tiny_config.seed = 1
-  with pytest.raises(app.UsageError, match="another config: seed .0 there"):
+  with pytest.raises(errors.UserError, match="another config: seed .0 there"):
     train.train_and_evaluate(tiny_config, tiny_run)
   assert content() == before
 
@@ -549,7 +549,7 @@ def test_only_what_is_on_disk_is_reported_as_saved(
   monkeypatch.setattr(signals.Stop, "check", lambda self: next(noted))
   # A checkpoint is larger than this limit.
   with caplog.at_level("INFO"), files_of_at_most(10**6):
-    with pytest.raises(app.UsageError) as error:
+    with pytest.raises(errors.UserError) as error:
       train.train_and_evaluate(tiny_config, tmp_path)
   assert "a checkpoint cannot be saved" in str(error.value)
   assert "(steps kept: none)" in str(error.value)
@@ -559,7 +559,7 @@ def test_only_what_is_on_disk_is_reported_as_saved(
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
   tiny_config.learning_rate = 1e30
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert str(error.value) == (
     "the loss is not finite at step 4 with config.learning_rate=1e+30;"
@@ -573,7 +573,7 @@ def test_only_one_process_can_lock_a_run_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
   path.mkdir()
   with directory.lock(path):
-    with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
+    with pytest.raises(errors.UserError, match=f"process {os.getpid()} on"):
       with directory.lock(path):
         pass
   with directory.lock(path):  # It is free again.
@@ -585,7 +585,7 @@ def test_training_locks_its_directory(tiny_config, tmp_path):
   dataset = input_pipeline.load(tiny_config).description()
   directory.create(path, tiny_config, dataset)
   with directory.lock(path):
-    with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
+    with pytest.raises(errors.UserError, match=f"process {os.getpid()} on"):
       train.train_and_evaluate(tiny_config, path)
   assert not (path / "checkpoints").exists()
 
