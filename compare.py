@@ -205,7 +205,7 @@ def main() -> None:
   )
   parser.add_argument("--plot", help="a file to draw the learning curves in")
   args = parser.parse_args()
-  with console.one_line_errors():
+  with console.program():
     plot = args.plot and files.local_path(args.plot)
     found = find_runs(args.folders)
     runs = [run for run in found if is_readable(run)]

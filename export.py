@@ -20,12 +20,11 @@ import jax
 import jax.export
 import numpy as np
 
-import evaluate
 from exporting import page
 from exporting import trace
-from machine import compiling
 from machine import console
 from machine import errors
+from rundir import experiment
 from rundir import files
 from rundir import runs
 from rundir import trees
@@ -74,17 +73,17 @@ def export(
   workdir, output = files.local_path(workdir), files.local_path(output)
   _check(format, output, dtype, weights)
   run = runs.open_run(workdir, checkpoint)
-  evaluate.check_writable(output.parent)  # Fail before the work.
+  files.check_writable(output.parent)  # Fail before the work.
   if format == "html":
     params = page.round_weights(run.state.eval_params, weights or "float16")
     state = run.state.replace(params=params, ema_params=None)
     run = run._replace(state=state)
-  config = evaluate.changed(
+  config = experiment.changed(
     run.config,
     data_dir=data_dir,
     manual_dir=manual_dir,
   )
-  data = evaluate.load(config, [workdir], [run])
+  data = runs.load_test(config, [workdir], [run])
   scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)
   metadata = {
     "run": workdir.resolve().name,
@@ -205,9 +204,7 @@ def main() -> None:
     "--manual_dir", help="the folder of your own images; by default the run's"
   )
   args = parser.parse_args()
-  console.setup()
-  compiling.cache_compilations()
-  with console.one_line_errors():
+  with console.program():
     print(json.dumps(export(**vars(args)), sort_keys=True))
 
 

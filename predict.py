@@ -321,9 +321,7 @@ def main() -> None:
   )
   parser.add_argument("--sheet", help="a file to draw the predictions in")
   args = parser.parse_args()
-  console.setup()
-  compiling.cache_compilations()
-  with console.one_line_errors():
+  with console.program():
     args.sheet = args.sheet and files.local_path(args.sheet)
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]

@@ -1,13 +1,11 @@
 """How programs are compiled and run: options, loops, cache and memory."""
 
 from collections.abc import Callable
-import contextlib
 import ctypes
 import functools
 import os
 import pathlib
 import platform
-import re
 from typing import Any
 import warnings
 
@@ -162,7 +160,7 @@ def cache_compilations() -> None:
   Uses the directory that the user configured, if any. The default one is per
   host, because hosts with different CPUs may share a home directory.
   """
-  if not _cache_dir():
+  if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
     folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
     if folder.startswith("~"):
       logging.warning(
@@ -174,28 +172,3 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   # JAX cannot cache programs that call oneDNN, and warns each time.
   warnings.filterwarnings("ignore", "Error writing persistent .* bad_alloc")
-  warnings.showwarning = functools.partial(
-    _remove_damaged, warnings.showwarning
-  )
-
-
-def _cache_dir() -> str:
-  return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-
-
-def _remove_damaged(show, message, *args, **kwargs) -> None:
-  """Removes the cache entry that JAX warns about; shows other warnings.
-
-  JAX then compiles the function but does not replace the damaged entry. The
-  warning names only the function, so all of its entries are removed.
-  """
-  match = re.match(
-    "Error reading persistent compilation cache entry for '(.+?)'", str(message)
-  )
-  if not match:
-    show(message, *args, **kwargs)
-    return
-  logging.warning("%s; compiling it again", message)
-  for path in pathlib.Path(_cache_dir()).glob(f"{match[1]}-*-cache"):
-    with contextlib.suppress(OSError):
-      path.unlink()

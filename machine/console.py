@@ -17,6 +17,7 @@ from absl import logging
 import jax
 import tqdm
 
+from machine import compiling
 from machine import errors
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -125,6 +126,16 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     exit_with(message)
+
+
+@contextlib.contextmanager
+def program() -> Iterator[None]:
+  """Runs the body as a program: with our logs, cache and one-line errors."""
+  setup()
+  compiling.cache_compilations()
+  compiling.keep_freed_memory()
+  with one_line_errors():
+    yield
 
 
 @contextlib.contextmanager

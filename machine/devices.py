@@ -65,19 +65,6 @@ def check() -> None:
     ) from error
 
 
-def use_platform(platform: str | None) -> None:
-  """Selects the platform, or fails and says what JAX found."""
-  if platform == "cpu":
-    jax.config.update("jax_platforms", "cpu")
-  check()
-  if platform and jax.default_backend() != platform:
-    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
-    raise errors.UserError(
-      f"--platform={platform}: JAX finds only {jax.device_count()} x {found}"
-      f" (platform {jax.default_backend()})"
-    )
-
-
 def on_host() -> contextlib.AbstractContextManager:
   """Computes on the host's CPU, if JAX may use it, to save a transfer."""
   try:

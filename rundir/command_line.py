@@ -34,18 +34,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     metavar="DIR",
     help="the run directory (default: runs/ plus the experiment's name)",
   ),
-  "init_from": dict(
-    metavar="RUN", help="start from the last parameters in this run directory"
-  ),
-  "platform": dict(
-    choices=("cpu", "gpu", "tpu"),
-    help="where to train (default: the best that JAX finds)",
-  ),
   "profile": dict(
-    metavar="N",
-    type=int,
-    default=0,
-    help="trace N training steps after the first log, for TensorBoard's profile"
+    action="store_true",
+    help="trace the steps between the first two logs, for TensorBoard's profile"
     " plugin and ui.perfetto.dev",
   ),
   "flagfile": dict(metavar="FILE", help="a file of options, one per line"),
@@ -92,12 +83,10 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
   if {"-h", "--help"} & {*arguments}:
     parser.epilog = f"{_describe_keys()}\n\n{_describe_presets()}"
   args, overrides = parser.parse_known_args(arguments)
-  if args.profile < 0:
-    raise errors.UserError(f"--profile={args.profile}: must be at least 0")
   path, base = args.config, load_config(args.config)
   args.config = _override(base, overrides)
   args.workdir = args.workdir or pathlib.Path("runs") / experiment.name(
-    args.config, base, pathlib.Path(path).stem, args.init_from
+    args.config, base, pathlib.Path(path).stem
   )
   return args
 

@@ -57,12 +57,12 @@ def create(
         " empty directory, or that of an earlier run"
       )
     else:
-      update(workdir, config, dataset)
+      write(workdir, config, dataset)
   except OSError as error:
     raise errors.UserError(f"--workdir={workdir}: {error}") from error
 
 
-def update(
+def write(
   workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
   dataset: dict[str, Any],
@@ -79,14 +79,12 @@ def update(
 
 def _check_same(workdir, config, dataset) -> None:
   path = workdir / "config.json"
-  found = experiment.read(path, own_keys=config.keys())
+  found = experiment.to_json(experiment.read(path))
+  ours = experiment.to_json(config)
+  if "init_from" not in files.read_json(path):  # An older run.
+    found["init_from"] = ours["init_from"]
   done = checkpoints.all_steps(workdir)
-  experiment.check_same(
-    path,
-    experiment.to_json(found),
-    experiment.to_json(config),
-    steps_done=done[-1] if done else 0,
-  )
+  experiment.check_same(path, found, ours, steps_done=done[-1] if done else 0)
   path = workdir / "dataset.json"
   if path.exists():
     found = files.read_json(path)

@@ -3,7 +3,6 @@
 `_RULES` has the rules for values; a key does not need one.
 """
 
-from collections.abc import Iterable
 import json
 import math
 import os
@@ -61,6 +60,7 @@ _RULES = {
   ),
   "data_dir": _PATH,
   "manual_dir": _PATH,
+  "init_from": _PATH,
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),
@@ -107,7 +107,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
       raise errors.UserError(f"config.{key} is None; it must have a value")
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
   """Raises errors.UserError if a value is wrong, regardless of the data."""
   _check_values(config)
   chosen = (
@@ -153,7 +153,6 @@ def name(
   config: ml_collections.ConfigDict,
   base: ml_collections.ConfigDict,
   base_name: str,
-  init_from: str | os.PathLike | None = None,
 ) -> str:
   """Names a run after its overrides: `default,batch_size=256,seed=1`.
 
@@ -161,19 +160,17 @@ def name(
     config: the config of the run.
     base: the same config without overrides.
     base_name: the name of its file.
-    init_from: the directory of the run that provides its initial parameters.
 
   Raises:
     errors.UserError: if the name would be too long for a file system.
   """
+  values = {**config}
+  values["init_from"] = files.local_path(config.init_from).resolve().name
   overrides = [
-    f"{key}={config[key]}"
+    f"{key}={values[key]}"
     for key in sorted(config)
     if key not in INCIDENTAL and config[key] != base[key]
   ]
-  if init_from:
-    directory = files.local_path(init_from).resolve().name
-    overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:
     raise errors.UserError(
@@ -203,6 +200,12 @@ def check_same(
   """
   if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
     found = {**found, "num_steps": ours["num_steps"]}
+  # The directory may have moved.
+  if (
+    pathlib.Path(found["init_from"]).name
+    == pathlib.Path(ours["init_from"]).name
+  ):
+    found = {**found, "init_from": ours["init_from"]}
   files.check_same(path, found, ours, except_for=INCIDENTAL)
 
 
@@ -222,36 +225,41 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Tuples become lists, and paths become absolute unless they start with ~.
   """
   result = json.loads(json.dumps(config.to_dict()))
-  for key in ("data_dir", "manual_dir"):
+  for key in ("data_dir", "manual_dir", "init_from"):
     if result[key] and not result[key].startswith("~"):
       result[key] = os.path.abspath(result[key])
   return result
 
 
-def own_keys(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the keys that a config file added to the default ones."""
-  return sorted({*config} - {*default.get_config()})
-
-
-def read(
-  path: pathlib.Path, own_keys: Iterable[str] = ()
+def changed(
+  config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
 ) -> ml_collections.ConfigDict:
+  """Returns a copy of a config with the changes that are not None.
+
+  Changed paths are made absolute.
+  """
+  for key in ("data_dir", "manual_dir"):
+    if path := changes.get(key):
+      changes[key] = files.local_path(path).absolute()
+  config = config.copy_and_resolve_references()
+  config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
+  check(config)
+  return config
+
+
+def read(path: pathlib.Path) -> ml_collections.ConfigDict:
   """Reads the config of a run, which may be old or untrusted.
+
+  Keys that configs/default.py lacks are kept.
 
   Args:
     path: its config.json.
-    own_keys: the keys that the run's config file added to the default ones.
 
   Raises:
     errors.UserError: if the file is wrong; the message says why.
   """
   found = files.read_json(path)
   config = default.get_config()
-  for key in found.keys() - config.keys():
-    if key not in own_keys:
-      raise errors.UserError(
-        f"{path}: {key} is not a key; the keys are {', '.join(config)}"
-      )
   if missing := [key for key in config if key not in found]:
     logging.info(
       "%s is from an older version without %s; using today's defaults",

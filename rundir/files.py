@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 from typing import Any
 import zlib
 
@@ -97,7 +98,7 @@ def check_same(
     raise errors.UserError(
       f"{path.parent} holds a run with another {path.stem}:"
       f" {', '.join(differing)}; name another --workdir, and add"
-      f" --init_from={path.parent} to start from that run's parameters"
+      f" --config.init_from={path.parent} to start from that run's parameters"
     )
 
 
@@ -119,6 +120,21 @@ def unique_name(text: str) -> str:
   checksum = f"-{zlib.crc32(os.fsencode(text)):08x}"
   kept = name.encode()[: MAX_NAME_LENGTH - len(checksum)]
   return kept.decode(errors="ignore") + checksum
+
+
+def check_writable(folder: pathlib.Path) -> None:
+  """Creates a folder and checks that files can be written to it.
+
+  Raises:
+    errors.UserError: if the folder is not writable.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise errors.UserError(
+      f"{folder}: cannot be written ({error.strerror}); name another --output"
+    ) from error
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Creates the state of a run, or opens a run from its directory alone."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import os
 import pathlib
 from typing import NamedTuple
@@ -13,12 +15,15 @@ import ml_collections
 import input_pipeline
 from machine import devices
 from machine import errors
+from machine import processes
+from machine import signals
 from model import CNN
 import optimizer
 from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
 from rundir import files
+from rundir import logs
 from rundir import provenance
 from rundir import trees
 import steps
@@ -79,9 +84,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   workdir = files.local_path(workdir)
   directory.check_path(workdir)
   directory.check_contained(workdir)
-  config = experiment.read(
-    workdir / "config.json", provenance.own_keys(workdir)
-  )
+  config = experiment.read(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
   try:
@@ -108,38 +111,80 @@ def _usual_probability(workdir: pathlib.Path, step: int) -> float:
   return usual
 
 
-def restore_or_create(
+class TrainingRun(NamedTuple):
+  """A run directory to train in.
+
+  Attributes:
+    workdir: the run directory.
+    state: the state to start or resume from.
+    since_log: the sums of the metrics since the last log.
+    manager: saves checkpoints.
+    logger: logs metrics.
+    stop: tells whether a signal has arrived.
+  """
+
+  workdir: pathlib.Path
+  state: steps.TrainState
+  since_log: steps.Metrics
+  manager: checkpoints.Manager
+  logger: logs.Logger
+  stop: signals.Stop
+
+
+@contextlib.contextmanager
+def opened_for_training(
+  workdir: str | os.PathLike,
   config: ml_collections.ConfigDict,
   data: input_pipeline.Data,
-  workdir: pathlib.Path,
-  init_from: str | os.PathLike | None,
-) -> tuple[steps.TrainState, steps.Metrics]:
-  """Returns the state to start or resume from, and the sums since the last log.
-
-  Args:
-    config: the config of the run.
-    data: the data to train on.
-    workdir: the run directory; its newest checkpoint is restored.
-    init_from: the run whose parameters to start from if there is no checkpoint.
+) -> Iterator[TrainingRun]:
+  """Creates or reopens a run directory and locks it.
 
   Raises:
-    errors.UserError: if none of the checkpoints can be restored.
+    errors.UserError: if it cannot be used, or holds another run.
   """
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir, directory.UNWRITABLE)
   state = create_state(
     steps.rngs(config.seed).init,
     config,
     data.train.image_shape,
     data.class_names,
   )
-  logging.info(
-    "%s parameters, %s training images, on %d x %s with jax %s",
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
-    f"{data.train.labels.size:,}",
-    devices.mesh().size,
-    jax.devices()[0].device_kind,
-    jax.__version__,
-  )
-  since_log = steps.Metrics.zero(len(data.class_names))
+  if config.init_from and not checkpoints.all_steps(workdir):
+    state = with_params_of(config.init_from, state)
+  dataset = data.description()
+  with processes.first_then_others("create the run directory"):
+    directory.create(workdir, config, dataset)
+  with directory.lock(workdir), signals.noted() as stop:
+    logging.info("Run directory %s", workdir)
+    logging.info(
+      "%s parameters, %s training images, on %d x %s with jax %s",
+      f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
+      f"{data.train.labels.size:,}",
+      devices.mesh().size,
+      jax.devices()[0].device_kind,
+      jax.__version__,
+    )
+    state, since_log = _resume(workdir, config, state, len(data.class_names))
+    step = int(state.step)
+    if processes.is_first():
+      directory.write(workdir, config, dataset)
+      provenance.record(workdir, step)
+    with (
+      checkpoints.open_manager(workdir, step) as manager,
+      logs.Logger(workdir, config, step) as logger,
+    ):
+      yield TrainingRun(workdir, state, since_log, manager, logger, stop)
+
+
+def _resume(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  state: steps.TrainState,
+  num_classes: int,
+) -> tuple[steps.TrainState, steps.Metrics]:
+  """Returns the newest saved state, if any, and the sums since the last log."""
+  since_log = steps.Metrics.zero(num_classes)
   if checkpoints.all_steps(workdir):
     provenance.warn_of_another_model(workdir)
     state, saved = checkpoints.restore_newest(workdir, state, since_log)
@@ -148,10 +193,46 @@ def restore_or_create(
     logging.info(
       "%s step %d", "Complete at" if done else "Resuming after", state.step
     )
-  elif init_from:
-    state = with_params_of(init_from, state)
-    logging.info("Starting from the parameters of %s", init_from)
+  elif config.init_from:
+    logging.info("Starting from the parameters of %s", config.init_from)
   return state, since_log
+
+
+def load_test(
+  config: ml_collections.ConfigDict,
+  workdirs: Sequence[pathlib.Path],
+  opened: Sequence[Run],
+) -> input_pipeline.Data:
+  """Loads the test split and checks that the runs can be scored on it."""
+  data, run = input_pipeline.load(config, ["test"]), opened[0]
+  shape, classes = data.test.image_shape, len(data.class_names)
+  if (shape, classes) != (run.image_shape, len(run.class_names)):
+    raise errors.UserError(
+      f"--dataset={config.dataset}: has {classes} classes and images of shape"
+      f" {list(shape)}; must have {len(run.class_names)} and"
+      f" {list(run.image_shape)}, as in training"
+    )
+  for workdir, run in zip(workdirs, opened, strict=True):
+    _warn_of_other_data(workdir, run.config, config, data.crc32["test"])
+  return data
+
+
+def _warn_of_other_data(
+  workdir: pathlib.Path,
+  own: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  crc32: int,
+) -> None:
+  """Warns if a run's own test split has changed since training."""
+  if (config.dataset, config.test_split) != (own.dataset, own.test_split):
+    return
+  path = workdir / "dataset.json"
+  match files.read_json(path):
+    case {"crc32": {"test": int(recorded)}} if recorded != crc32:
+      logging.warning(
+        "%s of %s has checksum %d but had %d in %s: its examples have changed",
+        *(config.test_split, config.dataset, crc32, recorded, path),
+      )
 
 
 def with_params_of(

@@ -33,6 +33,16 @@ PROJECT = pathlib.Path(__file__).parent.parent
 jit = functools.partial(jax.jit, compiler_options=compiling.compiler_options())
 
 
+def pytest_configure(config):
+  """Makes a deprecated call in the project's own files fail the tests."""
+  modules = {path.stem for path in PROJECT.glob("*.py")}
+  packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")}
+  names = "|".join({*modules, *packages, "configs"})
+  config.addinivalue_line(
+    "filterwarnings", rf"error::DeprecationWarning:({names}|test_\w+)([.]|$)"
+  )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
   """Lets the tests and their subprocesses compile each program once."""

@@ -1,12 +1,10 @@
 import functools
-import os
 import pathlib
 import platform
 import pwd
 import subprocess
 import sys
 from unittest import mock
-import warnings
 
 from conftest import PROJECT
 from conftest import jit
@@ -20,7 +18,6 @@ import input_pipeline
 from machine import compiling
 import ops
 import predict
-from report import network
 from rundir import runs
 import steps
 import train
@@ -177,27 +174,6 @@ def test_every_program_compiles_the_network_with_the_options(
       train.train_and_evaluate(tiny_config, tmp_path)
 
 
-def test_the_inspection_uses_the_options_and_its_errors_do_not_stop_a_run(
-  tiny_config, tmp_path, monkeypatch, caplog
-):
-  jit = compiling.jit
-
-  def jit_inspection_with_an_unknown_option(function):
-    with monkeypatch.context() as patch:
-      if getattr(function, "func", None) is network.inspect:
-        unknown = {"xla_unknown": True}
-        patch.setattr(compiling, "compiler_options", lambda: unknown)
-      return jit(function)
-
-  monkeypatch.setattr(compiling, "jit", jit_inspection_with_an_unknown_option)
-  tiny_config.num_steps = 1
-  assert train.train_and_evaluate(tiny_config, tmp_path)["global_step"] == 1
-  (warning,) = (
-    message for message in caplog.messages if "xla_unknown" in message
-  )
-  assert warning.startswith("The network of step 1 is not shown: ")
-
-
 @pytest.mark.skipif(
   platform.libc_ver()[0] != "glibc", reason="only glibc has the setting"
 )
@@ -272,36 +248,3 @@ def test_without_home_nothing_is_cached_and_a_warning_says_so(
     "HOME is not set: every start compiles again unless"
     " JAX_COMPILATION_CACHE_DIR names a directory"
   ]
-
-
-def test_a_damaged_cache_entry_is_named_once_and_replaced(monkeypatch, caplog):
-  monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-  compiling.cache_compilations()  # Keeps the tests' cache directory.
-
-  def compile_as_a_new_process():
-    def double_damaged(x):
-      return 2 * x
-
-    assert jax.jit(double_damaged)(3.0) == 6.0
-
-  name = "jax_persistent_cache_min_compile_time_secs"
-  before = getattr(jax.config, name)
-  jax.config.update(name, 0.0)
-  try:
-    compile_as_a_new_process()
-    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
-    (entry,) = folder.glob("jit_double_damaged-*-cache")
-    whole = entry.stat().st_size
-    os.truncate(entry, 20)
-    compile_as_a_new_process()
-    (message,) = caplog.messages
-    assert message.startswith(
-      "Error reading persistent compilation cache entry for"
-      " 'jit_double_damaged': "
-    )
-    assert message.endswith("; compiling it again")
-    assert entry.stat().st_size > whole / 2
-    compile_as_a_new_process()
-    assert caplog.messages == [message]
-  finally:
-    jax.config.update(name, before)
