@@ -66,7 +66,7 @@ def train_and_evaluate(
   Raises:
     app.UsageError: if the config, the data or a directory is invalid, or the
       loss is not finite.
-    SystemExit: if SIGINT, SIGTERM or SIGHUP arrived; the state was saved.
+    SystemExit: if a signal of machine/signals.py arrived; the state was saved.
   """
   console.setup()
   workdir = files.local_path(workdir)
