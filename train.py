@@ -58,8 +58,7 @@ def train_and_evaluate(
   Raises:
     errors.UserError: if the config, the data or a directory is invalid, or the
       loss is not finite.
-    SystemExit: if SIGINT, SIGTERM, SIGHUP or SIGUSR1 arrived; the state was
-      saved.
+    SystemExit: if a signal of machine/signals.py arrived; the state was saved.
   """
   console.setup()
   experiment.check(config)

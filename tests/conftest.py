@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -108,6 +109,22 @@ def tiny_run(_tiny_config, tmp_path_factory):
   return workdir
 
 
+@pytest.fixture
+def warnings_fail():
+  """Fails the test on a SIGHUP or SIGUSR1 that the code does not handle.
+
+  Otherwise these would end pytest or, under nohup, be ignored.
+  """
+  numbers = (signal.SIGHUP, signal.SIGUSR1)
+  before = [
+    signal.signal(n, lambda n, _: pytest.fail(signal.Signals(n).name))
+    for n in numbers
+  ]
+  yield
+  for number, handler in zip(numbers, before, strict=True):
+    signal.signal(number, handler)
+
+
 def idx_bytes(array):
   array = np.asarray(array)
   header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
@@ -200,6 +217,19 @@ def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
     return subprocess.CompletedProcess(
       argv, returncode, pipes["stdout"].read_text(), pipes["stderr"].read_text()
     )
+
+
+def train_command(config, workdir):
+  """Returns the command that trains with `config`, whatever its keys."""
+  defaults = default.get_config()
+  return [
+    *(sys.executable, str(PROJECT / "train.py"), f"--workdir={workdir}"),
+    *(
+      f"--config.{key}={value}"
+      for key, value in config.items()
+      if value != defaults[key]
+    ),
+  ]
 
 
 def run_train(*args, cwd, **environment):

@@ -6,12 +6,11 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 
-from conftest import PROJECT
 from conftest import read_jsonl
 from conftest import run_program
+from conftest import train_command
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -35,20 +34,10 @@ def start(workdir, configs, devices):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  defaults = default.get_config()
-
-  def overrides(config):
-    return [
-      f"--config.{key}={value}"
-      for key, value in config.items()
-      if value != defaults[key]
-    ]
-
   return [
     subprocess.Popen(
       [
-        *(sys.executable, str(PROJECT / "train.py"), f"--workdir={workdir}"),
-        *overrides(config),
+        *train_command(config, workdir),
         f"--coordinator_address=localhost:{port}",
         f"--num_processes={len(configs)}",
         f"--process_id={process_id}",
@@ -237,30 +226,36 @@ def test_a_second_signal_is_not_caught():
   assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_lost_terminal_sends_several_signals():
-  before = signal.getsignal(signal.SIGHUP)
+@pytest.mark.usefixtures("warnings_fail")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_lost_terminal_sends_several_signals(number):
+  """And Slurm sends SIGTERM some time after it has sent SIGUSR1."""
+  before = signal.getsignal(number)
   with signals.noted() as stop:
-    signal.raise_signal(signal.SIGHUP)
-    assert stop.check() == signal.SIGHUP
-    signal.raise_signal(signal.SIGHUP)  # Would have ended this process.
+    signal.raise_signal(number)
+    assert stop.check() == number
+    signal.raise_signal(number)  # Would have ended this process.
     signal.raise_signal(signal.SIGTERM)  # As in a shutdown.
-    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(number)
     assert stop.check() == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-  assert signal.getsignal(signal.SIGHUP) == before
+  assert signal.getsignal(number) == before
 
 
-def test_a_lost_terminal_is_ignored_under_nohup():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_lost_terminal_is_ignored_under_nohup(number):
+  before = signal.signal(number, signal.SIG_IGN)
   try:
     with signals.noted() as stop:
-      signal.raise_signal(signal.SIGHUP)
+      signal.raise_signal(number)
       assert stop.check() is None
   finally:
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(number, before)
 
 
-def test_several_processes_stop_together(monkeypatch):
+@pytest.mark.usefixtures("warnings_fail")
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGUSR1])
+def test_several_processes_stop_together(first, monkeypatch):
   passed_on, asked, agreed = [], [], False
 
   def is_agreed(number):
@@ -277,7 +272,7 @@ def test_several_processes_stop_together(monkeypatch):
   )
   try:
     with signals.noted() as stop:
-      signal.raise_signal(signal.SIGHUP)
+      signal.raise_signal(first)
       assert passed_on == [signal.SIGTERM]
       passed_on.clear()
       signal.raise_signal(signal.SIGINT)

@@ -462,7 +462,7 @@ def test_a_repeatedly_stopped_run_equals_an_uninterrupted_one(
   for text, number, code in (
     ("Run directory", signal.SIGTERM, 143),  # While it compiles.
     ("step  7/60", signal.SIGINT, 130),
-    ("step 25/60  validation", signal.SIGTERM, 143),
+    ("step 25/60  validation", signal.SIGUSR1, 138),
     ("step 42/60", signal.SIGKILL, -9),
     ("step 60/60  test", None, 0),
   ):
@@ -491,7 +491,7 @@ def test_a_repeatedly_stopped_run_equals_an_uninterrupted_one(
   assert results[0] == results[1]
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "warnings_fail")
 def test_a_run_stopped_during_its_last_evaluation_has_no_result(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
@@ -508,8 +508,8 @@ def test_a_run_stopped_during_its_last_evaluation_has_no_result(
 
     return evaluate
 
-  # Once after training, and once when only the evaluation is left.
-  for number in (signal.SIGINT, signal.SIGTERM):
+  # Once after training, and twice when only the evaluation is left.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     caplog.clear()
     with monkeypatch.context() as patch, caplog.at_level("INFO"):
       patch.setattr(steps, "evaluator", interrupted)
