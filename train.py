@@ -6,6 +6,7 @@ Run the same command again to resume; a complete run is only evaluated again.
 The last line on stdout is the result as JSON.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -66,7 +67,8 @@ def train_and_evaluate(
   input_pipeline.check_batch_size(config, data)
   with runs.opened_for_training(workdir, config, data) as run:
     tracer = profiling.Tracer(run.workdir, profile)
-    state = _train(config, data, run, tracer)
+    with contextlib.closing(tracer):
+      state = _train(config, data, run, tracer)
     evaluate = steps.evaluator(data.test, config.eval_batch_size)
     test, probabilities = evaluate(state)
     if signal_ := run.stop.check():

@@ -10,7 +10,7 @@ from machine import processes
 
 
 class Tracer:
-  """Traces the steps between a run's first two logs, if that is wanted.
+  """Traces the steps between two logs.
 
   TensorBoard's profile plugin shows the trace, and ui.perfetto.dev opens
   perfetto_trace.json.gz beside it. A failure here does not stop the run.
@@ -35,7 +35,7 @@ class Tracer:
   def close(self) -> None:
     """Ends the trace if training ended or was stopped before its second log."""
     if len(self._actions) == 2:
-      logging.warning("No steps were traced: training ended before its log")
+      logging.warning("No steps were traced: training ended too early")
     else:
       self.at_log()
 

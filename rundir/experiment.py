@@ -165,7 +165,7 @@ def name(
     errors.UserError: if the name would be too long for a file system.
   """
   values = {**config}
-  values["init_from"] = files.local_path(config.init_from).resolve().name
+  values["init_from"] = os.path.basename(os.path.abspath(config.init_from))
   overrides = [
     f"{key}={values[key]}"
     for key in sorted(config)

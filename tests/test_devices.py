@@ -114,7 +114,7 @@ def test_a_missing_platform_is_named(error, reason, monkeypatch):
   monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
   platforms = jax.config.jax_platforms
   for check in (
-    lambda: devices.use_platform(None),
+    devices.check,
     lambda: runs.open_run("none"),  # As evaluate.py and predict.py do.
   ):
     with pytest.raises(errors.UserError) as refused:

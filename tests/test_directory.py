@@ -81,7 +81,7 @@ def test_an_invalid_value_is_refused(key, value):
   config = default.get_config()
   config[key] = value
   with pytest.raises(errors.UserError) as error:
-    experiment.validate(config)
+    experiment.check(config)
   assert str(error.value).startswith(f"config.{key}={value}: must be ")
 
 
@@ -107,11 +107,11 @@ def test_a_value_without_effect_is_refused(changes, message):
   config = default.get_config()
   config.update(changes)
   with pytest.raises(errors.UserError, match=message):
-    experiment.validate(config)
+    experiment.check(config)
 
 
 def test_the_default_config_is_valid():
-  experiment.validate(default.get_config())
+  experiment.check(default.get_config())
 
 
 def test_create_writes_the_config_and_accepts_it_again(tmp_path):
@@ -127,11 +127,12 @@ def test_paths_are_recorded_so_that_they_work_in_other_folders(
 ):
   monkeypatch.chdir(tmp_path)
   config = default.get_config()
-  config.update(data_dir="~/data", manual_dir="../mine")
+  config.update(data_dir="~/data", manual_dir="../mine", init_from="first")
   directory.create(tmp_path / "run", config, DATASET)
   recorded = json.loads((tmp_path / "run/config.json").read_text())
   assert recorded["data_dir"] == "~/data"
   assert recorded["manual_dir"] == str(tmp_path.parent / "mine")
+  assert recorded["init_from"] == str(tmp_path / "first")
 
 
 def test_another_config_is_refused_and_its_keys_are_named(tmp_path):
