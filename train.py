@@ -32,7 +32,6 @@ from machine import profiling
 import optimizer
 from rundir import checkpoints
 from rundir import command_line
-from rundir import experiment
 from rundir import files
 from rundir import runs
 import steps
@@ -62,14 +61,11 @@ def train_and_evaluate(
     SystemExit: if a signal of machine/signals.py arrived; the state was saved.
   """
   console.setup()
-  experiment.check(config)
-  data = input_pipeline.load(config)
-  input_pipeline.check_batch_size(config, data)
-  with runs.opened_for_training(workdir, config, data) as run:
+  with runs.opened_for_training(workdir, config) as run:
     tracer = profiling.Tracer(run.workdir, profile)
     with contextlib.closing(tracer):
-      state = _train(config, data, run, tracer)
-    evaluate = steps.evaluator(data.test, config.eval_batch_size)
+      state = _train(config, run, tracer)
+    evaluate = steps.evaluator(run.data.test, config.eval_batch_size)
     test, probabilities = evaluate(state)
     if signal_ := run.stop.check():
       _stop(signal_, config.num_steps)
@@ -77,7 +73,7 @@ def train_and_evaluate(
   result = {**test, "global_step": config.num_steps}
   if processes.is_first():
     files.write_json(run.workdir / "result.json", result)
-    _draw(run.workdir, config, data, state, probabilities)
+    _draw(run.workdir, config, run.data, state, probabilities)
   return result
 
 
@@ -136,12 +132,11 @@ def next_due(config: ml_collections.ConfigDict, step: int) -> Due:
 
 def _train(
   config: ml_collections.ConfigDict,
-  data: input_pipeline.Data,
   run: runs.TrainingRun,
   tracer: profiling.Tracer,
 ) -> steps.TrainState:
   """Takes the remaining steps; logs, evaluates and saves along the way."""
-  logger, manager = run.logger, run.manager
+  data, logger, manager = run.data, run.logger, run.manager
   # Takes many training steps in one dispatch, except on a CPU.
   train_steps = compiling.jit_loop(
     functools.partial(

@@ -116,6 +116,7 @@ class TrainingRun(NamedTuple):
 
   Attributes:
     workdir: the run directory.
+    data: the data to train on.
     state: the state to start or resume from.
     since_log: the sums of the metrics since the last log.
     manager: saves checkpoints.
@@ -124,6 +125,7 @@ class TrainingRun(NamedTuple):
   """
 
   workdir: pathlib.Path
+  data: input_pipeline.Data
   state: steps.TrainState
   since_log: steps.Metrics
   manager: checkpoints.Manager
@@ -133,17 +135,19 @@ class TrainingRun(NamedTuple):
 
 @contextlib.contextmanager
 def opened_for_training(
-  workdir: str | os.PathLike,
-  config: ml_collections.ConfigDict,
-  data: input_pipeline.Data,
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict
 ) -> Iterator[TrainingRun]:
-  """Creates or reopens a run directory and locks it.
+  """Loads the data, then creates or reopens a run directory and locks it.
 
   Raises:
-    errors.UserError: if it cannot be used, or holds another run.
+    errors.UserError: if the config, the data or the directory cannot be used,
+      or the directory holds another run.
   """
   workdir = files.local_path(workdir)
   directory.check_path(workdir, directory.UNWRITABLE)
+  experiment.check(config)
+  data = input_pipeline.load(config)
+  input_pipeline.check_batch_size(config, data)
   state = create_state(
     steps.rngs(config.seed).init,
     config,
@@ -174,7 +178,7 @@ def opened_for_training(
       checkpoints.open_manager(workdir, step) as manager,
       logs.Logger(workdir, config, step) as logger,
     ):
-      yield TrainingRun(workdir, state, since_log, manager, logger, stop)
+      yield TrainingRun(workdir, data, state, since_log, manager, logger, stop)
 
 
 def _resume(

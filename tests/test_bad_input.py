@@ -264,7 +264,6 @@ RUNS = {
     write("run/config.json", " " * 2**21),
     "config.json: has more than 1048576 bytes",
   ),
-  "extra key": (edit("run/config.json", extra=1), "extra is not a key; the"),
   "text for int": (edit("run/config.json", batch_size="7"), "config.json: "),
   "float for int": (edit("run/config.json", batch_size=7.5), "config.json: "),
   "list for int": (edit("run/config.json", batch_size=[7]), "config.json: "),

@@ -86,9 +86,8 @@ def test_gradients_are_summed_in_one_operation(result):
   (together,) = with_gradients
   for bias in ("f32[32]", "f32[64]", "f32[10]"):
     assert bias in together
-  # The gradients, as docs/scaling.md counts them, the loss, and the labels and
-  # logits of the five examples that are kept.
-  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11), if_meant(
+  # The gradients, as docs/scaling.md counts them, and the loss.
+  assert _num_bytes(together) == 4 * (3_274_634 + 1), if_meant(
     "update it here and in docs/scaling.md"
   )
   # The only other sum is the count of right answers.
