@@ -20,6 +20,7 @@ from matplotlib import image
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+import tensorflow_datasets as tfds
 
 from configs import default
 import input_pipeline
@@ -123,6 +124,53 @@ def warnings_fail():
   yield
   for number, handler in zip(numbers, before, strict=True):
     signal.signal(number, handler)
+
+
+@pytest.fixture
+def tiny_builder(tmp_path):
+  """The builder of a small TFDS data set, prepared in tmp_path."""
+
+  class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("2.0.0")
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        disable_shuffling=True,
+        features=tfds.features.FeaturesDict(
+          {
+            "image": tfds.features.Tensor(shape=(8, 6, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(num_classes=4),
+          }
+        ),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {
+        "train": self._generate_examples(40),
+        "test": self._generate_examples(12),
+      }
+
+    def _generate_examples(self, size):
+      for i in range(size):
+        image = np.full((8, 6, 3), i, np.uint8)
+        yield i, {"image": image, "label": i % 4}
+
+  builder = TinySet(data_dir=tmp_path)
+  builder.download_and_prepare(file_format="array_record")
+  return builder
+
+
+@pytest.fixture
+def tiny_set_config(default_config, tmp_path):
+  config = default_config.copy_and_resolve_references()
+  config.update(
+    dataset="tiny_set",
+    data_dir=str(tmp_path),
+    train_split="train[10:]",
+    validation_split="train[:10]",
+  )
+  return config
 
 
 def idx_bytes(array):

@@ -1,25 +1,20 @@
 """The options, help and error messages of train.py."""
 
-import gzip
 import json
 import os
 import pathlib
-import re
 import runpy
 import sys
 from unittest import mock
 
 from conftest import PROJECT
 from conftest import run_program
-import jax
 import pytest
 
 from configs import default
 from machine import compiling
 from machine import errors
-from machine import profiling
 from rundir import command_line
-import steps
 import train
 
 
@@ -196,105 +191,3 @@ def test_main_passes_its_options_on(monkeypatch, capsys):
   assert (config.seed, config.init_from, profile) == (3, "a", True)
   assert str(workdir) == "runs/default,init_from=a,seed=3"
   assert json.loads(capsys.readouterr().out) == {"accuracy": 1.0}
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-  monkeypatch.setattr(train, "_draw", lambda *args: None)
-
-
-@pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_a_trace_covers_the_steps_between_two_logs(
-  platform, tiny_config, tmp_path, monkeypatch
-):
-  """On accelerators, one dispatch runs several steps."""
-  tiny_config.update(num_steps=12, eval_every_steps=12)
-  tiny_config.update(checkpoint_every_steps=12)
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  events = []
-  jit_loop = compiling.jit_loop
-
-  def recorded(step, options=None):
-    run = jit_loop(step, options)
-
-    def recording_run(carry, num_steps, *args):
-      if isinstance(carry, steps.Training):
-        events.append(num_steps)
-      return run(carry, num_steps, *args)
-
-    return recording_run
-
-  monkeypatch.setattr(compiling, "jit_loop", recorded)
-  monkeypatch.setattr(
-    jax.profiler, "start_trace", lambda *_, **__: events.append("begin")
-  )
-  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("end"))
-  train.train_and_evaluate(tiny_config, tmp_path, profile=True)
-  if platform == "gpu":  # There is a log every 5 steps.
-    assert events == [5, "begin", 5, "end", 2]
-  else:
-    assert events == [*[1] * 5, "begin", *[1] * 5, "end", 1, 1]
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_tensorboard_and_perfetto_find_the_trace(tiny_config, tmp_path, caplog):
-  tiny_config.num_steps = 7  # The trace ends with the run.
-  with caplog.at_level("INFO"):
-    train.train_and_evaluate(tiny_config, tmp_path, profile=True)
-  (folder,) = (tmp_path / "plugins/profile").iterdir()
-  assert f"The trace is in {folder}" in caplog.messages
-  assert [*folder.glob("*.xplane.pb")]
-  trace = json.loads(
-    gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes())
-  )
-  names = [event.get("name", "") for event in trace["traceEvents"]]
-  assert any("train_on_next_batch" in name for name in names)
-
-
-def test_a_trace_that_fails_or_never_starts_does_not_stop_the_run(
-  tmp_path, monkeypatch, caplog
-):
-  profiling.Tracer(tmp_path, is_wanted=False).close()
-  assert not caplog.messages
-  profiling.Tracer(tmp_path, is_wanted=True).close()
-  assert caplog.messages == ["No steps were traced: training ended too early"]
-  start = mock.Mock(side_effect=RuntimeError("already started"))
-  monkeypatch.setattr(jax.profiler, "start_trace", start)
-  tracer = profiling.Tracer(tmp_path, is_wanted=True)
-  for _ in range(3):
-    tracer.at_log()
-  tracer.close()
-  start.assert_called_once()
-  assert caplog.messages[1:] == ["The steps cannot be traced: already started"]
-
-
-@pytest.mark.parametrize("stream", [None, "stderr", "stdout"])
-def test_each_message_is_shown_once(stream, tmp_path):
-  """The user may have configured logging."""
-  configure = f"""logging.basicConfig(
-    stream=sys.{stream}, format="user %(message)s", level="INFO", force=True)"""
-  script = tmp_path / "script.py"
-  script.write_text(f"""
-import logging, sys
-from absl import logging as absl_logging
-from machine import console
-{configure if stream else ""}
-for number in (1, 2):
-  console.setup()  # As train_and_evaluate does.
-  say = compile("absl_logging.info(number)", {str(PROJECT / "x.py")!r}, "exec")
-  exec(say)
-  absl_logging.info("a library's")
-  absl_logging.warning("a warning")
-  logging.getLogger("own").info("the user's")
-""")
-  done = run_program(str(script), cwd=tmp_path)
-  if stream is None:
-    shown = re.sub(r"(?m)^[\d:]{8} ", "", done.stderr).splitlines()
-    assert shown == ["1", "a warning", "2", "a warning"]
-    assert len(re.findall(r"(?m)^[\d:]{8} ", done.stderr)) == 4
-  else:
-    lines = ["user a warning", "user the user's"]
-    shown = getattr(done, stream).splitlines()
-    assert shown == ["user 1", *lines, "user 2", *lines]
-    assert done.stdout + done.stderr == getattr(done, stream)

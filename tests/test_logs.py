@@ -1,10 +1,7 @@
-import errno
 import io
-import logging
 import os
 import sys
 import time
-from unittest import mock
 
 from conftest import files_of_at_most
 from conftest import read_events
@@ -15,7 +12,6 @@ from tensorboardX.proto import event_pb2
 import tqdm
 
 from configs import default
-from machine import console
 from rundir import experiment
 from rundir import files
 from rundir import logs
@@ -39,38 +35,6 @@ def config():
   config = default.get_config()
   config.num_steps = 30
   return config
-
-
-@pytest.mark.parametrize(
-  ("message", "shown"),
-  [
-    ("a\n  b\r\nc\td", "a b c d"),
-    ("a\x1b[2J\x07\x00", r"a\x1b[2J\x07\x00"),
-    ("a\x9b2J\u202e\u2028b", r"a\x9b2J\u202e b"),
-    ("caf\xe9 \u6570", "caf\xe9 \u6570"),
-  ],
-)
-def test_an_error_is_one_line_without_escape_sequences(
-  message, shown, monkeypatch, capsys
-):
-  monkeypatch.setattr(sys, "argv", ["/some/where/train.py"])
-  with pytest.raises(SystemExit) as ended:
-    console.exit_with(message, 3)
-  assert ended.value.code == 3
-  assert capsys.readouterr() == ("", f"train.py: {shown}\n")
-
-
-def test_a_lost_terminal_loses_only_the_output(monkeypatch):
-  """After an ssh connection drops, writing to the terminal fails."""
-  handler = console._AboveProgressBar()
-  record = logging.makeLogRecord({"msg": "a"})
-  terminal = mock.Mock(write=mock.Mock(side_effect=OSError(errno.EIO, "lost")))
-  monkeypatch.setattr(sys, "stderr", terminal)
-  handler.emit(record)
-  with pytest.raises(SystemExit) as ended:
-    console.exit_with("a", 129)
-  assert ended.value.code == 129
-  assert terminal.write.called
 
 
 def test_writes_jsonl_and_tensorboard(tmp_path, config):
