@@ -54,10 +54,6 @@ def test_the_number_of_devices_changes_only_rounding(result, devices):
   # The sum of the loss and the counts of right answers and examples, per step.
   np.testing.assert_allclose(many["metrics"], one["metrics"], rtol=1e-6)
   assert np.shape(many["metrics"]) == (50, 3)
-  assert many["labels"] == one["labels"]
-  np.testing.assert_allclose(
-    many["probabilities"], one["probabilities"], rtol=1e-4
-  )
   assert many["difference"] < MAX_DIFFERENCE
 
 
