@@ -15,6 +15,7 @@ import statistics
 import sys
 from typing import Any
 
+from configs import default
 from machine import console
 from machine import errors
 from rundir import directory
@@ -81,7 +82,8 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
   A row has the run directory, the config keys that differ between the runs, and
   what `summarize` returns. Missing values are None.
   """
-  configs = [files.read_json(run / "config.json") for run in runs]
+  defaults = default.get_config().to_dict()  # For older runs.
+  configs = [defaults | files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs) - {*experiment.INCIDENTAL})
   differing = [
     key

@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 
 import input_pipeline
+from machine import compiling
 from machine import console
 from machine import errors
 from report import evaluation
@@ -213,6 +214,7 @@ def main() -> None:
   )
   args = parser.parse_args()
   with console.program():
+    compiling.keep_freed_memory()
     result, report = evaluate(**vars(args))
     print(report)
     print(json.dumps(result, sort_keys=True))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from machine import compiling
 
-# The arguments of `lax.conv_general_dilated` for which `conv` stands.
+# The arguments with which `lax.conv_general_dilated` does what `conv` does.
 _SIMPLE = {
   "window_strides": (1, 1),
   "padding": "SAME",
@@ -16,6 +16,7 @@ _SIMPLE = {
   "rhs_dilation": (1, 1),
   "feature_group_count": 1,
   "precision": None,
+  "preferred_element_type": None,
 }
 
 
@@ -27,7 +28,7 @@ def conv_general_dilated(
   `flax.linen.Conv` takes it as its argument `conv_general_dilated`.
   """
   kwargs |= {"window_strides": window_strides, "padding": padding}
-  if all(kwargs[name] == value for name, value in _SIMPLE.items()):
+  if all(kwargs.get(name, value) == value for name, value in _SIMPLE.items()):
     return conv(x, kernel)
   return lax.conv_general_dilated(x, kernel, **kwargs)
 

@@ -70,17 +70,17 @@ def train_and_evaluate(
     if signal_ := run.stop.check():
       _stop(signal_, config.num_steps)
     run.logger.evaluation(config.num_steps, "test", test)
-  result = {**test, "global_step": config.num_steps}
-  if processes.is_first():
-    files.write_json(run.workdir / "result.json", result)
-    _draw(run.workdir, config, run.data, state, probabilities)
+    result = {**test, "global_step": config.num_steps}
+    if processes.is_first():
+      files.write_json(run.workdir / "result.json", result)
+      _draw(run.workdir, config, run.data, state, probabilities)
   return result
 
 
 def _draw(workdir: pathlib.Path, *args: Any) -> None:
-  from report import pictures  # Importing matplotlib takes half a second.
-
   try:
+    from report import pictures  # Importing matplotlib takes half a second.
+
     pictures.draw(workdir, *args)
   except Exception as error:  # It must not cost the result.
     logging.warning("Cannot draw %s: %s", workdir, error)
@@ -235,6 +235,7 @@ def _stop(signal_: signal.Signals, step: int) -> NoReturn:
 def main() -> None:
   with console.program():
     args = command_line.parse(sys.argv, __doc__)
+    compiling.keep_freed_memory()
     with console.stdout_to_stderr():
       processes.join(
         args.coordinator_address, args.num_processes, args.process_id

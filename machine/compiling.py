@@ -37,14 +37,19 @@ _OPTIONS: dict[str, tuple[dict[str, str | bool], ...]] = {
 def compiler_options() -> dict[str, str | bool]:
   """Returns XLA's options for the backend and JAX release in use."""
   for options in _OPTIONS.get(jax.default_backend(), ()):
-    try:
-      jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+    if _are_known(options):
       return options
-    except jax.errors.JaxRuntimeError:
-      pass
   if jax.default_backend() == "gpu":
     logging.warning("XLA cannot make the GPU deterministic; runs will differ")
   return {}
+
+
+def _are_known(options: dict[str, str | bool]) -> bool:
+  try:
+    jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def has_onednn() -> bool:
@@ -65,6 +70,7 @@ def trains_with_onednn() -> bool:
   return has_onednn() and {"avx512bw", "avx512vl"} <= {*flags}
 
 
+@functools.cache
 def training_options() -> dict[str, str | bool]:
   """Returns XLA's options for the training step.
 
@@ -72,11 +78,12 @@ def training_options() -> dict[str, str | bool]:
   again. That pays off after some two hundred steps, so evaluation does not.
   """
   options = compiler_options()
+  onednn = options | {
+    "xla_cpu_use_onednn": True,
+    "xla_cpu_experimental_onednn_custom_call": True,
+  }
   if jax.default_backend() == "cpu" and trains_with_onednn():
-    options = options | {
-      "xla_cpu_use_onednn": True,
-      "xla_cpu_experimental_onednn_custom_call": True,
-    }
+    return onednn if _are_known(onednn) else options
   return options
 
 
@@ -100,7 +107,7 @@ def jit_loop(
   Args:
     step: a pure function. On accelerators, all its runs take one dispatch, and
       its carry is donated.
-    options: XLA's options; by default `compiler_options()`.
+    options: XLA's options on a CPU; by default `compiler_options()`.
 
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.

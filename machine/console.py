@@ -133,7 +133,6 @@ def program() -> Iterator[None]:
   """Runs the body as a program: with our logs, cache and one-line errors."""
   setup()
   compiling.cache_compilations()
-  compiling.keep_freed_memory()
   with one_line_errors():
     yield
 

@@ -33,7 +33,7 @@ def draw(
 ) -> None:
   """Draws a complete run, in its directory and in TensorBoard.
 
-  Only warns if something cannot be drawn, because the run is complete.
+  Warns if a single picture cannot be drawn.
 
   Args:
     workdir: the run directory.
@@ -42,14 +42,9 @@ def draw(
     state: the state after the last step.
     probabilities: predicted for the test split, [n, classes].
   """
-  # Drawn by one process, which does not have the devices of the others.
+  # Only one process draws, and it cannot compute on the others' devices.
   state, probabilities, train, test = jax.device_get(
-    (
-      state,
-      probabilities,
-      jax.tree.map(lambda x: x[:_NUM_DEFORMED], data.train),
-      data.test,
-    )
+    (state, probabilities, data.train, data.test)
   )
   evaluated = evaluation.measure(test, probabilities, data.class_names)
   drawings: dict[str, Callable[[], figure.Figure]] = {
@@ -59,11 +54,14 @@ def draw(
     **evaluation.drawings(evaluated),
     "activations": lambda: _activations(state, train, data.class_names),
   }
-  if kernels := _image_kernels(state.eval_params, train.image_shape[-1]):
-    drawings["filters"] = lambda: figures.filters(*kernels[0])
+  for name, kernel in trees.named(state.eval_params):
+    if kernel.ndim == 4 and kernel.shape[2] == train.image_shape[-1]:
+      drawings["filters"] = functools.partial(figures.filters, kernel, name)
+      break  # The first layer that sees the image.
   if limits := augmentation.from_config(config):
     drawings["augmentation"] = lambda: _deformations(config, train, limits)
-  with logs.open_tensorboard(workdir) as writer:
+  # Event files of one second would have one name.
+  with logs.open_tensorboard(workdir, filename_suffix=".pictures") as writer:
     for name, drawing in drawings.items():
       try:
         picture = drawing()
@@ -121,18 +119,8 @@ def _activations(state, examples, class_names: Sequence[str]):
 
 
 def _deformations(config, examples, limits):
-  images = examples.unflatten(examples.images).astype(np.float32) / 255
+  images = examples.unflatten(examples.images[:_NUM_DEFORMED])
+  images = images.astype(np.float32) / 255
   augment = compiling.jit(functools.partial(steps.augment, limits=limits))
   rng = steps.rngs(config.seed).dropout
   return figures.deformations(images, augment(rng, 0, images))
-
-
-def _image_kernels(
-  params: steps.Params, channels: int
-) -> list[tuple[np.ndarray, str]]:
-  """Returns the kernels with as many channels as an image, and their names."""
-  return [
-    (leaf, name)
-    for name, leaf in trees.named(params)
-    if leaf.ndim == 4 and leaf.shape[2] == channels
-  ]

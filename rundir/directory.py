@@ -18,6 +18,7 @@ from machine import processes
 from rundir import checkpoints
 from rundir import experiment
 from rundir import files
+from rundir import provenance
 
 # TensorStore reads a backslash as a slash and accepts only UTF-8; in Python,
 # other bytes are surrogates. When saving, Orbax reads []*? as a pattern.
@@ -81,8 +82,10 @@ def _check_same(workdir, config, dataset) -> None:
   path = workdir / "config.json"
   found = experiment.to_json(experiment.read(path))
   ours = experiment.to_json(config)
-  if "init_from" not in files.read_json(path):  # An older run.
-    found["init_from"] = ours["init_from"]
+  if "init_from" not in files.read_json(path) and ours["init_from"]:
+    # An older version recorded it elsewhere, and resumed without it too.
+    starts = provenance.read(workdir) or [{}]
+    found["init_from"] = str(starts[0].get("init_from", ""))
   done = checkpoints.all_steps(workdir)
   experiment.check_same(path, found, ours, steps_done=done[-1] if done else 0)
   path = workdir / "dataset.json"

@@ -165,7 +165,8 @@ def name(
     errors.UserError: if the name would be too long for a file system.
   """
   values = {**config}
-  values["init_from"] = os.path.basename(os.path.abspath(config.init_from))
+  if config.init_from:
+    values["init_from"] = os.path.basename(os.path.abspath(config.init_from))
   overrides = [
     f"{key}={values[key]}"
     for key in sorted(config)
@@ -200,11 +201,9 @@ def check_same(
   """
   if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
     found = {**found, "num_steps": ours["num_steps"]}
-  # The directory may have moved.
-  if (
-    pathlib.Path(found["init_from"]).name
-    == pathlib.Path(ours["init_from"]).name
-  ):
+  theirs = pathlib.Path(found["init_from"])
+  is_moved = theirs.name == pathlib.Path(ours["init_from"]).name
+  if is_moved and not theirs.expanduser().exists():
     found = {**found, "init_from": ours["init_from"]}
   files.check_same(path, found, ours, except_for=INCIDENTAL)
 

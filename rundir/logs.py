@@ -54,10 +54,12 @@ class _LossyFile:
       )
 
 
-def open_tensorboard(workdir: pathlib.Path, **kwargs) -> SummaryWriter:
+def open_tensorboard(
+  workdir: pathlib.Path, write_to_disk: bool = True, **kwargs
+) -> SummaryWriter:
   """Opens an event file whose writer survives a full disk."""
-  writer = SummaryWriter(str(workdir), **kwargs)
-  if kwargs.get("write_to_disk", True):
+  writer = SummaryWriter(str(workdir), write_to_disk=write_to_disk, **kwargs)
+  if write_to_disk:
     # Otherwise its thread would end, and closing it would wait for ever.
     # TensorBoardX accepts another file class, but only for paths with a prefix,
     # and experiment trackers would not find event files at such a path.
@@ -159,6 +161,7 @@ class Logger:
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the means of the metrics over a whole split."""
     self._write(step, {f"{split}_{name}": x for name, x in means.items()})
+    self._tensorboard.flush()
     self._say(step, _text(split, means))
 
   def usual_probability(self, step: int, probabilities: jax.Array) -> None:

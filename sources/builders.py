@@ -101,15 +101,22 @@ def read_split(
       ) from error
     logging.warning("%s; preparing %s again", error, config.dataset)
   folder = pathlib.Path(builder.data_dir)
-  shutil.rmtree(folder)  # Otherwise TFDS takes it for complete.
-  _prepare(config, folder)
+  damaged = folder.with_name(f"{folder.name}.damaged")
+  shutil.rmtree(damaged, ignore_errors=True)
+  folder.rename(damaged)  # Otherwise TFDS takes it for complete.
+  try:
+    _prepare(config, folder)
+  except BaseException:
+    damaged.rename(folder)  # Its other splits may be intact.
+    raise
+  shutil.rmtree(damaged)
   return arrays.read_split(builder, split)
 
 
 def write_records(
   config: ml_collections.ConfigDict, data_dir: str | os.PathLike
 ) -> pathlib.Path:
-  """Writes `config.dataset` as array_record, for programs that read it by TFDS.
+  """Writes `config.dataset` as array_record, for other programs that use TFDS.
 
   Returns:
     A folder in `data_dir` to open with `tfds.builder_from_directory`.
@@ -123,8 +130,13 @@ def write_records(
       split: read_split(config, builder, split) for split in builder.info.splits
     },
   )
+  # TFDS would take another data set in the same folder for this one.
+  name = re.sub(r"\W", "_", config.dataset)
+  folder = pathlib.Path(os.path.expanduser(data_dir))
   records = own_images.OwnImages(
-    source=source, records=True, data_dir=os.path.expanduser(data_dir)
+    source=source,
+    records=True,
+    data_dir=folder / f"{name}-{_digest(str(builder.data_dir))}",
   )
   records.download_and_prepare(file_format="array_record")
   return pathlib.Path(records.data_dir)

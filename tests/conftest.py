@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -124,6 +125,12 @@ def warnings_fail():
   yield
   for number, handler in zip(numbers, before, strict=True):
     signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+  """A copy of the tiny run that tests may change."""
+  return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 @pytest.fixture

@@ -178,6 +178,21 @@ def test_damaged_arrays_are_prepared_again(
   assert (prepared / "train.arrays.npz").exists()
 
 
+def test_intact_splits_survive_a_failure_to_repair_another(
+  family_config, family
+):
+  folder, images, _ = family
+  builder = builders.prepared(family_config)
+  train, _ = builders.read_split(family_config, builder, "train")
+  cut_off(pathlib.Path(builder.data_dir) / "test.arrays.npz")
+  (folder / "t10k-images-idx3-ubyte").write_bytes(b"")
+  with pytest.raises(errors.UserError, match="starts with nothing"):
+    builders.read_split(family_config, builder, "test")
+  (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images))
+  kept, _ = builders.read_split(family_config, builder, "train")
+  np.testing.assert_array_equal(kept, train)
+
+
 def test_a_full_disk_is_reported_in_one_line(family_config, tmp_path):
   with files_of_at_most(50_000):
     with pytest.raises(errors.UserError) as error:
@@ -201,6 +216,11 @@ def test_a_prepared_data_set_can_be_written_for_tfds(
   for example, image, label in zip(test, images, labels, strict=True):
     np.testing.assert_array_equal(example["image"][..., 0], image)
     assert example["label"] == label
+  # Another data set in the same folder does not replace it.
+  (family[0] / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[::-1]))
+  other = builders.write_records(family_config, tmp_path / "records")
+  test = tfds.builder_from_directory(other).as_data_source("test")
+  np.testing.assert_array_equal(test[0]["image"][..., 0], images[-1])
   # What this project prepares opens too, but has no records to read.
   builder = tfds.builder_from_directory(
     builders.prepared(family_config).data_dir

@@ -25,6 +25,9 @@ def test_a_run_is_named_after_its_overrides():
   first = name(train_split="train[5000:]" * 2, dataset="a/b")
   assert "/" not in first and "[" not in first
   assert name(train_split="train[:9]") != name(train_split="train[9:]")
+  assert name(init_from="runs/first/") == "default,init_from=first"
+  base.init_from = "runs/first"
+  assert name() == "default,init_from="
   with pytest.raises(errors.UserError, match="--workdir"):
     name(dataset="x" * 300)
 

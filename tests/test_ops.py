@@ -59,6 +59,25 @@ def test_conv_has_the_values_and_gradients_of_lax(onednn, shape, monkeypatch):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"strides": 2},
+    {"padding": "VALID"},
+    {"kernel_dilation": 2},
+    {"feature_group_count": 4},
+  ],
+)
+def test_other_convolutions_are_those_of_lax(changes):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 9, 4)))
+  outputs = []
+  for function in (ops.conv_general_dilated, None):
+    conv = nn.Conv(8, (3, 3), conv_general_dilated=function, **changes)
+    variables = conv.init(jax.random.key(0), x)
+    outputs.append(conv.apply(variables, x))
+  np.testing.assert_array_equal(*outputs)
+
+
 def vjp_of(function, x, kernel, dy):
   """Returns the value and the gradients of both arguments."""
 

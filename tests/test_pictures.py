@@ -98,6 +98,8 @@ def test_a_run_is_drawn_in_its_directory_and_in_tensorboard(
   assert {path.stem for path in tmp_path.glob("*.png")} == names
   for name in names:
     assert image.imread(tmp_path / f"{name}.png").std() > 0.02
+  # Its event file does not replace that of a log in the same second.
+  assert [*tmp_path.glob("events.out.tfevents.*.pictures")]
   shown = {
     (value.tag, event.step)
     for event in read_events(tmp_path)

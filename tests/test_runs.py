@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 import tarfile
 
 from conftest import PROJECT
@@ -27,12 +26,6 @@ import train
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
   monkeypatch.setattr(train, "_draw", lambda *args: None)
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-  """A copy of the tiny run that tests may change."""
-  return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 def edit(path, **changes):
@@ -177,6 +170,13 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(
     )
   # It resumes, even if the other run has moved, but not with another run.
   (tmp_path / "moved").mkdir()
+  (tmp_path / "moved/first").mkdir()
+  tiny_config.init_from = str(tmp_path / "moved/first")
+  with pytest.raises(
+    errors.UserError, match="/first there, .*/moved/first here"
+  ):
+    train.train_and_evaluate(tiny_config, tmp_path / "second")
+  (tmp_path / "moved/first").rmdir()
   (tmp_path / "first").rename(tmp_path / "moved/first")
   tiny_config.init_from = str(tmp_path / "moved/first")
   train.train_and_evaluate(tiny_config, tmp_path / "second")
@@ -204,6 +204,11 @@ def test_a_run_of_an_older_version_opens_resumes_and_is_scored(old_run):
   assert result["loss"] == pytest.approx(0.6878582, rel=1e-4)
   assert (result["accuracy"], result["global_step"]) == (0.9, 6)
   config.update({key: str(path) for key, path in paths.items()})
+  config.update(init_from="other")
+  with pytest.raises(
+    errors.UserError, match="/home/user/first there, .*/other"
+  ):
+    train.train_and_evaluate(config, workdir)
   # As the old version's --init_from, which it recorded elsewhere.
   config.update(num_steps=8, init_from="first")
   result = train.train_and_evaluate(config, workdir)
