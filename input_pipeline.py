@@ -99,8 +99,8 @@ def load(
   """
   if not importlib.util.find_spec("array_record"):
     raise errors.UserError(
-      "array_record, which stores the data sets, is not installed; on Windows,"
-      " use WSL2, because array_record has no Windows wheels; elsewhere, run"
+      "array_record, which TFDS needs, is not installed; on Windows, use WSL2,"
+      " because array_record has no Windows wheels; elsewhere, run"
       " `pip install -r requirements.txt`"
     )
   try:
