@@ -75,9 +75,10 @@ def export(
   run = runs.open_run(workdir, checkpoint)
   files.check_writable(output.parent)  # Fail before the work.
   if format == "html":
-    params = page.round_weights(run.state.eval_params, weights or "float16")
-    state = run.state.replace(params=params, ema_params=None)
-    run = run._replace(state=state)
+    variables = page.round_weights(
+      run.state.eval_variables, weights or "float16"
+    )
+    run = run._replace(state=run.state.starting_from(variables))
   config = experiment.changed(
     run.config,
     data_dir=data_dir,
@@ -168,8 +169,8 @@ def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
 def _to_safetensors(run: runs.Run, metadata: dict[str, str]) -> bytes:
   from safetensors import numpy
 
-  params = dict(trees.named(jax.device_get(run.state.eval_params)))
-  return numpy.save(params, metadata)
+  variables = jax.device_get(run.state.eval_variables)
+  return numpy.save(dict(trees.of_variables(variables)), metadata)
 
 
 def main() -> None:

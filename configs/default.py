@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.momentum = 0.0  # Nesterov momentum, for sgd.
   config.adam_b2 = 0.999  # Adam's second-moment decay rate.
   config.weight_decay = 0.0  # For the kernels, with adamw and nadamw.
+  config.clip_norm = 0.0  # Above 0, gradients of a larger norm are scaled down.
   config.label_smoothing = 0.0  # 0.1 spreads a tenth evenly over all classes.
   config.ema_decay = 0.0  # Above 0, averaged parameters are evaluated.
   config.dropout_rate = 0.4

@@ -1,6 +1,7 @@
 """Saves and restores a TrainState with Orbax."""
 
 import collections
+from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
@@ -50,7 +51,7 @@ def best_step(workdir: pathlib.Path) -> int | None:
 def restore(
   workdir: pathlib.Path,
   step: int,
-  state: TrainState,
+  state: TrainState | None = None,
   since_log: Metrics | None = None,
 ) -> tuple[TrainState, Metrics | None]:
   """Restores the state and the sums since the last log to the device.
@@ -58,7 +59,8 @@ def restore(
   Args:
     workdir: the run directory.
     step: one of `all_steps`.
-    state: arrays, or just their shapes and dtypes.
+    state: arrays, or just their shapes and dtypes; with None, any network and
+      optimizer is restored, but the result has no functions.
     since_log: the sums to return if the saved ones are for other metrics; with
       None, no sums are returned.
 
@@ -69,8 +71,13 @@ def restore(
   """
   path = _folder(workdir) / str(step)
   found = _read_metadata(path)
-  trees.check_same_network(path, state, found.pop("state"))
-  target = {"state": state, **found, "checksum": np.uint32(0)}
+  target = {**found, "checksum": np.uint32(0)}
+  if state is None:
+    state = TrainState(step=0, apply_fn=None, params={}, tx=None, opt_state={})
+  else:
+    trees.check_same_network(path, state, found["state"])
+    # Older checkpoints lack some fields.
+    target["state"] = {key: getattr(state, key) for key in found["state"]}
   _read_accuracy(workdir, step)
   _check_size(path, target)
   target = jax.tree.map(
@@ -85,8 +92,12 @@ def restore(
   except Exception as error:  # Orbax and TensorStore can raise anything.
     raise DamagedError(_reason(error)) from error
   checksum = saved.pop("checksum")
+  saved["state"] = state.replace(**saved["state"])
   # TensorStore does not notice a changed byte in an array.
-  if checksum != _checksum(saved) or saved["state"].step != step:
+  if saved["state"].step != step or checksum not in (
+    _checksum(saved),
+    _older_checksum(saved),
+  ):
     raise DamagedError("its checksum is wrong")
   return saved["state"], _resumed(saved["since_log"], since_log)
 
@@ -132,7 +143,9 @@ def _resumed(
 
 
 def restore_newest(
-  workdir: pathlib.Path, state: TrainState, since_log: Metrics | None = None
+  workdir: pathlib.Path,
+  state: TrainState | None = None,
+  since_log: Metrics | None = None,
 ) -> tuple[TrainState, Metrics | None]:
   """Restores the newest undamaged checkpoint; see `restore`.
 
@@ -349,10 +362,23 @@ def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
 
 
 def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
-  """Returns the CRC-32 of all values."""
+  """Returns the CRC-32 of all values, in the order of their names."""
+  named = sorted(trees.named(jax.device_get(tree)), key=lambda pair: pair[0])
+  return _crc32([array for _, array in named])
+
+
+def _older_checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
+  """Returns the CRC-32 of all values, in the order of a state's fields.
+
+  It is what older versions saved.
+  """
+  return _crc32(jax.tree.leaves(jax.device_get(tree)))
+
+
+def _crc32(arrays: Iterable[np.ndarray]) -> np.uint32:
   checksum = 0
-  for leaf in jax.tree.leaves(jax.device_get(tree)):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
+  for array in arrays:
+    checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
   return np.uint32(checksum)
 
 

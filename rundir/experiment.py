@@ -71,6 +71,7 @@ _RULES = {
   "momentum": _FRACTION,
   "adam_b2": _FRACTION,
   "weight_decay": _AMOUNT,
+  "clip_norm": _AMOUNT,
   "label_smoothing": _FRACTION,
   "ema_decay": _FRACTION,
   "dropout_rate": _FRACTION,

@@ -1,5 +1,6 @@
 """Creates the state of a run, or opens a run from its directory alone."""
 
+import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -9,10 +10,11 @@ from typing import NamedTuple
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 import input_pipeline
+from machine import compiling
 from machine import devices
 from machine import errors
 from machine import processes
@@ -87,14 +89,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   config = experiment.read(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
-  try:
-    state = jax.eval_shape(
-      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
-    )
-  except (ArithmeticError, ValueError) as error:
-    raise errors.UserError(
-      f"{workdir}: model.py cannot take images of {list(image_shape)}: {error}"
-    ) from error
+  state = _shapes(config, image_shape, class_names)
   state = _restore(workdir, checkpoint, state)
   step = int(state.step)
   usual = _usual_probability(workdir, step)
@@ -109,6 +104,23 @@ def _usual_probability(workdir: pathlib.Path, step: int) -> float:
       case {"step": int(at), "usual_probability": float(found)} if at <= step:
         usual = found
   return usual
+
+
+class Series(NamedTuple):
+  """A metric over time: its values, [k], and the steps they belong to, [k]."""
+
+  steps: np.ndarray
+  values: np.ndarray
+
+
+def history(workdir: str | os.PathLike) -> dict[str, Series]:
+  """Returns what a run has logged, by the metric's name in metrics.jsonl."""
+  logged = collections.defaultdict(list)
+  for record in files.read_metrics(files.local_path(workdir)):
+    for name, value in record.items():
+      if name != "step":
+        logged[name].append((record["step"], value))
+  return {name: Series(*np.array(x).T) for name, x in logged.items()}
 
 
 class TrainingRun(NamedTuple):
@@ -148,14 +160,11 @@ def opened_for_training(
   experiment.check(config)
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)
-  state = create_state(
-    steps.rngs(config.seed).init,
-    config,
-    data.train.image_shape,
-    data.class_names,
-  )
+  what = config, data.train.image_shape, data.class_names
+  _check_memory(_shapes(*what), data.train.image_shape)
+  state = create_state(steps.rngs(config.seed).init, *what)
   if config.init_from and not checkpoints.all_steps(workdir):
-    state = with_params_of(config.init_from, state)
+    state = starting_from(config.init_from, state)
   dataset = data.description()
   with processes.first_then_others("create the run directory"):
     directory.create(workdir, config, dataset)
@@ -197,8 +206,6 @@ def _resume(
     logging.info(
       "%s step %d", "Complete at" if done else "Resuming after", state.step
     )
-  elif config.init_from:
-    logging.info("Starting from the parameters of %s", config.init_from)
   return state, since_log
 
 
@@ -239,22 +246,79 @@ def _warn_of_other_data(
       )
 
 
-def with_params_of(
+def starting_from(
   workdir: str | os.PathLike, state: steps.TrainState
 ) -> steps.TrainState:
-  """Returns a state with the parameters of a run, averaged ones if it has any.
+  """Returns a state with the variables of another run, where they fit.
+
+  They are averages if that run has any. Arrays that are missing there, or have
+  another shape, keep their initial values; a line in the log names them.
 
   Raises:
-    errors.UserError: if the run cannot be opened, or has another network.
+    errors.UserError: if the run cannot be read, or nothing fits.
   """
-  params = open_run(workdir).state.eval_params
-  trees.check_same_network(
-    workdir, {"params": state.params}, {"params": params}
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir)
+  directory.check_contained(workdir)
+  other = _restore(workdir, "last").eval_variables
+  ours, found = trees.shapes(state.eval_variables), trees.shapes(other)
+  fitting = {name for name, shape in ours.items() if found.get(name) == shape}
+  new = ", ".join(
+    f"{name} ({found.get(name, 'missing')} there, {ours[name]} here)"
+    for name in sorted(ours.keys() - fitting)
   )
-  state = state.replace(params=params)
-  if state.ema_params is not None:
-    state = state.replace(ema_params=jax.tree.map(jnp.copy, params))
-  return state
+  if not fitting:
+    raise errors.UserError(
+      f"config.init_from={workdir}: nothing in it fits this network: {new}"
+    )
+  arrays = dict(trees.named(other))
+  logging.info(
+    "Starting from the parameters of %s%s", workdir, new and f"; new are {new}"
+  )
+  return state.starting_from(
+    jax.tree_util.tree_map_with_path(
+      lambda path, x: (
+        arrays[name] if (name := trees.name(path)) in fitting else x
+      ),
+      state.eval_variables,
+    )
+  )
+
+
+def _shapes(
+  config: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  class_names: Sequence[str],
+) -> steps.TrainState:
+  """Returns the shapes in a run's state; raises errors.UserError."""
+  try:
+    return jax.eval_shape(
+      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
+    )
+  except (ArithmeticError, ValueError) as error:
+    raise errors.UserError(
+      f"model.py cannot take images of {list(image_shape)}: {error}"
+    ) from error
+
+
+def _check_memory(
+  state: steps.TrainState, image_shape: tuple[int, int, int]
+) -> None:
+  """Raises errors.UserError if a step's state alone exceeds the memory."""
+  num_params = sum(x.size for x in jax.tree.leaves(state.params))
+  # A CPU keeps the state before the step, too; gradients are like parameters.
+  copies = 2 if compiling.takes_single_steps() else 1
+  needed = copies * trees.num_bytes(state) + trees.num_bytes(state.params)
+  memory = devices.memory()
+  if needed > memory:
+    height, width, channels = image_shape
+    raise errors.UserError(
+      f"images of {width}x{height} with {channels} channels make a network of"
+      f" {num_params:,} parameters; training takes more than"
+      f" {needed / 1e9:,.0f} GB, but {jax.devices()[0].device_kind} has"
+      f" {memory / 1e9:,.0f} GB; make the images smaller (config.image_size) or"
+      " change model.py"
+    )
 
 
 def create_state(
@@ -295,9 +359,14 @@ def _read_dataset(
 
 
 def _restore(
-  workdir: pathlib.Path, checkpoint: str, state: steps.TrainState
+  workdir: pathlib.Path,
+  checkpoint: str,
+  state: steps.TrainState | None = None,
 ) -> steps.TrainState:
-  """Restores the "last" or "best" checkpoint, or that of a step."""
+  """Restores the "last" or "best" checkpoint, or that of a step.
+
+  Without the shapes in `state`, it takes whatever was saved.
+  """
   saved = checkpoints.all_steps(workdir)
   if not saved:
     raise errors.UserError(

@@ -89,6 +89,7 @@ def test_the_default_values_are_those_of_the_tutorial():
     "momentum": 0.0,
     "adam_b2": 0.999,
     "weight_decay": 0.0,
+    "clip_norm": 0.0,
     "label_smoothing": 0.0,
     "ema_decay": 0.0,
     "dropout_rate": 0.4,
