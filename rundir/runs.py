@@ -260,6 +260,7 @@ def starting_from(
   workdir = files.local_path(workdir)
   directory.check_path(workdir)
   directory.check_contained(workdir)
+  files.read_json(workdir / "config.json")  # Says so if this is not a run.
   other = _restore(workdir, "last").eval_variables
   ours, found = trees.shapes(state.eval_variables), trees.shapes(other)
   fitting = {name for name, shape in ours.items() if found.get(name) == shape}
@@ -315,8 +316,8 @@ def _check_memory(
     raise errors.UserError(
       f"images of {width}x{height} with {channels} channels make a network of"
       f" {num_params:,} parameters; training takes more than"
-      f" {needed / 1e9:,.0f} GB, but {jax.devices()[0].device_kind} has"
-      f" {memory / 1e9:,.0f} GB; make the images smaller (config.image_size) or"
+      f" {needed / 1e9:,.2f} GB, but {jax.devices()[0].device_kind} has"
+      f" {memory / 1e9:,.2f} GB; make the images smaller (config.image_size) or"
       " change model.py"
     )
 
