@@ -137,6 +137,15 @@ def check_writable(folder: pathlib.Path) -> None:
     ) from error
 
 
+def set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """Moves a file or folder into another folder, and returns its new path."""
+  folder.mkdir(exist_ok=True)
+  target = folder / path.name
+  while target.exists():
+    target = target.with_name(f"{target.name}_")
+  return path.rename(target)
+
+
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   """Writes a JSON object with `write_text`, lists of numbers on one line."""
   text = json.dumps(value, indent=2, sort_keys=True)
