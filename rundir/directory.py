@@ -1,12 +1,12 @@
 """Creates, checks and locks run directories."""
 
+from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
 import platform
 import re
-import stat
 from typing import Any
 
 from absl import logging
@@ -44,7 +44,6 @@ def create(
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    check_contained(workdir)
     if (workdir / "config.json").exists():
       _check_same(workdir, config, dataset)
     elif not processes.is_first():
@@ -78,7 +77,12 @@ def write(
       files.write_json(path, ours)
 
 
-def _check_same(workdir, config, dataset) -> None:
+def _check_same(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  dataset: dict[str, Any],
+) -> None:
+  """Raises errors.UserError if the directory holds another run."""
   path = workdir / "config.json"
   found = experiment.to_json(experiment.read(path))
   ours = experiment.to_json(config)
@@ -86,14 +90,40 @@ def _check_same(workdir, config, dataset) -> None:
     # An older version recorded it elsewhere, and resumed without it too.
     starts = provenance.read(workdir) or [{}]
     found["init_from"] = str(starts[0].get("init_from", ""))
-  done = checkpoints.all_steps(workdir)
-  experiment.check_same(path, found, ours, steps_done=done[-1] if done else 0)
+  may_differ = {*experiment.INCIDENTAL}
+  steps_done = max(checkpoints.all_steps(workdir), default=0)
+  if ours["num_steps"] >= steps_done and not experiment.needs_num_steps(config):
+    may_differ.add("num_steps")
+  theirs = pathlib.Path(found["init_from"])
+  if theirs.name == pathlib.Path(ours["init_from"]).name:
+    if not theirs.expanduser().exists():  # It has moved.
+      may_differ.add("init_from")
+  _check_equal(path, found, ours, may_differ)
   path = workdir / "dataset.json"
   if path.exists():
     found = files.read_json(path)
     # Older runs have no checksums.
-    older = (dataset.keys() - found.keys()) & {"crc32"}
-    files.check_same(path, found, dataset, except_for=older)
+    _check_equal(path, found, dataset, {"crc32"} - found.keys())
+
+
+def _check_equal(
+  path: pathlib.Path,
+  found: dict[str, Any],
+  ours: dict[str, Any],
+  may_differ: Collection[str],
+) -> None:
+  """Raises errors.UserError if a run's file differs, and names the keys."""
+  differing = [
+    f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
+    for key in sorted(found.keys() | ours.keys())
+    if found.get(key) != ours.get(key) and key not in may_differ
+  ]
+  if differing:
+    raise errors.UserError(
+      f"{path.parent} holds a run with another {path.stem}:"
+      f" {', '.join(differing)}; name another --workdir, and add"
+      f" --config.init_from={path.parent} to start from that run's parameters"
+    )
 
 
 def check_path(
@@ -106,25 +136,6 @@ def check_path(
       f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
       " its checkpoints would be saved elsewhere or not at all"
     )
-
-
-def check_contained(workdir: pathlib.Path) -> None:
-  """Rejects a run directory with pipes, devices or links out of it.
-
-  Raises:
-    errors.UserError: if it has any; the message names the first.
-  """
-  root = workdir.resolve()
-  for folder, folders, names in os.walk(workdir):
-    for path in (pathlib.Path(folder, name) for name in (*folders, *names)):
-      try:
-        mode = path.lstat().st_mode
-      except FileNotFoundError:
-        continue  # A running train.py replaced it.
-      if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(root):
-        raise errors.UserError(f"{path}: is a link out of the run directory")
-      if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise errors.UserError(f"{path}: is neither a file nor a directory")
 
 
 @contextlib.contextmanager

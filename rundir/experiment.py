@@ -110,22 +110,14 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises errors.UserError if a value is wrong, regardless of the data."""
   _check_values(config)
-  chosen = (
-    optimizer.OPTIMIZERS[config.optimizer],
-    optimizer.SCHEDULES[config.schedule],
-  )
-  choice = (
-    f"config.optimizer={config.optimizer} and config.schedule={config.schedule}"
-  )
-  read = {key for entry in chosen for key in optimizer.keys_read(entry)}
-  for key in sorted(read - {*config}):
-    raise errors.UserError(f"the config has no {key}, which {choice} need")
+  read = _keys_read(config)
   defaults = default.get_config()
   for key in _OF_SOME_CHOICES:
     if key not in read and config[key] != defaults[key]:
       raise errors.UserError(
-        f"config.{key}={config[key]}: must be {defaults[key]} with {choice},"
-        " which do not use it"
+        f"config.{key}={config[key]}: must be {defaults[key]} with"
+        f" config.optimizer={config.optimizer} and"
+        f" config.schedule={config.schedule}, which do not use it"
       )
   if config.clean_steps and not augmentation.from_config(config):
     raise errors.UserError(
@@ -173,49 +165,21 @@ def name(
     if key not in INCIDENTAL and config[key] != base[key]
   ]
   result = ",".join([base_name, *overrides])
-  if len(result.encode()) > files.MAX_NAME_LENGTH:
-    raise errors.UserError(
-      f"{result}: too long for the name of a run directory; name one with"
-      " --workdir"
-    )
   return files.to_file_name(result)
 
 
-def check_same(
-  path: pathlib.Path,
-  found: dict[str, Any],
-  ours: dict[str, Any],
-  steps_done: int,
-) -> None:
-  """Checks that a run directory holds a run of this experiment.
-
-  Args:
-    path: its config.json.
-    found: the config in that file.
-    ours: the config to resume with. `num_steps` may differ if training does not
-      depend on it.
-    steps_done: the number of steps in the newest checkpoint.
-
-  Raises:
-    errors.UserError: if keys differ; the message names them.
-  """
-  if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
-    found = {**found, "num_steps": ours["num_steps"]}
-  theirs = pathlib.Path(found["init_from"])
-  is_moved = theirs.name == pathlib.Path(ours["init_from"]).name
-  if is_moved and not theirs.expanduser().exists():
-    found = {**found, "init_from": ours["init_from"]}
-  files.check_same(path, found, ours, except_for=INCIDENTAL)
+def needs_num_steps(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether training depends on the number of steps."""
+  return config.clean_steps > 0 or "num_steps" in _keys_read(config)
 
 
-def _depends_on_num_steps(config: dict[str, Any]) -> bool:
+def _keys_read(config: ml_collections.ConfigDict) -> set[str]:
+  """Returns the keys that the chosen optimizer and schedule read."""
   entries = (
-    optimizer.OPTIMIZERS[config["optimizer"]],
-    optimizer.SCHEDULES[config["schedule"]],
+    optimizer.OPTIMIZERS[config.optimizer],
+    optimizer.SCHEDULES[config.schedule],
   )
-  return config["clean_steps"] > 0 or any(
-    "num_steps" in optimizer.keys_read(entry) for entry in entries
-  )
+  return {key for entry in entries for key in optimizer.keys_read(entry)}
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

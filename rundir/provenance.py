@@ -1,6 +1,7 @@
 """Records what made a run: code revision, library versions and device."""
 
 import hashlib
+import json
 import pathlib
 import platform
 import subprocess
@@ -11,7 +12,6 @@ import flax
 import jax
 import optax
 
-from machine import errors
 from rundir import files
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,17 +37,11 @@ def record(workdir: pathlib.Path, step: int) -> None:
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Returns what each start of a run recorded, oldest first."""
-  path = workdir / _FILE
-  if not path.exists():  # The run is from an older version.
-    return []
   try:
-    starts = files.read_json(path).get("starts")
-  except errors.UserError as error:
-    logging.warning("%s", error)
-    return []
-  if not isinstance(starts, list):
-    return []
-  return [start for start in starts if isinstance(start, dict)]
+    starts = json.loads((workdir / _FILE).read_text())["starts"]
+    return [{**start} for start in starts]
+  except (OSError, ValueError, LookupError, TypeError):
+    return []  # It is damaged, or the run is from an older version.
 
 
 def warn_of_another_model(workdir: pathlib.Path) -> None:
