@@ -3,8 +3,10 @@
 `_RULES` has the rules for values; a key does not need one.
 """
 
+from collections.abc import Mapping
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -89,27 +91,28 @@ _RULES = {
 }
 
 
-def check_keys(config: ml_collections.ConfigDict) -> None:
-  """Raises errors.UserError if a value is missing or has the wrong type."""
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Raises errors.UserError if a value is missing, or wrong by itself."""
   for key, default_value in default.get_config().items():
     if key not in config:
       raise errors.UserError(
         f"the config has no {key}; it must have all keys of configs/default.py"
       )
-    found, expected = type(config[key]), type(default_value)
-    if not issubclass(found, expected) and (found, expected) != (int, float):
+    value, kind = config[key], type(default_value)
+    if not isinstance(value, kind) and (type(value), kind) != (int, float):
       raise errors.UserError(
-        f"config.{key}={config[key]!r}: must be of type {expected.__name__}, as"
-        " in configs/default.py"
+        f"config.{key}={value!r}: must be of type {kind.__name__}, as in"
+        " configs/default.py"
       )
-  for key, value in config.items():
-    if value is None:
-      raise errors.UserError(f"config.{key} is None; it must have a value")
+    is_valid, expected = _RULES.get(key, (lambda _: True, ""))
+    if not is_valid(value):
+      raise errors.UserError(f"config.{key}={value}: must be {expected}")
+  to_json(config)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises errors.UserError if a value is wrong, regardless of the data."""
-  _check_values(config)
+  check_values(config)
   read = _keys_read(config)
   defaults = default.get_config()
   for key in _OF_SOME_CHOICES:
@@ -132,40 +135,13 @@ def check(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _check_values(config: ml_collections.ConfigDict) -> None:
-  """Raises errors.UserError if a key is missing or breaks its rule."""
-  check_keys(config)
-  for key, value in config.items():
-    is_valid, expected = _RULES.get(key, (lambda _: True, ""))
-    if not is_valid(value):
-      raise errors.UserError(f"config.{key}={value}: must be {expected}")
-
-
-def name(
-  config: ml_collections.ConfigDict,
-  base: ml_collections.ConfigDict,
-  base_name: str,
-) -> str:
-  """Names a run after its overrides: `default,batch_size=256,seed=1`.
-
-  Args:
-    config: the config of the run.
-    base: the same config without overrides.
-    base_name: the name of its file.
-
-  Raises:
-    errors.UserError: if the name would be too long for a file system.
-  """
-  values = {**config}
-  if config.init_from:
-    values["init_from"] = os.path.basename(os.path.abspath(config.init_from))
-  overrides = [
-    f"{key}={values[key]}"
-    for key in sorted(config)
-    if key not in INCIDENTAL and config[key] != base[key]
-  ]
-  result = ",".join([base_name, *overrides])
-  return files.to_file_name(result)
+def name(base_name: str, overrides: Mapping[str, Any]) -> str:
+  """Names a run after its overrides: `default,batch_size=256,seed=1`."""
+  values = {k: v for k, v in overrides.items() if k not in INCIDENTAL}
+  if init_from := values.get("init_from"):
+    values["init_from"] = os.path.basename(os.path.abspath(init_from))
+  parts = [base_name, *(f"{key}={values[key]}" for key in sorted(values))]
+  return files.to_file_name(",".join(parts))
 
 
 def needs_num_steps(config: ml_collections.ConfigDict) -> bool:
@@ -185,9 +161,22 @@ def _keys_read(config: ml_collections.ConfigDict) -> set[str]:
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the config as config.json stores it.
 
-  Tuples become lists, and paths become absolute unless they start with ~.
+  Tuples become lists, NumPy's numbers become Python's, and paths become
+  absolute unless they start with ~.
+
+  Raises:
+    errors.UserError: if JSON cannot hold a value; the message names its key.
   """
-  result = json.loads(json.dumps(config.to_dict()))
+  result = {}
+  for key, value in config.to_dict().items():
+    try:
+      text = json.dumps(value, default=operator.methodcaller("item"))
+    except (AttributeError, TypeError, ValueError) as error:
+      raise errors.UserError(
+        f"config.{key}={value!r:.60}: must be a value that JSON can hold, such"
+        " as a number, a text or a list"
+      ) from error
+    result[key] = json.loads(text)
   for key in ("data_dir", "manual_dir", "init_from"):
     if result[key] and not result[key].startswith("~"):
       result[key] = os.path.abspath(result[key])
@@ -232,7 +221,7 @@ def read(path: pathlib.Path) -> ml_collections.ConfigDict:
   try:
     with config.unlocked():
       config.update(found)
-    _check_values(config)
+    check_values(config)
   except (TypeError, ValueError, OverflowError, errors.UserError) as error:
     raise errors.UserError(f"{path}: {error}") from error
   return config

@@ -100,9 +100,9 @@ FLAGS = {
   "--config.data_dir=None": "config.data_dir=None: must be a path on this",
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
   "--config.batchsize=7": (
-    "unknown key config.batchsize; did you mean config.batch_size?"
+    "unknown option --config.batchsize; did you mean --config.batch_size=7?"
   ),
-  "--config.nothing=7": "unknown key config.nothing; the keys are adam_b2, a",
+  "--config.nothing=7": "option --config.nothing; the keys are adam_b2, a",
   "--config=configs/no.py": "--config=configs/no.py: no such file; the presets",
   "--workdir=/dev/null": "--workdir=/dev/null: ",
   "--workdir=a[1]": "/a[1]: [ ] cannot be in the path of a run directory: its",
@@ -121,7 +121,6 @@ FLAGS = {
   ),
   "--nothing": "unknown option --nothing; the options are --config, --workdir,",
   "--profile=1": "argument --profile: ignored explicit argument '1'",
-  "--flagfile=none": "Unable to open flagfile: [Errno 2] No such file",
   "--platform=tpu": "unknown option --platform; the options are --config, --w",
   "batch_size=7": (
     "unknown argument batch_size; did you mean --config.batch_size=7?"
