@@ -159,9 +159,10 @@ def _override(
     raise errors.UserError(message) from error
   if unexpected:
     raise errors.UserError(_explain(unexpected[0], config))
+  overrides = config_flags.get_override_values(values["config"])
   return {
     key: value
-    for key, value in values["config"].override_values.items()
+    for key, value in overrides.items()
     if value != values[f"config.{key}"].default
   }
 

@@ -63,7 +63,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl, without lines that are cut off."""
+  """Reads metrics.jsonl, without lines that are cut off or have no step."""
   path = workdir / "metrics.jsonl"
   if not path.exists():
     return []
@@ -71,7 +71,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   for line in path.read_text(errors="replace").splitlines():
     with contextlib.suppress(ValueError, RecursionError):
       records.append(json.loads(line))
-  return [record for record in records if isinstance(record, dict)]
+  return [r for r in records if isinstance(r, dict) and "step" in r]
 
 
 def to_file_name(text: str) -> str:
