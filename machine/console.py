@@ -70,20 +70,6 @@ def printable(text: str) -> str:
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-  """Sends what libraries print to stderr, so stdout has only the result."""
-  sys.stdout.flush()
-  stdout = os.dup(1)
-  os.dup2(2, 1)
-  try:
-    yield
-  finally:
-    sys.stdout.flush()
-    os.dup2(stdout, 1)
-    os.close(stdout)
-
-
 def complain(message: str) -> None:
   """Prints one line to stderr, starting with the program's name."""
   line = f"{pathlib.Path(sys.argv[0]).name}: {' '.join(message.split())}"

@@ -154,13 +154,13 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     return
   import fcntl  # Not on Windows, where training is not supported.
 
-  holder = workdir / ".lock_holder"
-  with open(workdir / ".lock", "w") as file:  # Closing it releases the lock.
+  with open(workdir / ".lock", "a+") as file:  # Closing it releases the lock.
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
       # SMB raises PermissionError.
-      name = holder.read_text() if holder.exists() else "another process"
+      file.seek(0)
+      name = file.read() or "another process"
       raise errors.UserError(f"{workdir}: {name} is training there") from error
     except OSError as error:
       logging.warning(
@@ -168,5 +168,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         " trains there: it would go unnoticed and damage the run",
         *(workdir, error.strerror),
       )
-    files.write_text(holder, f"process {os.getpid()} on {platform.node()}")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
     yield

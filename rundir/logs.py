@@ -12,11 +12,9 @@ import jax
 import ml_collections
 import numpy as np
 from tensorboardX import SummaryWriter
-from tensorboardX import summary
 import tqdm
 
 from machine import processes
-from rundir import experiment
 from rundir import files
 
 
@@ -94,14 +92,6 @@ class Logger:
     self._tensorboard = open_tensorboard(
       workdir, purge_step=start_step + 1, write_to_disk=self._writes
     )
-    hparams = {
-      key: value
-      for key, value in config.items()
-      if key not in experiment.INCIDENTAL
-    }
-    # add_hparams would write to a subdirectory, which looks like another run.
-    for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
-      self._tensorboard.file_writer.add_summary(record)
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=config.num_steps,

@@ -22,7 +22,7 @@ def record(workdir: pathlib.Path, step: int) -> None:
   """Adds a start at this step to made_by.json, unless the last was like it."""
   starts = read(workdir)
   start = {
-    **_git(),
+    "git_revision": _git_revision(),
     "python": platform.python_version(),
     "jax": jax.__version__,
     "flax": flax.__version__,
@@ -55,20 +55,16 @@ def _model_sha256() -> str:
   return hashlib.sha256((_PROJECT / "model.py").read_bytes()).hexdigest()
 
 
-def _git() -> dict[str, Any]:
-  """Returns the revision and whether files have changed; None without git."""
-
-  def run(*command):
+def _git_revision() -> str | None:
+  """Returns the commit, with -dirty if files have changed; None without git."""
+  command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*"]
+  try:
     return subprocess.run(
-      ["git", "-C", _PROJECT, *command],
+      [*command, "--dirty"],
+      cwd=_PROJECT,
       capture_output=True,
       text=True,
       check=True,
     ).stdout.strip()
-
-  try:
-    revision = run("rev-parse", "HEAD")
-    changed = bool(run("status", "--porcelain", "--untracked-files=no"))
   except (OSError, subprocess.CalledProcessError):
-    return {"git_revision": None, "git_changed": None}
-  return {"git_revision": revision, "git_changed": changed}
+    return None
