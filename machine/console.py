@@ -35,14 +35,17 @@ def setup() -> None:
   sys.unraisablehook = lambda error: logging.debug("%s", error.exc_value)
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   logging.get_absl_logger().addFilter(_is_shown)  # Orbax logs through it too.
-  root = python_logging.getLogger()
-  if root.level == python_logging.WARNING:  # As Python sets it.
+  if (
+    python_logging.getLogger().level == python_logging.WARNING
+  ):  # As Python sets it.
     handler = _AboveProgressBar()
-    handler.setFormatter(
-      python_logging.Formatter("%(asctime)s %(message)s", "%X")
-    )
     handler.addFilter(_is_shown)
-    root.handlers[:] = [handler]  # Importing Orbax makes absl add a plain one.
+    python_logging.basicConfig(
+      format="%(asctime)s %(message)s",
+      datefmt="%X",
+      handlers=[handler],
+      force=True,  # Importing Orbax makes absl add a plain handler.
+    )
   logging.set_verbosity(logging.INFO)
 
 

@@ -57,8 +57,8 @@ def restore(
     workdir: the run directory.
     step: one of `all_steps`.
     state: arrays, or just their shapes and dtypes.
-    since_log: the sums to return if the saved ones are for other metrics; with
-      None, no sums are returned.
+    since_log: returned if the saved sums are for other metrics; if it is None,
+      so are the sums.
 
   Raises:
     DamagedError: if the checkpoint is not what was saved.
@@ -117,9 +117,23 @@ def restore_newest(
 class Manager:
   """Saves in a thread, because Orbax prepares saves in the foreground."""
 
-  def __init__(self, manager: ocp.CheckpointManager):
-    self.latest_step = manager.latest_step
-    self._manager = manager
+  def __init__(self, folder: pathlib.Path):
+    policy = preservation_policy.AnyPreservationPolicy(
+      [
+        preservation_policy.LatestN(_NUM_NEWEST),
+        preservation_policy.BestN(get_metric_fn=_accuracy, n=1),
+      ]
+    )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policy,
+      best_fn=_accuracy,  # Without it, Orbax saves no metrics.
+      create=True,
+      cleanup_tmp_directories=True,
+      # Otherwise a failure leaves Orbax threads that block exit for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    self._manager = ocp.CheckpointManager(folder, options=options)
+    self.latest_step = self._manager.latest_step
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
     # Oldest first.
     self._saves: collections.deque[futures.Future] = collections.deque()
@@ -199,11 +213,8 @@ class Manager:
 def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
   """Opens `workdir/checkpoints`, which keeps the newest three and the best.
 
-  Moves damaged checkpoints to `workdir/damaged_checkpoints`.
-
-  Args:
-    workdir: the run directory.
-    start_step: where training resumes; newer checkpoints were skipped.
+  Training resumes at `start_step`: newer checkpoints were skipped as damaged.
+  They move to `workdir/damaged_checkpoints`, as do others without metrics.
 
   Raises:
     errors.UserError: if a checkpoint could not be saved.
@@ -221,31 +232,13 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
       moved = files.set_aside(path, workdir / "damaged_checkpoints")
       logging.warning("Moved the damaged checkpoint %d to %s", step, moved)
   processes.sync("set aside the damaged checkpoints")
-  manager = Manager(_orbax_manager(_folder(workdir)))
+  manager = Manager(_folder(workdir))
   try:
     yield manager
     manager.wait()
   finally:
     with contextlib.suppress(Exception):  # Its errors were raised before.
       manager.close()
-
-
-def _orbax_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
-  policy = preservation_policy.AnyPreservationPolicy(
-    [
-      preservation_policy.LatestN(_NUM_NEWEST),
-      preservation_policy.BestN(get_metric_fn=_accuracy, n=1),
-    ]
-  )
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=policy,
-    best_fn=_accuracy,  # Without it, Orbax saves no metrics.
-    create=True,
-    cleanup_tmp_directories=True,
-    # Otherwise a failure leaves Orbax threads that block exit for minutes.
-    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-  )
-  return ocp.CheckpointManager(folder, options=options)
 
 
 def _folder(workdir: pathlib.Path) -> pathlib.Path:

@@ -55,11 +55,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str], description: str) -> argparse.Namespace:
-  """Parses the command line; given --help, prints the help and exits.
-
-  Args:
-    argv: the program and its arguments.
-    description: what the program does; the help starts with it.
+  """Parses the program's name and arguments; prints the help if asked for it.
 
   Returns:
     The options. `config` is the config with its overrides; `workdir` is named

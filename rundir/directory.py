@@ -33,11 +33,7 @@ def create(
 ) -> None:
   """Creates a run directory, or checks that an existing one holds this run.
 
-  Args:
-    workdir: the run directory.
-    config: the config of the run, for config.json.
-    dataset: a description of the data, for dataset.json; with it, the run can
-      be opened without the data.
+  `dataset` describes the data, so that the run can be opened without them.
 
   Raises:
     errors.UserError: if it cannot be created, or it holds another run.

@@ -204,9 +204,6 @@ def read(path: pathlib.Path) -> ml_collections.ConfigDict:
 
   Keys that configs/default.py lacks are kept.
 
-  Args:
-    path: its config.json.
-
   Raises:
     errors.UserError: if the file is wrong; the message says why.
   """
