@@ -167,15 +167,15 @@ def _explain(argument: str, keys: Iterable[str]) -> str:
   """Says what an unknown argument may have meant."""
   name, equals, value = argument.partition("=")
   what = "option" if name.startswith("-") else "argument"
-  meant = {option: option for option in (*_OPTIONS, "help")}
-  for key in keys:
-    meant[key] = meant[f"config.{key}"] = f"config.{key}"
-  if closest := difflib.get_close_matches(name.lstrip("-"), meant, n=1):
-    hint = f"did you mean --{meant[closest[0]]}{equals}{value}?"
-  elif "config." in name:
-    hint = f"the keys are {', '.join(keys)}"
-  else:
+  hint = f"the keys are {', '.join(keys)}"
+  meant = {key: f"config.{key}" for key in keys}
+  word = name.partition("config.")[2]
+  if not word:
     hint = f"the options are --{', --'.join(_OPTIONS)} and --config.KEY"
+    meant |= {name: name for name in (*meant.values(), *_OPTIONS, "help")}
+    word = name.lstrip("-")
+  if closest := difflib.get_close_matches(word, meant, n=1):
+    hint = f"did you mean --{meant[closest[0]]}{equals}{value}?"
   return f"unknown {what} {name}; {hint}"
 
 

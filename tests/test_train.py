@@ -342,8 +342,8 @@ def test_a_run_on_an_accelerator_is_the_same(
       dispatches[-1][1] += 1
     return device_get(x)
 
-  def counted(step, options=None):
-    run = jit_loop(step, options)
+  def counted(step):
+    run = jit_loop(step)
 
     def counting_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
