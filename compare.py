@@ -18,7 +18,6 @@ from typing import Any
 from configs import default
 from machine import console
 from machine import errors
-from rundir import directory
 from rundir import experiment
 from rundir import files
 
@@ -44,7 +43,6 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
 def is_readable(run: pathlib.Path) -> bool:
   """Returns whether a run can be read; if not, prints what is wrong."""
   try:
-    directory.check_contained(run)
     files.read_json(run / "config.json")
     files.read_metrics(run)
   except (errors.UserError, OSError) as error:

@@ -239,7 +239,7 @@ def main() -> None:
   with console.program():
     args = command_line.parse(sys.argv, __doc__)
     compiling.keep_freed_memory()
-    with console.stdout_to_stderr():
+    with contextlib.redirect_stdout(sys.stderr):  # Only the result is printed.
       processes.join(
         args.coordinator_address, args.num_processes, args.process_id
       )

@@ -85,7 +85,6 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   devices.check()
   workdir = files.local_path(workdir)
   directory.check_path(workdir)
-  directory.check_contained(workdir)
   config = experiment.read(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)

@@ -58,13 +58,13 @@ def test_the_best_run_comes_first_with_only_the_keys_that_differ(runs):
 
 def test_a_broken_run_is_named_and_the_others_are_compared(runs, tmp_path):
   (runs / "a/config.json").write_text("{")
-  (runs / "b/link").symlink_to("/etc/passwd")
+  (runs / "b/config.json").write_text("[]")
   completed = run_program("compare.py", runs, cwd=tmp_path)
   assert completed.returncode == 1
   first, second = completed.stderr.splitlines()
   assert first.startswith(f"compare.py: {runs}/a/config.json: is not JSON: ")
-  assert (
-    second == f"compare.py: {runs}/b/link: is a link out of the run directory"
+  assert second == (
+    f"compare.py: {runs}/b/config.json: holds [], not a JSON object"
   )
   *_, row = completed.stdout.splitlines()
   assert row.split() == [str(runs / "c"), "20", "0.5000", "5.0"]

@@ -74,8 +74,6 @@ def test_the_scores_equal_those_of_numpy(run, mnist, monkeypatch):
   np.testing.assert_allclose(result["loss"], loss, rtol=1e-5)
   text = (folder / "metrics.json").read_text()
   metrics = json.loads(text)
-  for row in metrics["confusion_matrix"]:
-    assert f"\n    {row}" in text  # One line per row.
   scored = {"run": str(run), "dataset": "mnist", "split": "test[:70]"}
   assert metrics.items() >= {**result, **scored, "checkpoint": "last"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
@@ -277,13 +275,11 @@ def test_different_options_never_share_a_name():
     train[:5]+test train[:5],with=a_b train[:5],with=a:b train[:5],with=a/b
     test,data_dir=/a/b test,data_dir=/a_b test,data_dir= test,manual_dir=/a/b
   """.split()
-  texts += [f"test,data_dir=/{'long' * 50}/{name}" for name in "ab\udcff"]
-  texts += [f"test,with={'ü' * 99}{name}" for name in "ab"]
+  texts += [f"test,data_dir=/{name}" for name in ("ü", "\udcff")]
   names = [files.unique_name(text) for text in texts]
   assert names[:7] == [*texts[:5], "train_2000", "train_2000_"]
   assert len({*names}) == len(texts)
   for name in names:
-    assert len(name.encode()) <= 200
     assert files.to_file_name(name) == name
 
 
