@@ -87,7 +87,8 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
 
   def logits(arrays, images):
     variables = jax.tree.unflatten(treedef, arrays)
-    return logits_fn(state.starting_from(variables))(images)
+    plain = state.replace(ema_params=None)
+    return logits_fn(plain.starting_from(variables))(images)
 
   closed = jax.make_jaxpr(logits)(arrays, images)
   ops: list[Op] = []

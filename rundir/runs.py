@@ -260,29 +260,26 @@ def starting_from(
   directory.check_path(workdir)
   directory.check_contained(workdir)
   files.read_json(workdir / "config.json")  # Says so if this is not a run.
-  other = _restore(workdir, "last").eval_variables
-  ours, found = trees.shapes(state.eval_variables), trees.shapes(other)
-  fitting = {name for name, shape in ours.items() if found.get(name) == shape}
-  new = ", ".join(
-    f"{name} ({found.get(name, 'missing')} there, {ours[name]} here)"
-    for name in sorted(ours.keys() - fitting)
+  ours = dict(trees.of_variables(state.eval_variables))
+  theirs = dict(trees.of_variables(_restore(workdir, "last").eval_variables))
+  here, there = trees.shapes(ours), trees.shapes(theirs)
+  new = [name for name in ours if there.get(name) != here[name]]
+  text = ", ".join(
+    f"{name} ({there.get(name, 'missing')} there, {here[name]} here)"
+    for name in new
   )
-  if not fitting:
+  if len(new) == len(ours):
     raise errors.UserError(
-      f"config.init_from={workdir}: nothing in it fits this network: {new}"
+      f"config.init_from={workdir}: nothing in it fits this network: {text}"
     )
-  arrays = dict(trees.named(other))
   logging.info(
-    "Starting from the parameters of %s%s", workdir, new and f"; new are {new}"
+    "Starting from the parameters of %s%s",
+    workdir,
+    text and f"; new are {text}",
   )
-  return state.starting_from(
-    jax.tree_util.tree_map_with_path(
-      lambda path, x: (
-        arrays[name] if (name := trees.name(path)) in fitting else x
-      ),
-      state.eval_variables,
-    )
-  )
+  arrays = [(ours if name in new else theirs)[name] for name in ours]
+  structure = jax.tree.structure(state.eval_variables)
+  return state.starting_from(jax.tree.unflatten(structure, arrays))
 
 
 def _shapes(

@@ -14,21 +14,16 @@ class OtherNetworkError(errors.UserError):
   """Raised if a run's network or optimizer is not that of the code."""
 
 
-def name(path: Any) -> str:
-  """Names an array after its path in a tree, such as conv1/kernel."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def named(tree: Any) -> Iterator[tuple[str, Any]]:
-  """Yields the arrays of a tree with their names."""
+  """Yields the arrays of a tree with their names, such as conv1/kernel."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    yield name(path), leaf
+    yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def of_variables(variables: Any) -> Iterator[tuple[str, Any]]:
   """Yields a network's arrays, with "params/" left out of their names."""
-  for key, array in named(variables):
-    yield key.removeprefix("params/"), array
+  for name, array in named(variables):
+    yield name.removeprefix("params/"), array
 
 
 def num_bytes(tree: Any) -> int:
@@ -39,7 +34,7 @@ def num_bytes(tree: Any) -> int:
 def shapes(tree: Any) -> dict[str, str]:
   """Maps the name of each array to its dtype and shape."""
   return {
-    key: f"{np.dtype(x.dtype).name} {list(x.shape)}" for key, x in named(tree)
+    name: f"{np.dtype(x.dtype).name} {list(x.shape)}" for name, x in named(tree)
   }
 
 
@@ -55,10 +50,10 @@ def check_same_network(path: str | os.PathLike, state: Any, found: Any) -> None:
     OtherNetworkError: if an array differs; the message names the first.
   """
   ours, theirs = shapes(state), shapes(found)
-  for key in sorted(ours.keys() | theirs.keys()):
-    if ours.get(key) != theirs.get(key):
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name):
       raise OtherNetworkError(
-        f"{path} is from another network or optimizer: {key} is"
-        f" {theirs.get(key, 'missing')} there and"
-        f" {ours.get(key, 'missing')} here"
+        f"{path} is from another network or optimizer: {name} is"
+        f" {theirs.get(name, 'missing')} there and"
+        f" {ours.get(name, 'missing')} here"
       )

@@ -257,7 +257,7 @@ def test_safetensors_has_the_parameters_by_name(
   safetensors_file, run, accuracy
 ):
   found = safetensors_numpy.load_file(safetensors_file)
-  expected = dict(trees.named(run.state.eval_params))
+  expected = dict(trees.of_variables(run.state.eval_variables))
   assert found.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array)
