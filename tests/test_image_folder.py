@@ -102,8 +102,8 @@ def test_modes_that_convert_without_loss_are_read(
     image.save(path)
     expected = [10, 20, 30]
   source = image_folder.read(image_folder.find(tmp_path))
-  assert source.image_shape == (5, 6, len(expected))
   (image,), (label,) = source.splits["train"]
+  assert image.shape == (5, 6, len(expected))
   assert image.dtype == np.uint8 and label == 0
   np.testing.assert_array_equal(image, np.broadcast_to(expected, image.shape))
 
