@@ -11,10 +11,7 @@ from machine import errors
 from sources import arrays
 from sources import image_folder
 
-FILES = (
-  "a .npz file of x_train and y_train or of train_images and train_labels, or a"
-  " train.csv with a column `label` and one for each pixel"
-)
+FILES = "a .npz with x_train and y_train or a train.csv with a column `label`"
 _NAMES = (("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_images", "{}_labels"))
 _SPLIT = "|".join(image_folder.SPLITS)
 _FILE = re.compile(rf"(?:.+[-_])?({_SPLIT})\.csv|.+\.npz", re.IGNORECASE)
@@ -44,15 +41,14 @@ def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
 
 
 def _read_npz(path):
+  found = {}
   with np.load(path, allow_pickle=False) as file:
-    found = {
-      name: (file[x.format(split)], file[y.format(split)])
-      for split, name in image_folder.SPLITS.items()
-      for x, y in _NAMES
-      if {x.format(split), y.format(split)} <= {*file}
-    }
+    for split, name in image_folder.SPLITS.items():
+      for x, y in _NAMES:
+        if x.format(split) in file and y.format(split) in file:
+          found[name] = file[x.format(split)], file[y.format(split)]
     if not found:
-      raise ValueError(f"has {', '.join(file)}; must be {FILES}")
+      raise ValueError(f"has {', '.join(file)}, but not x_train and y_train")
   return found
 
 
@@ -63,25 +59,22 @@ def _read_csv(path):
   if "label" not in header and split == "test":
     logging.info("%s: passed over, because it has no column `label`", path)
     return {}
-  values = np.loadtxt(path, int, delimiter=",", skiprows=1, ndmin=2)
   label = header.index("label")
+  values = np.loadtxt(path, np.uint8, delimiter=",", skiprows=1, ndmin=2)
   return {split: (np.delete(values, label, axis=1), values[:, label])}
 
 
 def _checked(images, labels):
   """Returns images as uint8 [n, height, width, channels], and labels as [n]."""
+  found = f"has {images.dtype} {images.shape}, {labels.dtype} {labels.shape}"
   if images.ndim == 2:
     images = images.reshape(-1, *[math.isqrt(images.shape[1])] * 2)
   if images.ndim == 3:
     images = images[..., np.newaxis]
-  is_integer = images.dtype.kind in "ui" and labels.dtype.kind in "ui"
-  is_image = images.ndim == 4 and images.shape[-1] in (1, 3) and images.size
-  if not (is_integer and is_image and labels.size == len(images)) or (
-    images.min() < 0 or images.max() > 255
-  ):
+  are_images = images.dtype == np.uint8 and images.shape[3:] in ((1,), (3,))
+  are_labels = labels.dtype.kind in "ui" and labels.size == len(images)
+  if not (are_images and are_labels):
     raise ValueError(
-      f"{images.dtype} {list(images.shape)} and {labels.dtype}"
-      f" {list(labels.shape)}; must be integers from 0 to 255, [n, height,"
-      " width] or [n, height, width, 3], and n integers"
+      f"{found}; must be uint8 (n, height, width[, 3]) and n integers"
     )
-  return images.astype(np.uint8), labels.ravel()
+  return images, labels.ravel()

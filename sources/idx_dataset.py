@@ -15,7 +15,6 @@ import pathlib
 import re
 import string
 import sys
-from typing import NamedTuple
 import zlib
 
 from absl import logging
@@ -40,36 +39,21 @@ _EMNIST_CLASSES = {
 _EMNIST_OTHER_CLASSES = string.digits + string.ascii_uppercase + "abdefghnqrt"
 
 
-class IdxConfig(NamedTuple):
-  """A data set in MNIST's format.
-
-  Attributes:
-    url: the address of its four gzipped files. TFDS checks the ones whose
-      checksums it knows.
-    class_names: the names of labels 0 to 9.
-  """
-
-  url: str
-  class_names: tuple[str, ...]
-
-
+# Data sets in MNIST's format: the address of the four gzipped files, whose
+# checksums TFDS knows, and the names of labels 0 to 9.
 CONFIGS = {
-  "mnist": IdxConfig(
-    url="https://storage.googleapis.com/cvdf-datasets/mnist/",
-    class_names=tuple("0123456789"),
+  "mnist": (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "0,1,2,3,4,5,6,7,8,9",
   ),
-  # Zalando's articles of clothing, arXiv 1708.07747.
-  "fashion_mnist": IdxConfig(
-    url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    class_names=tuple(
-      "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,"
-      "Ankle boot".split(",")
-    ),
+  "fashion_mnist": (  # Zalando's articles of clothing, arXiv 1708.07747.
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,"
+    "Ankle boot",
   ),
-  # Kuzushiji-MNIST, cursive Japanese, arXiv 1812.01718.
-  "kmnist": IdxConfig(
-    url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
-    class_names=tuple("o ki su tsu na ha ma ya re wo".split()),
+  "kmnist": (  # Kuzushiji-MNIST, cursive Japanese, arXiv 1812.01718.
+    "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+    "o,ki,su,tsu,na,ha,ma,ya,re,wo",
   ),
 }
 
@@ -146,7 +130,7 @@ def download(dataset: str, data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   """
   import requests  # Imported here because it takes a tenth of a second.
 
-  url = CONFIGS[dataset].url
+  url, _ = CONFIGS[dataset]
   urls = {name: f"{url}{name}.gz" for name in FILE_NAMES}
   logging.info("Downloading %s", url)
   if not sys.stderr.isatty():
@@ -195,7 +179,7 @@ def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
       _check_file(paths[names[1]], names[1], labels, dataset)
     splits[split] = images[..., np.newaxis], labels
   if not is_own:
-    return arrays.Source(CONFIGS[dataset].class_names, splits)
+    return arrays.Source(tuple(CONFIGS[dataset][1].split(",")), splits)
   first = next(iter(paths.values()))
   emnist = re.match(r"emnist-(\w+)-", first.name)
   if not emnist:

@@ -66,7 +66,7 @@ def test_kmnist_trains_on_files_in_the_home_directory(
   )
   dataset = json.loads((tmp_path / "run/dataset.json").read_text())
   assert dataset["class_names"][:3] == ["o", "ki", "su"]
-  assert list((tmp_path / "data").rglob("train.arrays.npz"))
+  assert list((tmp_path / "data").rglob("family-*.npz"))
   assert not [*(tmp_path / "elsewhere").iterdir()]
 
 

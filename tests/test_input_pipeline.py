@@ -121,7 +121,8 @@ def test_the_error_for_a_split_that_is_too_long_suggests_percentages(
     "config.train_split=train[5000:]: not a split of tiny_set, which has 40"
     " examples in train and 12 examples in test: Requested slice [5000:40]"
     " incompatible with 40 examples; percentages fit any size:"
-    " --config.train_split='train[10%:]' --config.validation_split='train[:10%]'"
+    " --config.train_split='train[10%:]'"
+    " --config.validation_split='train[:10%]'"
   )
 
 
