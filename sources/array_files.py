@@ -1,6 +1,5 @@
 """Reads files of arrays: Keras' and MedMNIST's .npz, Kaggle's train.csv."""
 
-import math
 import pathlib
 import re
 
@@ -20,7 +19,7 @@ _FILE = re.compile(rf"(?:.+[-_])?({_SPLIT})\.csv|.+\.npz", re.IGNORECASE)
 def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   """Returns the files of "arrays", or those of "arrays/NAME": NAME*."""
   name = dataset.partition("/")[2]
-  paths = sorted(manual_dir.glob(f"{name}*"))
+  paths = sorted(manual_dir.glob(f"{name}*"), reverse=True)
   return {path.name: path for path in paths if _FILE.fullmatch(path.name)}
 
 
@@ -30,6 +29,8 @@ def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
   for path in paths.values():
     try:
       found = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
+      if not found and not splits:
+        raise ValueError("has no column `label`")
       if found.keys() & splits:
         raise ValueError(f"is another set; pick one by {dataset}/NAME")
       splits |= {split: _checked(*pair) for split, pair in found.items()}
@@ -56,7 +57,7 @@ def _read_csv(path):
   with open(path) as file:
     header = [cell.strip('" \n') for cell in file.readline().split(",")]
   split = image_folder.SPLITS[_FILE.fullmatch(path.name)[1].lower()]
-  if "label" not in header and split == "test":
+  if "label" not in header:
     logging.info("%s: passed over, because it has no column `label`", path)
     return {}
   label = header.index("label")
@@ -68,12 +69,11 @@ def _checked(images, labels):
   """Returns images as uint8 [n, height, width, channels], and labels as [n]."""
   found = f"has {images.dtype} {images.shape}, {labels.dtype} {labels.shape}"
   if images.ndim == 2:
-    images = images.reshape(-1, *[math.isqrt(images.shape[1])] * 2)
+    images = images.reshape(-1, *[int(images.shape[1] ** 0.5)] * 2)
   if images.ndim == 3:
     images = images[..., np.newaxis]
-  are_images = images.dtype == np.uint8 and images.shape[3:] in ((1,), (3,))
-  are_labels = labels.dtype.kind in "ui" and labels.size == len(images)
-  if not (are_images and are_labels):
+  valid = images.dtype == np.uint8 and images.shape[3:] in ((1,), (3,))
+  if not (valid and labels.dtype.kind in "ui" and labels.size == len(images)):
     raise ValueError(
       f"{found}; must be uint8 (n, height, width[, 3]) and n integers"
     )

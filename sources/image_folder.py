@@ -96,7 +96,9 @@ def read(paths: dict[str, pathlib.Path], image_size: int = 0) -> arrays.Source:
         f"{label!r}: the name of a class must be printable"
       )
   first = next(iter(paths.values()))
-  shape = _read(first, image_size).shape[:2]
+  shape = (image_size, image_size)
+  if not image_size:
+    shape = _read(first, 0).shape[:2]
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   each = memory // 6 // len(paths)  # Pixels, if they are RGB and copied once.
   if math.prod(shape) > each:
