@@ -76,6 +76,7 @@ FLAGS = {
   "--config.adam_b2=0.9": "config.adam_b2=0.9: must be 0.999 with",
   "--config.label_smoothing=1": "config.label_smoothing=1.0: must be a n",
   "--config.ema_decay=1": "config.ema_decay=1.0: must be a number in [0",
+  "--config.image_size=3": "config.image_size=3: must be 0 or at least 4",
   "--config.augment_scale=-1": "config.augment_scale=-1.0: must be a fini",
   "--config.augment_shift=inf": "config.augment_shift=inf: must be a fini",
   "--config.clean_steps=-1": "config.clean_steps=-1: must be an integer",
