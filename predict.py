@@ -171,7 +171,7 @@ def load(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
     try:
-      images = list(image_files.read(source, args.layout))
+      images = list(image_files.read(source, args.fit))
     except ValueError as error:
       complain(name, error)
       continue
@@ -310,13 +310,6 @@ def main() -> None:
     "--single", action="store_true", help="read each image as one digit"
   )
   parser.add_argument(
-    "--layout",
-    choices=image_files.LAYOUTS,
-    default="auto",
-    help="the axes of .npy arrays: n images of height h, width w and c colors;"
-    f" flat is [n, {28**2}]",
-  )
-  parser.add_argument(
     "--json", action="store_true", help="print one JSON object per line"
   )
   parser.add_argument("--sheet", help="a file to draw the predictions in")
@@ -325,6 +318,9 @@ def main() -> None:
     args.sheet = args.sheet and files.local_path(args.sheet)
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
+    args.fit = None
+    if run.config.dataset == "image_folder":
+      args.raw, args.fit = True, run.config.image_size
     if run.config.dataset != "mnist" and not args.raw:
       raise errors.UserError(
         f"{args.workdirs[0]}: was trained on {run.config.dataset}, but pictures"

@@ -63,6 +63,7 @@ _RULES = {
   "data_dir": _PATH,
   "manual_dir": _PATH,
   "init_from": _PATH,
+  "image_size": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),

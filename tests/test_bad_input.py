@@ -76,6 +76,7 @@ FLAGS = {
   "--config.adam_b2=0.9": "config.adam_b2=0.9: must be 0.999 with",
   "--config.label_smoothing=1": "config.label_smoothing=1.0: must be a n",
   "--config.ema_decay=1": "config.ema_decay=1.0: must be a number in [0",
+  "--config.image_size=3": "config.image_size=3: must be 0 or at least 4",
   "--config.augment_scale=-1": "config.augment_scale=-1.0: must be a fini",
   "--config.augment_shift=inf": "config.augment_shift=inf: must be a fini",
   "--config.clean_steps=-1": "config.clean_steps=-1: must be an integer",
@@ -94,7 +95,7 @@ FLAGS = {
   "--config.dataset=huggingface:mnist": "dataset=huggingface:mnist: must be",
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: must be one of mnist,",
-  "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: TFDS cannot build it:",
+  "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: must be one of mnist,",
   "--config.manual_dir=/no": "config.manual_dir=/no: is not a directory, and",
   "--config.manual_dir=None": "config.manual_dir=None: must be a path on",
   "--config.data_dir=None": "config.data_dir=None: must be a path on this",
@@ -481,12 +482,12 @@ def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
   assert not list((tmp_path / "data").rglob("dataset_info.json"))
 
 
-@pytest.mark.parametrize("info", ["", "{", "[1]", "{}"])
-def test_damaged_prepared_data_are_refused(info, tmp_path):
-  write("data/idx_dataset/mnist/1.0.0/dataset_info.json", info)(tmp_path)
+@pytest.mark.parametrize("content", ["", "{", "PK\3\4"])
+def test_damaged_prepared_data_are_refused(content, tmp_path):
+  write("data/own_images/mnist.npz", content)(tmp_path)
   check(
     *(tmp_path, "train.py", "--config.data_dir=data"),
-    culprit="config.data_dir=data: the prepared mnist in it is damaged: ",
+    culprit="data/own_images/mnist.npz: is damaged (",
   )
 
 

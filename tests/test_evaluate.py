@@ -228,8 +228,8 @@ def any_manual_dir(monkeypatch):
   """Uses the data prepared in data_dir for every manual_dir."""
   monkeypatch.setattr(
     builders,
-    "_folder_of_manual_dir",
-    lambda config, inner: pathlib.Path(config.data_dir, inner),
+    "_path",
+    lambda config, _: pathlib.Path(config.data_dir, "own_images/mnist.npz"),
   )
 
 

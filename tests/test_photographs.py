@@ -493,34 +493,43 @@ def test_doubts_about_a_digit_are_reported():
 def test_arrays_of_every_layout_are_read():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (2, 30, 40, 3), np.uint8)
-  for layout, array, expected in (
-    ("nhwc", colors, colors),
-    ("nchw", colors.transpose(0, 3, 1, 2), colors),
-    ("hwc", colors[0], colors[:1]),
-    ("chw", colors[0].transpose(2, 0, 1), colors[:1]),
-    ("hw", colors[0, ..., 0], colors[:1, ..., 0]),
-    ("nhw", colors[..., 0], colors[..., 0]),
+  for array, expected in (
+    (colors, colors),
+    (colors.transpose(0, 3, 1, 2), colors),
+    (colors[0], colors[:1]),
+    (colors[:1].transpose(0, 3, 1, 2), colors[:1]),
+    (colors[0, ..., 0], colors[:1, ..., 0]),
+    (colors[..., 0], colors[..., 0]),
   ):
-    images = list(image_files.read(npy(array), layout))
+    images = list(image_files.read(npy(array)))
     np.testing.assert_array_equal(images, expected)
-  flat = rng.integers(0, 256, (600, 784), np.uint8)
-  assert len(list(image_files.read(npy(flat), "flat"))) == 600
-  (one,) = image_files.read(npy(flat), "hw")
-  np.testing.assert_array_equal(one, flat)
 
 
 @pytest.mark.parametrize(
   ("shape", "message"),
   [
-    ((600, 784), "use --layout=flat if these are 600 images, --layout=hw if"),
-    ((3, 30, 40), "use --layout=nhw if these are 3 images, --layout=chw if"),
+    (
+      (600, 784),
+      "save it as [600, 28, 28] if these are 600 images, as [1, 600, 784] if it"
+      " is one image",
+    ),
+    (
+      (3, 30, 40),
+      "save it as [3, 30, 40, 1] if these are 3 images, as [1, 3, 30, 40] if it"
+      " is one of 3 colors",
+    ),
   ],
 )
 def test_the_error_for_an_ambiguous_array_names_the_layouts(shape, message):
-  with pytest.raises(
-    ValueError, match=f"{re.escape(str([*shape]))}: {message}"
-  ):
+  with pytest.raises(ValueError, match=r": save it as \[") as error:
     list(image_files.read(npy(np.zeros(shape, np.uint8))))
+  assert str(error.value) == f"is an array of uint8 {[*shape]}: {message}"
+  # Each of the two shapes is then read as such.
+  for other, count in zip(
+    re.findall(r"\[([\d, ]+)\]", message), (shape[0], 1), strict=True
+  ):
+    saved = np.zeros([*map(int, other.split(","))], np.uint8)
+    assert len(list(image_files.read(npy(saved)))) == count
 
 
 def test_an_array_may_have_an_alpha_channel():

@@ -20,6 +20,7 @@ from model import CNN
 import predict
 from report import figures
 from rundir import runs
+from sources import image_folder
 from sources import photographs
 
 
@@ -217,6 +218,30 @@ def test_a_run_on_another_data_set_needs_raw(tiny_run, digits, tmp_path):
   assert completed.returncode == 1
   assert "--raw takes images of [28, 28, 1]" in completed.stderr
   assert run_program(*args, "--raw", cwd=tmp_path).returncode == 0
+
+
+def test_photographs_are_fitted_as_in_training(tiny_run, tmp_path):
+  """Training scales and crops a photograph; prediction must do the same."""
+  run = shutil.copytree(tiny_run, tmp_path / "run")
+  config = json.loads((run / "config.json").read_text())
+  config |= {"dataset": "image_folder", "image_size": 28}
+  (run / "config.json").write_text(json.dumps(config))
+  folder = tmp_path / "images/train/cat"
+  folder.mkdir(parents=True)
+  photograph = np.random.default_rng(0).integers(0, 256, (90, 60, 4), np.uint8)
+  Image.fromarray(photograph).convert("LA").save(folder / "a.png")
+  source = image_folder.read(image_folder.find(tmp_path / "images"), 28)
+  images, _ = source.splits["train"]
+  expected = predict.predictor(runs.open_run(run))(images)
+  completed = run_program(
+    *("predict.py", "--workdir=run", "--json", folder / "a.png"), cwd=tmp_path
+  )
+  assert completed.returncode == 0, completed.stderr
+  record = json.loads(completed.stdout)
+  np.testing.assert_allclose(
+    list(record["probabilities"].values()), expected[0], rtol=1e-5
+  )
+  assert record["box"] == [0, 0, 28, 28]
 
 
 def test_a_bad_image_in_an_array_is_named_and_the_others_predicted(
