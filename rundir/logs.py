@@ -12,9 +12,12 @@ import jax
 import ml_collections
 import numpy as np
 from tensorboardX import SummaryWriter
+from tensorboardX import summary
 import tqdm
 
+from configs import default
 from machine import processes
+from rundir import experiment
 from rundir import files
 
 
@@ -92,6 +95,14 @@ class Logger:
     self._tensorboard = open_tensorboard(
       workdir, purge_step=start_step + 1, write_to_disk=self._writes
     )
+    # TensorBoard shows the first few: the keys that differ from the defaults.
+    defaults = default.get_config()
+    keys = [key for key in config if key not in experiment.INCIDENTAL]
+    keys.sort(key=lambda key: config[key] == defaults.get(key))
+    hparams = {key: config[key] for key in keys}
+    # add_hparams would write to a subdirectory, which looks like another run.
+    for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
+      self._tensorboard.file_writer.add_summary(record)
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=config.num_steps,

@@ -258,7 +258,6 @@ def starting_from(
   """
   workdir = files.local_path(workdir)
   directory.check_path(workdir)
-  directory.check_contained(workdir)
   files.read_json(workdir / "config.json")  # Says so if this is not a run.
   ours = dict(trees.of_variables(state.eval_variables))
   theirs = dict(trees.of_variables(_restore(workdir, "last").eval_variables))

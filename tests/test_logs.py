@@ -143,3 +143,20 @@ def test_the_time_left_is_estimated_from_this_start(
   else:
     assert "step 24/30  " in caplog.text
     assert " 0.5 steps/s  50 images/s  00:12 left" in caplog.text
+
+
+def test_hparams_begin_with_what_differs_from_the_defaults(tiny_run):
+  """TensorBoard shows only the first few."""
+  found = [
+    plugin_data_pb2.HParamsPluginData.FromString(
+      value.metadata.plugin_data.content
+    )
+    for event in read_events(tiny_run)
+    for value in event.summary.value
+    if value.tag == "_hparams_/experiment"
+  ]
+  names = [info.name for info in found[0].experiment.hparam_infos]
+  differing = {"batch_size", "learning_rate", "num_steps"}
+  differing |= {"train_split", "validation_split", "test_split"}
+  assert {*names[:6]} == differing
+  assert "dropout_rate" in names and "data_dir" not in names
