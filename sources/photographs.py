@@ -1,18 +1,32 @@
-"""Finds digits in drawings and photographs; converts them to MNIST's form."""
+"""Finds digits in drawings and photographs; converts them to MNIST's form.
 
+No rule can tell ink from a shadow, a ruled line or the edge of a table in every
+picture. So this module makes a few candidates, each of which may be the ink,
+and a network judges which of them looks most like digits.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from sources import sheets
-
+MIN_CONTRAST = 20.0  # Between ink and paper, out of 255.
 _SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
-_MAX_SIDE = 400  # Pictures are shrunk to this; more detail only takes time.
-_COARSE_SIDE = 100  # For a square; enough to tell a sheet from the background.
+_MAX_SIDE = 320  # Pictures are shrunk to this; more detail only takes time.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
+_MAX_CANDIDATES = 16  # The right one is hardly ever less prominent.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
+_SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
+_SPECK = 0.05  # A smaller part, compared with the largest, is dirt.
+_MAX_PEELED = 6
+_FILL = (0.255, 0.12)  # MNIST's mean ink in the box; 1.4 of its deviations.
+_TRUST = 4  # The weight of the logarithm of the network's probability.
+_CLOSE = 1.5
+_EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
 
 
 class Digit(NamedTuple):
@@ -28,6 +42,26 @@ class Digit(NamedTuple):
   seen: np.ndarray
   box: tuple[int, int, int, int]
   doubt: str = ""
+
+
+class Candidate(NamedTuple):
+  """What may be the digits of a picture.
+
+  Attributes:
+    digits: from left to right.
+    is_dark: whether their ink is darker than the paper.
+    prior: the logarithm of how likely it is before the network has seen it, up
+      to a constant.
+  """
+
+  digits: list[Digit]
+  is_dark: bool
+  prior: float
+
+  @property
+  def seen(self) -> np.ndarray:
+    """The digits in MNIST's form, uint8 [n, 28, 28, 1]."""
+    return np.stack([digit.seen for digit in self.digits])[..., None]
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -46,43 +80,186 @@ def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
 
 
 def find_digits(
-  image: np.ndarray, invert: str = "auto", is_single: bool = False
+  image: np.ndarray,
+  invert: str = "auto",
+  is_single: bool = False,
+  judge: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Digit]:
   """Finds the digits in a row, left to right, and puts them in MNIST's form.
-
-  MNIST's authors scaled each digit to fit into 20x20 pixels, keeping its aspect
-  ratio, and put its center of mass at the center of 28x28 pixels, with light
-  ink on black: http://yann.lecun.com/exdb/mnist/. Before doing the same, this
-  removes uneven light, specks, ruled lines and the surroundings of the sheet.
 
   Args:
     image: uint8 [height, width] or [height, width, 3].
     invert: "yes" if the ink is darker than the paper, "no" if it is lighter,
       "auto" to find out.
     is_single: whether all ink belongs to one digit.
+    judge: returns the probabilities of the classes, [n, classes], of images
+      uint8 [n, 28, 28, 1]; without it, the ink that stands out most is chosen.
 
   Raises:
     ValueError: if there is no ink.
   """
-  ink, at_edge = _find_ink(image, invert)
-  parts = [ink > 0] if is_single else _separate(ink > 0)
-  doubt = ""
-  if len(parts) > _MAX_DIGITS:
-    doubt = f"ink in {len(parts)} places"
-    parts = [ink > 0]
-  scale = np.array(image.shape[:2]) / ink.shape
-  digits = []
-  for part in parts:
-    box = sheets.bounding_box(part)
-    digit = _resize(np.where(part, ink, 0)[box], _BOX)
-    seen = _center(np.clip(digit / digit.max(), 0, 1))
-    top, bottom = np.round(scale[0] * np.array([box[0].start, box[0].stop]))
-    left, right = np.round(scale[1] * np.array([box[1].start, box[1].stop]))
-    corners = int(left), int(top), int(right), int(bottom)
-    touches = (part & at_edge).any()
-    why = doubt or ("ink touches the edge" if touches else "")
-    digits.append(Digit(seen, corners, why))
-  return digits
+  found = candidates(image, invert, is_single)
+  if not judge:
+    return found[0].digits
+  return choose(found, judge(np.concatenate([c.seen for c in found])))[0]
+
+
+def candidates(
+  image: np.ndarray, invert: str = "auto", is_single: bool = False
+) -> list[Candidate]:
+  """Returns what may be the digits of a picture, the most prominent first.
+
+  The arguments and errors are those of `find_digits`.
+  """
+  result: dict[bytes, Candidate] = {}
+  polarities = {"auto": (True, False), "yes": (True,), "no": (False,)}[invert]
+  scale = max(1, max(image.shape[:2]) / _MAX_SIDE)
+  for view in _views(image):
+    smooth = _smooth(view)
+    steps = _steps(smooth)
+    for is_dark in polarities:
+      light, even = (255 - view, 255 - smooth) if is_dark else (view, smooth)
+      for share in _SHARES:
+        paper = _paper(even, share)
+        contrast = np.maximum(light - paper, 0)
+        for strokes in _peeled(even - paper):
+          ink = _ink(contrast, strokes)
+          if not ink.any():
+            continue
+          parts = [ink > 0] if is_single else _separate(ink > 0)
+          digits = [_digit(ink, part, scale) for part in parts]
+          key = b"".join(digit.seen.tobytes() for digit in digits)
+          if key not in result:
+            prior = _prior(parts, digits, strokes, steps)
+            result[key] = Candidate(digits, is_dark, prior)
+  if not result:
+    raise ValueError("has no ink")
+  ranked = sorted(result.values(), key=lambda candidate: -candidate.prior)
+  return ranked[:_MAX_CANDIDATES]
+
+
+def choose(
+  found: Sequence[Candidate], probabilities: np.ndarray
+) -> tuple[list[Digit], np.ndarray]:
+  """Returns the digits that a network is surest of, and their probabilities.
+
+  Args:
+    found: the candidates of one picture.
+    probabilities: [n, classes], of all their digits in order.
+  """
+  ends = np.cumsum([len(candidate.digits) for candidate in found])
+  rows = np.split(probabilities, ends[:-1])
+  sure = [np.log(each.max(axis=1) + 1e-9).mean() for each in rows]
+  scores = np.array(
+    [c.prior + _TRUST * s for c, s in zip(found, sure, strict=True)]
+  )
+  best = int(scores.argmax())
+  readings = ["".join(map(str, each.argmax(axis=1))) for each in rows]
+  doubt = _doubt(found, readings, scores)
+  digits = [
+    digit._replace(doubt="; ".join(filter(None, (digit.doubt, doubt))))
+    for digit in found[best].digits
+  ]
+  return digits, rows[best]
+
+
+def _doubt(
+  found: Sequence[Candidate], readings: list[str], scores: np.ndarray
+) -> str:
+  """Returns the second most likely reading if it is nearly as likely."""
+  order = [int(i) for i in np.argsort(-scores, kind="stable")]
+  best = order[0]
+  others = [i for i in order if readings[i] != readings[best]]
+  if not others or scores[others[0]] < scores[best] - _CLOSE:
+    return ""
+  other = others[0]
+  is_dark = found[other].is_dark
+  doubt = f"may be {readings[other]}"
+  if other == next(i for i in order if found[i].is_dark == is_dark):
+    return f"{doubt}, which --invert={'yes' if is_dark else 'no'} reads"
+  return f"{doubt}, which cropping the picture may show"
+
+
+def _views(image: np.ndarray) -> Iterator[np.ndarray]:
+  """Yields the luma and, of a colored image, the channel it says least about."""
+  gray = _shrink(to_gray(image))
+  yield gray
+  if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
+    colors = np.moveaxis(image.astype(np.float32), -1, 0)
+    channels = [_shrink(color) for color in colors]
+    yield max(channels, key=lambda color: np.ptp(_smooth(color - gray)))
+
+
+def _paper(light: np.ndarray, share: float) -> np.ndarray:
+  """Returns what is left of an image without its light, narrow parts.
+
+  Args:
+    light: [height, width].
+    share: what is wider than this share of the picture is not narrow.
+  """
+  width = max(3, int(share * max(light.shape)))
+  return ndimage.grey_opening(light, [min(n, width) for n in light.shape])
+
+
+def _peeled(contrast: np.ndarray) -> Iterator[np.ndarray]:
+  """Yields masks of strokes: all, then without what may surround a digit."""
+  waiting, known = [contrast], set()
+  for contrast in waiting:  # Grows meanwhile.
+    if contrast.max() < MIN_CONTRAST:
+      continue
+    labels, _ = ndimage.label(contrast > _otsu(contrast), _EIGHT)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    labels[(sizes <= _SPECK * sizes.max())[labels]] = 0
+    strokes = labels > 0
+    if strokes.tobytes() in known:
+      continue
+    known.add(strokes.tobytes())
+    yield strokes
+    if len(known) <= _MAX_PEELED:
+      at_edge = np.isin(labels, _border(labels)) & strokes
+      around = np.isin(labels, list(_enclosing(labels)))
+      width = 2 + max(contrast.shape) // 100  # Includes the soft edges.
+      for gone in (
+        _grown(at_edge, width),
+        _grown(around, width),
+        _lines(strokes),
+      ):
+        if gone.any():
+          waiting.append(np.where(gone, 0, contrast))
+
+
+def _enclosing(labels: np.ndarray) -> Iterator[int]:
+  """Yields the labels of the parts that have another part inside."""
+  for label, box in enumerate(ndimage.find_objects(labels), 1):
+    if box:
+      part = labels[box] == label
+      inside = ndimage.binary_fill_holes(part) & ~part
+      if (labels[box][inside] > 0).sum() > _SPECK * part.sum():
+        yield label
+
+
+def _lines(strokes: np.ndarray) -> np.ndarray:
+  """Returns the thin lines along rows and columns, but not where ink crosses."""
+  lines = np.zeros_like(strokes)
+  thick = 1 + max(strokes.shape) // 25  # More than a ruler's line, or a box's.
+  for mask, out in ((strokes, lines), (strokes.T, lines.T)):
+    mask = np.uint8(mask)
+    long = ndimage.grey_opening(mask, (1, mask.shape[1] // 2), mode="constant")
+    thin = long - ndimage.grey_opening(long, (thick, 1), mode="constant")
+    thin = ndimage.maximum_filter(thin, (3, 1)) & mask
+    crossed = ndimage.grey_closing(mask - thin, (thick + 2, 1))
+    out |= thin > crossed
+  return lines
+
+
+def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
+  """Returns how much of each pixel is ink, 0 to 1: 0 away from the strokes."""
+  near = _grown(strokes, 1 + max(contrast.shape) // 100)
+  paper = np.median(contrast[~near]) if not near.all() else 0
+  high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
+  low = paper + (high - paper) / 8  # As in exporting/page.html.
+  return np.where(near, np.clip((contrast - low) / max(high - low, 1), 0, 1), 0)
 
 
 def _separate(ink: np.ndarray) -> list[np.ndarray]:
@@ -92,29 +269,24 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   it, or small. A small part with no digit nearby is dropped.
   """
   height = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
-  near = ndimage.binary_dilation(ink, iterations=1 + height // 40)
-  labels, count = ndimage.label(near, sheets.EIGHT)
+  labels, count = ndimage.label(_grown(ink, 1 + height // 40), _EIGHT)
+  if count > 10 * _MAX_DIGITS:
+    return [ink]
   parts = [ink & (labels == label) for label in range(1, count + 1)]
-  parts = [part for part in parts if part.any()]
-  if len(parts) > 10 * _MAX_DIGITS:
-    return parts
-  boxes = [sheets.bounding_box(part) for part in parts]
-  order = sorted(range(len(parts)), key=lambda i: -_height(boxes[i]))
-  tallest = _height(boxes[order[0]])
+  parts.sort(key=lambda part: -_height(bounding_box(part)))
+  tallest = _height(bounding_box(parts[0]))
   digits: list[np.ndarray] = []
-  digit_boxes: list[tuple[slice, slice]] = []
-  for i in order:
-    is_small = _height(boxes[i]) < 0.4 * tallest
-    gaps = [_gap(boxes[i], other, is_small) for other in digit_boxes]
+  for part in parts:
+    box = bounding_box(part)
+    is_small = _height(box) < 0.4 * tallest
+    gaps = [_gap(box, bounding_box(digit), is_small) for digit in digits]
     if gaps and min(gaps) < 0.4 * tallest:
-      nearest = int(np.argmin(gaps))
-      digits[nearest] = digits[nearest] | parts[i]
-      digit_boxes[nearest] = sheets.bounding_box(digits[nearest])
+      digits[int(np.argmin(gaps))] |= part
     elif not is_small:
-      digits.append(parts[i])
-      digit_boxes.append(boxes[i])
-  lefts = [box[1].start for box in digit_boxes]
-  return [digits[i] for i in np.argsort(lefts, kind="stable")]
+      digits.append(part)
+  if len(digits) > _MAX_DIGITS:
+    return [ink]
+  return sorted(digits, key=lambda digit: bounding_box(digit)[1].start)
 
 
 def _gap(a, b, is_small: bool) -> float:
@@ -130,160 +302,70 @@ def _gap(a, b, is_small: bool) -> float:
   return np.hypot(max(-across, 0), max(-down, 0))
 
 
-def _height(box: tuple[slice, slice]) -> int:
-  return box[0].stop - box[0].start
-
-
-def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns how much of each pixel is ink, 0 to 1, and the edge of the sheet.
-
-  Both are [height, width], with at most 400 pixels per side.
-  """
-  x = _best_channel(image)
-  sheet = None
-  if min(x.shape) >= sheets.MIN_SIDE:
-    sheet = sheets.find(_coarse(x))
-  is_dark = sheet.has_dark_ink if sheet else _has_dark_ink(x)
-  if invert != "auto":
-    is_dark = invert == "yes"
-    sheet = sheet if sheet and sheet.has_dark_ink == is_dark else None
-  within = np.ones(x.shape, bool)
-  if sheet and sheet.hull.mean() < 0.97:
-    x, within = sheets.with_paper_around(x, sheet)
-  box = sheets.bounding_box(within)
-  x = 255 - x[box] if is_dark else x[box]
-  contrast = _on_sheet(x, is_dark) if sheet else _without_surroundings(x)
-  ink = np.zeros(within.shape, np.float32)
-  ink[box] = _clean(contrast)
-  width = 1 + (max(within.shape) > _COARSE_SIDE)
-  inner = ndimage.binary_erosion(within, iterations=width)
-  return ink, within & ~inner
-
-
-def _clean(contrast: np.ndarray) -> np.ndarray:
-  """Returns how much of each pixel is ink, 0 to 1, without lines and specks."""
-  smooth = sheets.smoothed(contrast)
-  if smooth.max() < sheets.MIN_CONTRAST:
-    raise ValueError("has no ink")
-  threshold = sheets.otsu(smooth)
-  strokes = _without_specks(_without_lines(smooth > threshold))
-  width = 1 + max(contrast.shape) // 100
-  near = ndimage.binary_dilation(strokes, iterations=width)
-  # As in MNIST, paper becomes 0, however noisy, and half of the ink becomes 1.
-  far = contrast[~near & (smooth <= threshold)]
-  paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
-  high = np.median(contrast[strokes])
-  # Without noise, low is an eighth of high, as in exporting/page.html.
-  low = max(paper + threshold / 4, noise) if noise else high / 8
-  ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
-  ink[~near] = 0
-  if not ink.any():
-    raise ValueError("has no ink that stands out from its noise")
-  return ink
-
-
-def _best_channel(image: np.ndarray) -> np.ndarray:
-  """Returns the luma, or a color channel if ink stands out much more in it."""
-  gray = _shrink(to_gray(image), _MAX_SIDE)
-  if image.ndim == 2 or np.ptp(image, axis=-1).max() < sheets.MIN_CONTRAST:
-    return gray
-  colors = np.moveaxis(image.astype(np.float32), -1, 0)
-  channels = [gray, *(_shrink(color, _MAX_SIDE) for color in colors)]
-  coarse = [_coarse(channel) for channel in channels]
-  peaks = [
-    max(sheets.relief_of(x).max(), sheets.relief_of(255 - x).max())
-    for x in coarse
-  ]
-  if max(peaks) < sheets.MIN_CONTRAST:  # The ink may reach from edge to edge.
-    peaks = [np.ptp(sheets.smoothed(x)) for x in coarse]
-  peaks[0] *= 1.5
-  return channels[int(np.argmax(peaks))]
-
-
-def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
-  """Returns the contrast of ink, corrected for shadows if the ink was dark.
+def _digit(ink: np.ndarray, part: np.ndarray, scale: float) -> Digit:
+  """Puts a part of the ink in MNIST's form.
 
   Args:
-    x: [height, width], with light ink.
-    is_dark: whether x is the negative of a picture with dark ink.
+    ink: how much of each pixel is ink, [height, width].
+    part: the mask of the digit.
+    scale: the size of the picture divided by that of the ink.
   """
-  paper = sheets.paper_of(x)
-  contrast = np.maximum(x - paper, 0)
-  if not is_dark:
-    return contrast
-  light = np.maximum(255 - paper, 1)
-  return contrast * np.clip(light.max() / light, 1, 2.5)
-
-
-def _without_surroundings(x: np.ndarray) -> np.ndarray:
-  """Returns the contrast of light ink that may touch the edges.
-
-  Parts that only run along an edge, such as a frame, are left out.
-  """
-  inner = np.maximum(x - sheets.paper_of(x), 0)
-  whole = np.maximum(x - sheets.paper_of(x, reaches_out=False), 0)
-  smooth = sheets.smoothed(whole)
-  if (
-    smooth.max() < sheets.MIN_CONTRAST
-    or sheets.smoothed(inner).max() < sheets.MIN_CONTRAST
-  ):
-    return whole
-  labels, count = ndimage.label(smooth > sheets.otsu(smooth), sheets.EIGHT)
-  index = np.arange(1, count + 1)
-  share = ndimage.sum(inner, labels, index) / np.maximum(
-    ndimage.sum(whole, labels, index), 1
+  rows, columns = bounding_box(part)
+  form = _resize(np.where(part, ink, 0)[rows, columns], _BOX)
+  ends = (columns.start, rows.start, columns.stop, rows.stop)
+  left, top, right, bottom = (round(scale * end) for end in ends)
+  # A tight crop touches opposite sides; a digit that is cut off, only one.
+  is_cut = any(
+    (start == 0) != (stop == size)
+    for (start, stop), size in zip(
+      ((rows.start, rows.stop), (columns.start, columns.stop)),
+      part.shape,
+      strict=True,
+    )
   )
-  digit = index[np.isin(index, sheets.border(labels)) & (share >= 0.3)]
-  width = 1 + max(x.shape) // 100
-  digit = ndimage.binary_dilation(np.isin(labels, digit), iterations=width)
-  return np.where(digit, whole, inner)
+  return Digit(
+    _center(np.clip(form / form.max(), 0, 1)),
+    (left, top, right, bottom),
+    "ink touches the edge" if is_cut else "",
+  )
 
 
-def _without_lines(strokes: np.ndarray) -> np.ndarray:
-  """Removes thin straight lines from edge to edge, except where ink crosses."""
-  if min(strokes.shape) < sheets.MIN_SIDE:
-    return strokes
-  rest = _without_rows(_without_rows(strokes).T).T
-  return rest if rest.any() else strokes
+def _prior(
+  parts: list[np.ndarray],
+  digits: list[Digit],
+  strokes: np.ndarray,
+  steps: np.ndarray,
+) -> float:
+  """Returns the logarithm of how likely strokes are a row of digits.
 
+  The weights are those of a logistic regression, rounded, for the pictures of
+  benchmarks/digit_pictures.py. Doubling or halving one changes little.
 
-def _without_rows(strokes: np.ndarray) -> np.ndarray:
-  """Removes lines from left to right that have the slope of the longest line.
-
-  This is a Hough transform: a line's length is the pixel count of its level.
+  Args:
+    parts: the mask of each digit.
+    digits: the same digits in MNIST's form.
+    strokes: the mask of the ink, and perhaps of what was dropped.
+    steps: how much the brightness changes around each pixel.
   """
-  width = strokes.shape[1]
-  rows, columns = np.nonzero(strokes)
-  best: np.ndarray = np.zeros(1)
-  for slope in np.linspace(-0.08, 0.08, 3 + 2 * round(0.08 * width)):
-    levels = np.round(rows - slope * columns).astype(int) + width
-    counts = np.bincount(levels)
-    if counts.max(initial=0) > best.max():
-      best, level = counts, levels
-  rest = strokes.copy()
-  bands, count = ndimage.label(best > 0.6 * width)
-  for (band,) in ndimage.find_objects(bands, count):
-    thickness = band.stop - band.start
-    is_thin = thickness <= 2 + max(strokes.shape) // 25
-    if not is_thin or best[band].max() < 0.85 * width:
-      continue
-    first, stop = band.start - 2, band.stop + 2  # Includes the soft edges.
-    in_line = (level >= first) & (level < stop)
-    beside = (level >= first - 2) & (level < stop + 2) & ~in_line
-    is_crossed = np.zeros(width + 2, bool)
-    for shift in range(3):
-      is_crossed[columns[beside] + shift] = True
-    gone = in_line & ~is_crossed[columns + 1]
-    rest[rows[gone], columns[gone]] = False
-  return rest
+  strokes = strokes & np.logical_or.reduce(parts)
+  outline = strokes & ~ndimage.binary_erosion(strokes)
+  # Ink ends all around. A shadow and the paper between two strokes do not, so
+  # the weakest fifth of the outline counts.
+  step = np.percentile(steps[outline], 20) if outline.any() else 0
+  sides = [max(b - a for a, b in zip(d.box[:2], d.box[2:], strict=True)) for d in digits]
+  area = (np.mean(sides) / max(strokes.shape)) ** 2
+  fill = np.mean([digit.seen.sum() for digit in digits]) / 255 / _BOX**2
+  unusual = (fill - _FILL[0]) / _FILL[1]
+  touches = _border(strokes).any()
+  return float(np.log(max(step, 1) * area) - unusual**2 / 2 - 2 * touches)
 
 
-def _coarse(x: np.ndarray) -> np.ndarray:
-  return _shrink(x, round(_COARSE_SIDE * (max(x.shape) / min(x.shape)) ** 0.5))
-
-
-def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
-  return _resize(x, longer_side) if max(x.shape) > longer_side else x
+def _steps(smooth: np.ndarray) -> np.ndarray:
+  """Returns how much the brightness changes around each pixel."""
+  width = 3 + 2 * (max(smooth.shape) // 100)  # Across a blurred edge.
+  return ndimage.maximum_filter(smooth, width) - ndimage.minimum_filter(
+    smooth, width
+  )
 
 
 def _center(digit: np.ndarray) -> np.ndarray:
@@ -309,18 +391,40 @@ def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _has_dark_ink(x: np.ndarray) -> bool:
-  """Returns whether what differs most from the border is darker than it."""
-  paper = np.median(sheets.border(x))
-  # Not percentiles: they would miss a thin stroke, which has few pixels.
-  smooth = sheets.smoothed(x)
-  low, high = smooth.min(), smooth.max()
-  return paper - low > high - paper
+def _shrink(x: np.ndarray) -> np.ndarray:
+  return _resize(x, _MAX_SIDE) if max(x.shape) > _MAX_SIDE else x
 
 
-def _without_specks(mask: np.ndarray) -> np.ndarray:
-  """Removes the connected parts that are tiny compared with the largest."""
-  parts, _ = ndimage.label(mask, sheets.EIGHT)
-  sizes = np.bincount(parts.ravel())
-  sizes[0] = 0
-  return (sizes > 0.05 * sizes.max())[parts]
+def _smooth(x: np.ndarray) -> np.ndarray:
+  return ndimage.gaussian_filter(x, max(x.shape) / 200)
+
+
+def _grown(mask: np.ndarray, width: int) -> np.ndarray:
+  return ndimage.maximum_filter(mask, 2 * width + 1)
+
+
+def _border(x: np.ndarray) -> np.ndarray:
+  return np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])
+
+
+def _height(box: tuple[slice, slice]) -> int:
+  return box[0].stop - box[0].start
+
+
+def _otsu(x: np.ndarray) -> float:
+  """Returns the threshold between two classes of pixels (Otsu, 1979)."""
+  counts, edges = np.histogram(x, 256)
+  centers = (edges[:-1] + edges[1:]) / 2
+  below = np.cumsum(counts)[:-1]
+  above = counts.sum() - below
+  sums = np.cumsum(counts * centers)
+  gap = sums[:-1] / np.maximum(below, 1) - (sums[-1] - sums[:-1]) / np.maximum(
+    above, 1
+  )
+  return float(edges[1 + np.argmax(below * above * gap**2)])
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+  """Returns the rows and columns that a mask spans."""
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
