@@ -16,16 +16,17 @@ from scipy import ndimage
 
 MIN_CONTRAST = 20.0  # Between ink and paper, out of 255.
 _SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
-_MAX_SIDE = 320  # Pictures are shrunk to this; more detail only takes time.
+_MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
-_MAX_CANDIDATES = 16  # The right one is hardly ever less prominent.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
 _SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
-_SPECK = 0.05  # A smaller part, compared with the largest, is dirt.
-_MAX_PEELED = 6
-_FILL = (0.255, 0.12)  # MNIST's mean ink in the box; 1.4 of its deviations.
-_TRUST = 4  # The weight of the logarithm of the network's probability.
-_CLOSE = 1.5
+_SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
+# The right one was always among these, in every kind of picture.
+_MAX_MASKS, _MAX_CANDIDATES = 8, 16  # Per polarity, and per picture.
+# The weights of a logistic regression on benchmarks/digit_pictures.py, rounded:
+# any of them can be doubled or halved with little effect.
+_TRUST, _AT_EDGE = 4, 2
+_CLOSE = np.log(4)  # Chosen so that most misread pictures are marked unsure.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
 _EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
 
 
@@ -112,26 +113,24 @@ def candidates(
   The arguments and errors are those of `find_digits`.
   """
   result: dict[bytes, Candidate] = {}
-  polarities = {"auto": (True, False), "yes": (True,), "no": (False,)}[invert]
   scale = max(1, max(image.shape[:2]) / _MAX_SIDE)
-  for view in _views(image):
-    smooth = _smooth(view)
+  polarities = {"auto": (True, False), "yes": (True,), "no": (False,)}[invert]
+  for view, smooth in _views(image):
     steps = _steps(smooth)
     for is_dark in polarities:
       light, even = (255 - view, 255 - smooth) if is_dark else (view, smooth)
-      for share in _SHARES:
-        paper = _paper(even, share)
-        contrast = np.maximum(light - paper, 0)
-        for strokes in _peeled(even - paper):
-          ink = _ink(contrast, strokes)
-          if not ink.any():
-            continue
-          parts = [ink > 0] if is_single else _separate(ink > 0)
-          digits = [_digit(ink, part, scale) for part in parts]
-          key = b"".join(digit.seen.tobytes() for digit in digits)
-          if key not in result:
-            prior = _prior(parts, digits, strokes, steps)
-            result[key] = Candidate(digits, is_dark, prior)
+      papers = [_paper(even, share) for share in _SHARES]
+      for paper, strokes in _masks(even, papers):
+        ink = _ink(np.maximum(light - paper, 0), strokes)
+        if not ink.any():
+          continue
+        parts = [ink > 0] if is_single else _separate(ink > 0)
+        digits = [_digit(ink, part, scale) for part in parts]
+        key = b"".join(digit.seen.tobytes() for digit in digits)
+        if key not in result:
+          strokes = strokes & np.logical_or.reduce(parts)
+          prior = _prior(digits, strokes, steps, scale)
+          result[key] = Candidate(digits, is_dark, prior)
   if not result:
     raise ValueError("has no ink")
   ranked = sorted(result.values(), key=lambda candidate: -candidate.prior)
@@ -180,14 +179,22 @@ def _doubt(
   return f"{doubt}, which cropping the picture may show"
 
 
-def _views(image: np.ndarray) -> Iterator[np.ndarray]:
-  """Yields the luma and, of a colored image, the channel it says least about."""
-  gray = _shrink(to_gray(image))
-  yield gray
+def _views(image: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the luma and the least similar color channel, and both smoothed."""
+  views = [_shrink(to_gray(image))]
   if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
     colors = np.moveaxis(image.astype(np.float32), -1, 0)
     channels = [_shrink(color) for color in colors]
-    yield max(channels, key=lambda color: np.ptp(_smooth(color - gray)))
+    views.append(max(channels, key=lambda x: np.ptp(_smooth(x - views[0]))))
+  for view in views:
+    yield view, _smooth(view)
+
+
+def _steps(smooth: np.ndarray) -> np.ndarray:
+  """Returns how much the brightness changes around each pixel."""
+  width = 3 + 2 * (max(smooth.shape) // 100)  # Across a blurred edge.
+  highest = ndimage.maximum_filter(smooth, width)
+  return highest - ndimage.minimum_filter(smooth, width)
 
 
 def _paper(light: np.ndarray, share: float) -> np.ndarray:
@@ -201,10 +208,20 @@ def _paper(light: np.ndarray, share: float) -> np.ndarray:
   return ndimage.grey_opening(light, [min(n, width) for n in light.shape])
 
 
-def _peeled(contrast: np.ndarray) -> Iterator[np.ndarray]:
-  """Yields masks of strokes: all, then without what may surround a digit."""
-  waiting, known = [contrast], set()
-  for contrast in waiting:  # Grows meanwhile.
+def _masks(
+  light: np.ndarray, papers: list[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields masks of strokes: all, then without what may surround a digit.
+
+  Args:
+    light: [height, width].
+    papers: what the paper under it may look like.
+
+  Yields:
+    The paper, and the mask of what is lighter.
+  """
+  waiting, known = [(paper, light - paper) for paper in papers], set()
+  for paper, contrast in waiting:  # More are added meanwhile.
     if contrast.max() < MIN_CONTRAST:
       continue
     labels, _ = ndimage.label(contrast > _otsu(contrast), _EIGHT)
@@ -215,18 +232,17 @@ def _peeled(contrast: np.ndarray) -> Iterator[np.ndarray]:
     if strokes.tobytes() in known:
       continue
     known.add(strokes.tobytes())
-    yield strokes
-    if len(known) <= _MAX_PEELED:
-      at_edge = np.isin(labels, _border(labels)) & strokes
-      around = np.isin(labels, list(_enclosing(labels)))
-      width = 2 + max(contrast.shape) // 100  # Includes the soft edges.
-      for gone in (
-        _grown(at_edge, width),
-        _grown(around, width),
-        _lines(strokes),
-      ):
-        if gone.any():
-          waiting.append(np.where(gone, 0, contrast))
+    yield paper, strokes
+    if len(waiting) >= _MAX_MASKS:
+      continue
+    width = 2 + max(contrast.shape) // 100  # Includes the soft edges.
+    for around in ({*_border(labels)} - {0}, {*_enclosing(labels)}):
+      if around:
+        gone = _grown(np.isin(labels, list(around)), width)
+        waiting.append((paper, np.where(gone, 0, contrast)))
+    lines = _lines(strokes)
+    if lines.any():
+      waiting.append((paper, np.where(lines, 0, contrast)))
 
 
 def _enclosing(labels: np.ndarray) -> Iterator[int]:
@@ -303,69 +319,42 @@ def _gap(a, b, is_small: bool) -> float:
 
 
 def _digit(ink: np.ndarray, part: np.ndarray, scale: float) -> Digit:
-  """Puts a part of the ink in MNIST's form.
+  """Puts a part of the ink, [height, width], in MNIST's form.
 
   Args:
-    ink: how much of each pixel is ink, [height, width].
+    ink: how much of each pixel is ink.
     part: the mask of the digit.
     scale: the size of the picture divided by that of the ink.
   """
-  rows, columns = bounding_box(part)
-  form = _resize(np.where(part, ink, 0)[rows, columns], _BOX)
-  ends = (columns.start, rows.start, columns.stop, rows.stop)
-  left, top, right, bottom = (round(scale * end) for end in ends)
-  # A tight crop touches opposite sides; a digit that is cut off, only one.
+  box = bounding_box(part)
+  form = _resize(np.where(part, ink, 0)[box], _BOX)
+  seen = _center(np.clip(form / form.max(), 0, 1))
+  top, bottom, left, right = (
+    round(scale * end) for side in box for end in (side.start, side.stop)
+  )
+  # A tight crop touches opposite sides, and a digit that is cut off only one.
   is_cut = any(
-    (start == 0) != (stop == size)
-    for (start, stop), size in zip(
-      ((rows.start, rows.stop), (columns.start, columns.stop)),
-      part.shape,
-      strict=True,
-    )
+    (side.start == 0) != (side.stop == size)
+    for side, size in zip(box, part.shape, strict=True)
   )
-  return Digit(
-    _center(np.clip(form / form.max(), 0, 1)),
-    (left, top, right, bottom),
-    "ink touches the edge" if is_cut else "",
-  )
+  doubt = "ink touches the edge" if is_cut else ""
+  return Digit(seen, (left, top, right, bottom), doubt)
 
 
 def _prior(
-  parts: list[np.ndarray],
-  digits: list[Digit],
-  strokes: np.ndarray,
-  steps: np.ndarray,
+  digits: list[Digit], strokes: np.ndarray, steps: np.ndarray, scale: float
 ) -> float:
-  """Returns the logarithm of how likely strokes are a row of digits.
-
-  The weights are those of a logistic regression, rounded, for the pictures of
-  benchmarks/digit_pictures.py. Doubling or halving one changes little.
-
-  Args:
-    parts: the mask of each digit.
-    digits: the same digits in MNIST's form.
-    strokes: the mask of the ink, and perhaps of what was dropped.
-    steps: how much the brightness changes around each pixel.
-  """
-  strokes = strokes & np.logical_or.reduce(parts)
+  """Returns a candidate's prior: ink is large, stands out and makes strokes."""
   outline = strokes & ~ndimage.binary_erosion(strokes)
-  # Ink ends all around. A shadow and the paper between two strokes do not, so
-  # the weakest fifth of the outline counts.
+  # Ink ends all around. Light and the paper between strokes do not; so what
+  # counts is how much the weakest fifth of the outline stands out.
   step = np.percentile(steps[outline], 20) if outline.any() else 0
-  sides = [max(b - a for a, b in zip(d.box[:2], d.box[2:], strict=True)) for d in digits]
-  area = (np.mean(sides) / max(strokes.shape)) ** 2
+  sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits]
+  area = (np.mean(sides) / scale / max(steps.shape)) ** 2
   fill = np.mean([digit.seen.sum() for digit in digits]) / 255 / _BOX**2
-  unusual = (fill - _FILL[0]) / _FILL[1]
-  touches = _border(strokes).any()
-  return float(np.log(max(step, 1) * area) - unusual**2 / 2 - 2 * touches)
-
-
-def _steps(smooth: np.ndarray) -> np.ndarray:
-  """Returns how much the brightness changes around each pixel."""
-  width = 3 + 2 * (max(smooth.shape) // 100)  # Across a blurred edge.
-  return ndimage.maximum_filter(smooth, width) - ndimage.minimum_filter(
-    smooth, width
-  )
+  unusual = np.log(fill / 0.24) / 0.5  # MNIST's median, and 1.5 deviations.
+  at_edge = _AT_EDGE * _border(strokes).any()
+  return float(np.log(max(step, 1) * area) - unusual**2 / 2 - at_edge)
 
 
 def _center(digit: np.ndarray) -> np.ndarray:
@@ -411,17 +400,17 @@ def _height(box: tuple[slice, slice]) -> int:
   return box[0].stop - box[0].start
 
 
-def _otsu(x: np.ndarray) -> float:
-  """Returns the threshold between two classes of pixels (Otsu, 1979)."""
-  counts, edges = np.histogram(x, 256)
-  centers = (edges[:-1] + edges[1:]) / 2
-  below = np.cumsum(counts)[:-1]
-  above = counts.sum() - below
-  sums = np.cumsum(counts * centers)
-  gap = sums[:-1] / np.maximum(below, 1) - (sums[-1] - sums[:-1]) / np.maximum(
-    above, 1
-  )
-  return float(edges[1 + np.argmax(below * above * gap**2)])
+def _otsu(x: np.ndarray) -> int:
+  """Returns the threshold between two classes of pixels (Otsu, 1979).
+
+  Args:
+    x: values from 0 to 255.
+  """
+  counts = np.bincount(np.uint8(x).ravel(), minlength=256)
+  below, sums = np.cumsum(counts), np.cumsum(counts * np.arange(256))
+  above = np.maximum(x.size - below, 1)
+  gap = sums / np.maximum(below, 1) - (sums[-1] - sums) / above
+  return int(np.argmax(below * (x.size - below) * gap**2))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
