@@ -4,11 +4,13 @@
 
 Takes image files, folders and .npy arrays; - is standard input. Drawings and
 photographs of digits are first brought to MNIST's form: light ink on black,
-scaled and centered. Several digits in a row are read one by one, from left to
-right. A prediction is marked unsure if the ink touches the edge of the picture
-or sheet, if there is ink in more than 20 places, or if the probability is lower
-than for 98% of the run's validation images (if the run did not record that,
-lower than 0.5). With several --workdir, the runs' probabilities are averaged.
+scaled and centered. What is ink is the network's choice among a few candidates.
+Several digits in a row are read one by one, from left to right. A prediction is
+marked unsure if another candidate is nearly as likely and reads differently, if
+the digit seems cut off by the edge of the picture, or if the probability is
+lower than for 98% of the run's validation images (if the run did not record
+that, lower than 0.5). With several --workdir, the runs' probabilities are
+averaged.
 From Python, `predictor(runs.open_run("runs/default"))(images)` takes arrays in
 MNIST's form.
 """
@@ -149,15 +151,29 @@ class Loaded(NamedTuple):
     return name if self.parts == 1 else f"{name} ({self.part} of {self.parts})"
 
 
+class Picture(NamedTuple):
+  """An image that may be read in several ways.
+
+  Attributes:
+    file: its name.
+    given: the image, or None if no sheet will show it.
+    candidates: what may be its digits.
+  """
+
+  file: str
+  given: np.ndarray | None
+  candidates: list[photographs.Candidate]
+
+
 def load(
   args: argparse.Namespace, image_shape: tuple[int, int, int]
-) -> tuple[list[Loaded], bool]:
+) -> tuple[list[Picture], bool]:
   """Reads all images and reports those that cannot be read.
 
   Returns:
-    The digits, and whether all images could be read.
+    The images, and whether all could be read.
   """
-  result: list[Loaded] = []
+  result: list[Picture] = []
   all_good = True
 
   def complain(name, error):
@@ -178,26 +194,62 @@ def load(
     for index, image in enumerate(images):
       member = f"{name}[{index}]" if len(images) > 1 else name
       try:
-        digits = _digits(image, image_shape, args)
+        candidates = _candidates(image, image_shape, args)
       except ValueError as error:
         complain(member, error)
         continue
-      for part, digit in enumerate(digits, 1):
-        given = image if args.sheet and len(result) < _MAX_ON_SHEET else None
-        result.append(Loaded(member, part, len(digits), given, digit))
+      given = image if args.sheet and len(result) < _MAX_ON_SHEET else None
+      result.append(Picture(member, given, candidates))
   return result, all_good
 
 
-def _digits(
+def _candidates(
   image: np.ndarray, image_shape: tuple[int, int, int], args
-) -> list[photographs.Digit]:
-  """Returns the digits in an image; with --raw, the image is one digit."""
-  if args.raw:
-    height, width = image.shape[:2]
-    seen = to_network(image, image_shape, args.invert)
-    return [photographs.Digit(seen, (0, 0, width, height))]
-  digits = photographs.find_digits(image, args.invert, args.single)
-  return [d._replace(seen=d.seen.reshape(image_shape)) for d in digits]
+) -> list[photographs.Candidate]:
+  """Returns what may be an image's digits; with --raw, it is one digit."""
+  if not args.raw:
+    return photographs.candidates(image, args.invert, args.single)
+  height, width = image.shape[:2]
+  seen = to_network(image, image_shape, args.invert)
+  digit = photographs.Digit(seen, (0, 0, width, height))
+  return [photographs.Candidate([digit], is_dark=False, prior=0.0)]
+
+
+def _judge(
+  pictures: list[Picture],
+  judge: Callable[[np.ndarray], np.ndarray],
+  image_shape: tuple[int, int, int],
+) -> tuple[list[Loaded], np.ndarray]:
+  """Returns the likeliest digits of all images, and their probabilities.
+
+  Args:
+    pictures: the images; all their candidates are judged at once.
+    judge: returns the probabilities, [n, classes], of images.
+    image_shape: the shape of the images that it takes.
+  """
+  found = [
+    [
+      digit.seen
+      for candidate in picture.candidates
+      for digit in candidate.digits
+    ]
+    for picture in pictures
+  ]
+  seen = np.concatenate([np.stack(each) for each in found])
+  probabilities = judge(seen.reshape(-1, *image_shape))
+  ends = np.cumsum([len(each) for each in found])
+  result: list[Loaded] = []
+  rows = []
+  for picture, judged in zip(
+    pictures, np.split(probabilities, ends[:-1]), strict=True
+  ):
+    digits, chosen = photographs.choose(picture.candidates, judged)
+    rows.append(chosen)
+    for part, digit in enumerate(digits, 1):
+      given = picture.given if len(result) < _MAX_ON_SHEET else None
+      digit = digit._replace(seen=digit.seen.reshape(image_shape))
+      result.append(Loaded(picture.file, part, len(digits), given, digit))
+  return result, np.concatenate(rows)
 
 
 def _doubts(
@@ -245,10 +297,15 @@ def _print(
       )
 
 
-def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
+def _report(args, opened: list[runs.Run], pictures: list[Picture]) -> None:
   """Prints the predictions and draws them if --sheet is given."""
+  predictors = [predictor(run) for run in opened]
+  images, probabilities = _judge(
+    pictures,
+    lambda seen: np.mean([predict(seen) for predict in predictors], axis=0),
+    opened[0].image_shape,
+  )
   seen = np.stack([image.digit.seen for image in images])
-  probabilities = np.mean([predictor(run)(seen) for run in opened], axis=0)
   usual = float(np.mean([run.usual_probability for run in opened]))
   doubts = _doubts(images, probabilities, usual)
   class_names = opened[0].class_names
@@ -333,12 +390,12 @@ def main() -> None:
         " can only be brought to mnist's form; --raw takes images of"
         f" {list(run.image_shape)} as they are"
       )
-    images, all_good = load(args, run.image_shape)
-    if images:
+    pictures, all_good = load(args, run.image_shape)
+    if pictures:
       # File names may have characters that the terminal cannot encode.
       if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-      _report(args, opened, images)
+      _report(args, opened, pictures)
   sys.exit(0 if all_good else 1)
 
 

@@ -59,11 +59,6 @@ class Candidate(NamedTuple):
   is_dark: bool
   prior: float
 
-  @property
-  def seen(self) -> np.ndarray:
-    """The digits in MNIST's form, uint8 [n, 28, 28, 1]."""
-    return np.stack([digit.seen for digit in self.digits])[..., None]
-
 
 def to_gray(image: np.ndarray) -> np.ndarray:
   """Returns the luma of an image, float32 [height, width]."""
@@ -102,7 +97,8 @@ def find_digits(
   found = candidates(image, invert, is_single)
   if not judge:
     return found[0].digits
-  return choose(found, judge(np.concatenate([c.seen for c in found])))[0]
+  seen = np.stack([digit.seen for each in found for digit in each.digits])
+  return choose(found, judge(seen[..., None]))[0]
 
 
 def candidates(
