@@ -41,6 +41,8 @@ import steps
 
 _BATCH_SIZE = 100
 _MAX_ON_SHEET = 50
+# A reading that is at least a fifth as likely as the best one leaves a doubt.
+_CLOSE = float(np.log(5))
 
 
 def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
@@ -215,7 +217,7 @@ def _candidates(
   return [photographs.Candidate([digit], is_dark=False, prior=0.0)]
 
 
-def _judge(
+def read(
   pictures: list[Picture],
   judge: Callable[[np.ndarray], np.ndarray],
   image_shape: tuple[int, int, int],
@@ -227,32 +229,60 @@ def _judge(
     judge: returns the probabilities, [n, classes], of images.
     image_shape: the shape of the images that it takes.
   """
-  found = [
-    [
-      digit.seen
-      for candidate in picture.candidates
-      for digit in candidate.digits
-    ]
+  seen = [
+    np.stack(
+      [digit.seen for each in picture.candidates for digit in each.digits]
+    )
     for picture in pictures
   ]
-  seen = np.concatenate([np.stack(each) for each in found])
-  probabilities = judge(seen.reshape(-1, *image_shape))
-  ends = np.cumsum([len(each) for each in found])
+  probabilities = judge(np.concatenate(seen).reshape(-1, *image_shape))
+  ends = np.cumsum([len(each) for each in seen])
   result: list[Loaded] = []
-  rows = []
+  chosen: list[np.ndarray] = []
   for picture, judged in zip(
     pictures, np.split(probabilities, ends[:-1]), strict=True
   ):
-    digits, chosen = photographs.choose(picture.candidates, judged)
-    rows.append(chosen)
+    scores, rows = photographs.scores(picture.candidates, judged)
+    best = int(scores.argmax())
+    rival = _rival(picture.candidates, scores, rows)
+    digits = picture.candidates[best].digits
+    chosen.append(rows[best])
     for part, digit in enumerate(digits, 1):
       given = picture.given if len(result) < _MAX_ON_SHEET else None
-      digit = digit._replace(seen=digit.seen.reshape(image_shape))
+      doubt = "; ".join(filter(None, (digit.doubt, rival)))
+      digit = digit._replace(seen=digit.seen.reshape(image_shape), doubt=doubt)
       result.append(Loaded(picture.file, part, len(digits), given, digit))
-  return result, np.concatenate(rows)
+  return result, np.concatenate(chosen)
 
 
-def _doubts(
+def _rival(
+  candidates: list[photographs.Candidate],
+  scores: np.ndarray,
+  rows: list[np.ndarray],
+) -> str:
+  """Returns the second likeliest reading and how to get it, if it is close.
+
+  Args:
+    candidates: of one picture.
+    scores: the logarithms of how likely they are.
+    rows: the probabilities of each one's digits.
+  """
+  readings = ["".join(map(str, each.argmax(axis=1))) for each in rows]
+  order = [int(i) for i in np.argsort(-scores, kind="stable")]
+  best = order[0]
+  rival = next((i for i in order if readings[i] != readings[best]), best)
+  if rival == best or scores[rival] < scores[best] - _CLOSE:
+    return ""
+  is_dark = candidates[rival].is_dark
+  first = next(i for i in order if candidates[i].is_dark == is_dark)
+  if rival == first:
+    option = f"with --invert={'yes' if is_dark else 'no'}"
+  else:
+    option = "if cropped to its digits"
+  return f"could be {readings[rival]} {option}"
+
+
+def doubts_about(
   images: list[Loaded], probabilities: np.ndarray, usual: float
 ) -> list[str]:
   """Returns why each prediction is unsure; "" if it is not."""
@@ -300,14 +330,14 @@ def _print(
 def _report(args, opened: list[runs.Run], pictures: list[Picture]) -> None:
   """Prints the predictions and draws them if --sheet is given."""
   predictors = [predictor(run) for run in opened]
-  images, probabilities = _judge(
+  images, probabilities = read(
     pictures,
     lambda seen: np.mean([predict(seen) for predict in predictors], axis=0),
     opened[0].image_shape,
   )
   seen = np.stack([image.digit.seen for image in images])
   usual = float(np.mean([run.usual_probability for run in opened]))
-  doubts = _doubts(images, probabilities, usual)
+  doubts = doubts_about(images, probabilities, usual)
   class_names = opened[0].class_names
   _print(images, probabilities, doubts, class_names, args.json)
   if not args.sheet:

@@ -234,7 +234,7 @@ def _lamplight(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 def _written(
   ink: np.ndarray, rng: np.random.Generator, height: int = 380, width: int = 480
 ) -> np.ndarray:
-  """Returns the ink of a pen, somewhere on a larger sheet [height, width, 1]."""
+  """Puts a digit anywhere on a larger sheet, [height, width, 1]."""
   side = int(rng.integers(130, min(230, width - 45)))
   small = Image.fromarray(np.uint8(255 * np.clip(ink, 0, 1)))
   small = small.resize((side, side), Image.Resampling.LANCZOS)

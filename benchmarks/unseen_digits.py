@@ -8,7 +8,8 @@ and made to look like photographs of paper (uneven light, noise, blur, a few
 degrees of rotation); scikit-learn's `load_digits`, 1,797 handwritten digits of
 8x8 pixels; and MNIST's test digits in each kind of picture of
 digit_pictures.py. All are processed as predict.py would process a file; a
-picture in which more than one digit is found counts as wrong.
+picture in which more than one digit is found counts as wrong. Of wrong and of
+right pictures, it also counts those that predict.py would mark unsure.
 """
 
 import argparse
@@ -119,27 +120,36 @@ def main() -> None:
   result = {}
   shown: list[tuple] = []
   for name, (images, labels) in make_sets().items():
-    digits = [
-      photographs.find_digits(image)
-      for image in tqdm.tqdm(images, desc=name, disable=None)
+    pictures = [
+      predict.Picture(str(index), image, photographs.candidates(image))
+      for index, image in enumerate(tqdm.tqdm(images, desc=name, disable=None))
     ]
-    seen = np.stack([found[0].seen[..., None] for found in digits])
-    probabilities = predictor(seen)
+    found, rows = predict.read(pictures, predictor, run.image_shape)
+    doubts = predict.doubts_about(found, rows, run.usual_probability)
+    # Of each picture, the first digit is shown, and must be the only one.
+    first = [k for k, digit in enumerate(found) if digit.part == 1]
+    digits, probabilities = [found[k].digit for k in first], rows[first]
     correct = probabilities.argmax(axis=1) == labels
-    correct &= np.array([len(found) == 1 for found in digits])
+    correct &= np.array([found[k].parts == 1 for k in first])
+    is_unsure = np.array([bool(doubts[k]) for k in first])
     result[name] = {
       "n": len(labels),
       "accuracy": float(correct.mean()),
+      "unsure": {
+        "of wrong": f"{is_unsure[~correct].sum()} of {(~correct).sum()}",
+        "of right": f"{is_unsure[correct].sum()} of {correct.sum()}",
+      },
       "accuracy_by_class": {
         str(digit): float(correct[labels == digit].mean())
         for digit in range(10)
       },
     }
     print(f"{name}: {correct.mean():.4f} of {len(labels)}")
+    print("  unsure:", *result[name]["unsure"].items())
     index = np.random.default_rng(len(shown)).integers(len(labels))
     title = f"{name.split(',')[0]}: {labels[index]}"
-    box = digits[index][0].box
-    row = images[index], seen[index], probabilities[index], title, box
+    digit = digits[index]
+    row = images[index], digit.seen, probabilities[index], title, digit.box
     shown.append((*row, correct[index]))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

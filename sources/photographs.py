@@ -18,8 +18,7 @@ _MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
 _SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
 _SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
-# Per polarity, and per picture. More masks or candidates improved no kind of
-# picture in benchmarks/digit_pictures.py.
+# Per polarity, and per picture: more would read no kind of picture better.
 _MAX_MASKS, _MAX_CANDIDATES = 8, 16
 # Weights of a logistic regression on such pictures, rounded. Doubling or
 # halving one of them changes less than one reading in a hundred.
@@ -95,7 +94,9 @@ def candidates(
     for is_dark in polarities:
       light, even = (255 - view, 255 - smooth) if is_dark else (view, smooth)
       for paper, strokes in _strokes(even):
-        ink = _ink(np.maximum(light - paper, 0), strokes)
+        # In shadow, ink of the same darkness has less contrast.
+        gain = 255 / np.maximum(255 - paper, MIN_CONTRAST) if is_dark else 1
+        ink = _ink(np.maximum(light - paper, 0) * gain, strokes)
         parts = [ink > 0] if is_single else _separate(ink > 0)
         digits = [_digit(ink, part, side) for part in parts if part.any()]
         key = b"".join(digit.seen.tobytes() for digit in digits)
@@ -131,9 +132,8 @@ def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     views = [_resize(view, _MAX_SIDE) for view in views]
   sigma = max(views[0].shape) / 200  # Enough against noise, less than a stroke.
   smooth = [ndimage.gaussian_filter(view, sigma) for view in views]
-  differences = [np.ptp(each - smooth[0]) for each in smooth]
-  chosen = sorted({0, int(np.argmax(differences))})
-  return [(views[i], smooth[i]) for i in chosen]
+  differs = [np.ptp(each - smooth[0]) for each in smooth]
+  return [(views[i], smooth[i]) for i in sorted({0, int(np.argmax(differs))})]
 
 
 def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -144,7 +144,7 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """
   waiting, known = [], set()
   for share in _SHARES:
-    width = [min(n, max(3, int(share * max(light.shape)))) for n in light.shape]
+    width = [min(n, max(8, int(share * max(light.shape)))) for n in light.shape]
     paper = ndimage.grey_opening(light, width)
     waiting.append((paper, np.maximum(light - paper, 0)))
   for paper, contrast in waiting:  # More are added meanwhile.
@@ -183,13 +183,13 @@ def _lines(strokes: np.ndarray) -> np.ndarray:
   """Returns the thin lines from edge to edge, but not where ink crosses."""
   lines = np.zeros_like(strokes)
   thick = 1 + max(strokes.shape) // 25  # More than a ruler's line, or a box's.
-  for mask, out in ((np.uint8(strokes), lines), (np.uint8(strokes.T), lines.T)):
+  for mask, out in ((strokes, lines), (strokes.T, lines.T)):
     length = int(0.9 * mask.shape[1])  # Its ends may be faint.
     if mask.sum(axis=1).max() >= length:
       long = ndimage.grey_opening(mask, (1, length), mode="constant")
-      thin = long - ndimage.grey_opening(long, (thick, 1), mode="constant")
+      thin = long & ~ndimage.grey_opening(long, (thick, 1), mode="constant")
       thin = ndimage.maximum_filter(thin, (3, 1)) & mask
-      out |= thin > ndimage.grey_closing(mask - thin, (thick + 2, 1))
+      out |= thin & ~ndimage.grey_closing(mask & ~thin, (thick + 2, 1))
   return lines
 
 
@@ -242,7 +242,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
 
 def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
   """Puts a part of the ink of a picture with this side in MNIST's form."""
-  box = rows, columns = ndimage.find_objects(np.uint8(part))[0]
+  box = rows, columns = ndimage.find_objects(part.astype(np.uint8))[0]
   form = _resize(np.where(part[box], ink[box], 0), _BOX)
   form = np.round(255 * np.clip(form / form.max(), 0, 1))
   # The center of mass goes to 14.0, its mean over MNIST.
@@ -265,14 +265,14 @@ def _prior(
   """Returns how likely strokes are to be digits: large, clear, not solid."""
   outline = strokes & ~ndimage.binary_erosion(strokes)
   # Ink ends all around. Light and the paper between strokes do not, so what
-  # counts is how much the weakest fifth of the outline stands out.
-  step = np.percentile(steps[outline], 20) if outline.any() else 0
-  sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) for d in digits]
-  area = (np.mean(sides) / side) ** 2
+  # counts is how much the weakest tenth of the outline stands out.
+  step = np.percentile(steps[outline], 10) if outline.any() else 0
+  sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) / side for d in digits]
   fill = np.mean([digit.seen.sum() for digit in digits]) / 255 / _BOX**2
   unusual = np.log(fill / 0.24) / 0.5  # MNIST's median, and 1.5 deviations.
   at_edge = _AT_EDGE * _border(strokes).any()
-  return float(np.log(max(step, 1) * area) - unusual**2 / 2 - at_edge)
+  prominence = np.log(max(step, 1) * np.mean(sides) ** 2)
+  return float(prominence - unusual**2 / 2 - at_edge)
 
 
 def _otsu(x: np.ndarray) -> int:
