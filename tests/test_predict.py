@@ -402,6 +402,33 @@ def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
   assert f"unsure: {record['unsure']}" == doubt
 
 
+def test_another_likely_reading_is_told_with_the_option_that_picks_it():
+  """A dark nought has something light inside, which a judge takes for a 1."""
+  picture = np.full((280, 280), 128, np.uint8)
+  rows, columns = np.indices(picture.shape) - 140
+  picture[np.abs(np.hypot(rows / 1.3, columns) - 80) < 12] = 28
+  picture[90:190, 132:148] = 228
+
+  def read(sure, invert="auto"):
+    def judge(images):
+      has_center = images[:, 14, 14, 0] > 0
+      return np.where(has_center[:, None], (1 - sure, sure, 0), (0.5, 0.3, 0.2))
+
+    candidates = photographs.candidates(picture, invert)
+    pictures = [predict.Picture("a.png", None, candidates)] * 2
+    found, chosen = predict.read(pictures, judge, (28, 28, 1))
+    assert len(found) == len(chosen) == 2
+    assert found[0].digit.seen.shape == (28, 28, 1)
+    (doubt, same) = predict.doubts_about(found, chosen, usual=0.0)
+    assert doubt == same
+    return chosen[0].argmax(), doubt
+
+  assert read(0.6) == (0, "")
+  assert read(0.85) == (0, "could be 1 with --invert=no")
+  assert read(0.85, "no") == (1, "")
+  assert read(0.99) == (1, "could be 0 with --invert=yes")
+
+
 def test_several_runs_are_an_ensemble(
   tiny_run, digits, mnist, monkeypatch, capsys
 ):
