@@ -18,8 +18,7 @@ _MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
 _SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
 _SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
-# Per polarity, and per picture: more would read no kind of picture better.
-_MAX_MASKS, _MAX_CANDIDATES = 8, 16
+_MAX_MASKS, _MAX_CANDIDATES = 8, 16  # Per polarity, and per picture.
 # Weights of a logistic regression on such pictures, rounded. Doubling or
 # halving one of them changes less than one reading in a hundred.
 _TRUST, _AT_EDGE = 4, 2
@@ -125,11 +124,11 @@ def scores(
 
 def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns the luma and the least similar channel, each with a smooth copy."""
+  if max(image.shape[:2]) > _MAX_SIDE:
+    image = _resize(image, _MAX_SIDE)
   views = [to_gray(image)]
   if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
     views += [*np.moveaxis(image.astype(np.float32), -1, 0)]
-  if max(image.shape[:2]) > _MAX_SIDE:
-    views = [_resize(view, _MAX_SIDE) for view in views]
   sigma = max(views[0].shape) / 200  # Enough against noise, less than a stroke.
   smooth = [ndimage.gaussian_filter(view, sigma) for view in views]
   differs = [np.ptp(each - smooth[0]) for each in smooth]
@@ -159,14 +158,15 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
       continue
     known.add(strokes.tobytes())
     yield paper, strokes
+    if len(waiting) >= _MAX_MASKS:
+      continue
+    gone = np.zeros((2, sizes.size), bool)
+    gone[0, _border(labels)] = gone[1, [*_enclosing(labels)]] = True
+    gone[:, 0] = False  # The paper.
     reach = 2 + max(light.shape) // 100  # Includes the soft edges.
-    for gone in (
-      _grown(np.isin(labels, _border(labels)) & strokes, reach),
-      _grown(np.isin(labels, [*_enclosing(labels)]), reach),
-      _lines(strokes),
-    ):
-      if gone.any() and len(waiting) < _MAX_MASKS:
-        waiting.append((paper, np.where(gone, 0, contrast)))
+    for each in (*(_grown(g[labels], reach) for g in gone), _lines(strokes)):
+      if each.any() and len(waiting) < _MAX_MASKS:
+        waiting.append((paper, np.where(each, 0, contrast)))
 
 
 def _enclosing(labels: np.ndarray) -> Iterator[int]:
@@ -196,7 +196,7 @@ def _lines(strokes: np.ndarray) -> np.ndarray:
 def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
   """Returns how much of each pixel is ink, 0 to 1: 0 away from the strokes."""
   near = _grown(strokes, 1 + max(contrast.shape) // 100)
-  paper = 0 if near.all() else np.median(contrast[~near])
+  paper = 0 if near.all() else np.median(contrast[~near][::8])  # A sample.
   high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
   low = paper + (high - paper) / 8  # As in exporting/page.html.
   return np.where(near, np.clip((contrast - low) / max(high - low, 1), 0, 1), 0)
@@ -210,7 +210,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   """
   height = ink.any(axis=1).sum()
   labels, count = ndimage.label(_grown(ink, 1 + height // 40), _EIGHT)
-  if not 0 < count <= 10 * _MAX_DIGITS:
+  if not 1 < count <= 10 * _MAX_DIGITS:
     return [ink]
   labels[~ink] = 0
   boxes = ndimage.find_objects(labels)
@@ -243,18 +243,19 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
 def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
   """Puts a part of the ink of a picture with this side in MNIST's form."""
   box = rows, columns = ndimage.find_objects(part.astype(np.uint8))[0]
-  form = _resize(np.where(part[box], ink[box], 0), _BOX)
+  form = _resize(np.float32(np.where(part[box], ink[box], 0)), _BOX)
   form = np.round(255 * np.clip(form / form.max(), 0, 1))
   # The center of mass goes to 14.0, its mean over MNIST.
   corner = np.round(_SIDE / 2 - np.array(ndimage.center_of_mass(form)))
   top, left = np.clip(corner, 0, _SIDE - np.array(form.shape)).astype(int)
   seen = np.zeros((_SIDE, _SIDE), np.uint8)
   seen[top : top + form.shape[0], left : left + form.shape[1]] = form
-  # A tight crop touches opposite sides, and a digit that is cut off only one.
+  # A tight crop touches opposite sides; a digit that is cut off does not.
   sides = zip(box, part.shape, strict=True)
-  is_cut = any((x.start == 0) != (x.stop == size) for x, size in sides)
+  touches = [(x.start == 0, x.stop == size) for x, size in sides]
   ends = columns.start, rows.start, columns.stop, rows.stop
   left, top, right, bottom = (round(x * side / max(part.shape)) for x in ends)
+  is_cut = np.any(touches) and not np.all(touches, axis=1).any()
   doubt = "ink touches the edge" if is_cut else ""
   return Digit(seen, (left, top, right, bottom), doubt)
 
@@ -285,11 +286,10 @@ def _otsu(x: np.ndarray) -> int:
 
 
 def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
-  """Scales an image, keeping its aspect ratio."""
+  """Scales an image of bytes or of float32, keeping its aspect ratio."""
   scale = longer_side / max(x.shape)
-  height, width = (max(1, round(n * scale)) for n in x.shape)
-  image = Image.fromarray(np.asarray(x, np.float32))
-  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+  size = [max(1, round(n * scale)) for n in x.shape[1::-1]]
+  return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC))
 
 
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:
