@@ -15,9 +15,9 @@ import statistics
 import sys
 from typing import Any
 
-from absl import app
-
+from configs import default
 from machine import console
+from machine import errors
 from rundir import directory
 from rundir import experiment
 from rundir import files
@@ -29,14 +29,14 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
   """Finds all run directories in the folders, at any depth.
 
   Raises:
-    app.UsageError: if a folder contains none.
+    errors.UserError: if a folder contains none.
   """
   runs = []
   for folder in folders:
     folder = files.local_path(folder)
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
-      raise app.UsageError(f"{folder}: contains no run directory")
+      raise errors.UserError(f"{folder}: contains no run directory")
     runs += [path for path in found if path not in runs]
   return runs
 
@@ -47,7 +47,7 @@ def is_readable(run: pathlib.Path) -> bool:
     directory.check_contained(run)
     files.read_json(run / "config.json")
     files.read_metrics(run)
-  except (app.UsageError, OSError) as error:
+  except (errors.UserError, OSError) as error:
     console.complain(str(error))
     return False
   return True
@@ -82,7 +82,8 @@ def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
   A row has the run directory, the config keys that differ between the runs, and
   what `summarize` returns. Missing values are None.
   """
-  configs = [files.read_json(run / "config.json") for run in runs]
+  defaults = default.get_config().to_dict()  # For older runs.
+  configs = [defaults | files.read_json(run / "config.json") for run in runs]
   keys = sorted(set().union(*configs) - {*experiment.INCIDENTAL})
   differing = [
     key
@@ -206,7 +207,7 @@ def main() -> None:
   )
   parser.add_argument("--plot", help="a file to draw the learning curves in")
   args = parser.parse_args()
-  with console.one_line_errors():
+  with console.program():
     plot = args.plot and files.local_path(args.plot)
     found = find_runs(args.folders)
     runs = [run for run in found if is_readable(run)]

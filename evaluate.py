@@ -15,11 +15,8 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
-from absl import app
-from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -28,6 +25,7 @@ import numpy as np
 import input_pipeline
 from machine import compiling
 from machine import console
+from machine import errors
 from report import evaluation
 from report import figures
 from rundir import experiment
@@ -62,7 +60,7 @@ def evaluate(
     runs, global_step is a list.
 
   Raises:
-    app.UsageError: if an argument or a run directory is invalid.
+    errors.UserError: if an argument or a run directory is invalid.
   """
   paths = [files.local_path(workdir) for workdir in workdirs]
   folder = output and files.local_path(output)
@@ -70,7 +68,7 @@ def evaluate(
   own = opened[0].config
   if dataset not in (None, own.dataset):
     manual_dir = manual_dir or ""  # The run's holds another data set.
-  config = changed(
+  config = experiment.changed(
     own,
     test_split=split,
     dataset=dataset,
@@ -78,14 +76,14 @@ def evaluate(
     manual_dir=manual_dir,
   )
   try:
-    data = load(config, paths, opened)
-  except app.UsageError as error:
+    data = runs.load_test(config, paths, opened)
+  except errors.UserError as error:
     if split is None:
       raise
     message = str(error).replace("config.test_split=", "--split=")
-    raise app.UsageError(message) from error
+    raise errors.UserError(message) from error
   folder = folder or _folder(paths, checkpoint, config, own)
-  check_writable(folder)  # Fail before the work, not after it.
+  files.check_writable(folder)  # Fail before the work, not after it.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
 
   result = {
@@ -113,21 +111,6 @@ def evaluate(
   )
 
 
-def check_writable(folder: pathlib.Path) -> None:
-  """Creates a folder and checks that files can be written to it.
-
-  Raises:
-    app.UsageError: if the folder is not writable.
-  """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
-  except OSError as error:
-    raise app.UsageError(
-      f"{folder}: cannot be written ({error.strerror}); name another --output"
-    ) from error
-
-
 def _write(
   folder: pathlib.Path,
   evaluated: evaluation.Evaluation,
@@ -137,65 +120,12 @@ def _write(
   details = evaluation.details(evaluated)
   files.write_json(folder / "metrics.json", {**details, **result})
   files.write_text(folder / "predictions.csv", evaluation.to_csv(evaluated))
-  for name, picture in evaluation.draw(evaluated).items():
-    figures.save(picture, folder / f"{name}.png")
+  for name, drawing in evaluation.drawings(evaluated).items():
+    figures.save(drawing(), folder / f"{name}.png")
 
 
 def _one_or_all(values: list[Any]) -> Any:
   return values if len(values) > 1 else values[0]
-
-
-def changed(
-  config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
-) -> ml_collections.ConfigDict:
-  """Returns a copy of a config with the changes that are not None.
-
-  Changed paths are made absolute.
-  """
-  for key in ("data_dir", "manual_dir"):
-    if path := changes.get(key):
-      changes[key] = files.local_path(path).absolute()
-  config = config.copy_and_resolve_references()
-  config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
-  experiment.validate(config)
-  return config
-
-
-def load(
-  config: ml_collections.ConfigDict,
-  workdirs: Sequence[pathlib.Path],
-  opened: Sequence[runs.Run],
-) -> input_pipeline.Data:
-  """Loads the test split and checks that the runs can be scored on it."""
-  data, run = input_pipeline.load(config, ["test"]), opened[0]
-  shape, classes = data.test.image_shape, len(data.class_names)
-  if (shape, classes) != (run.image_shape, len(run.class_names)):
-    raise app.UsageError(
-      f"--dataset={config.dataset}: has {classes} classes and images of shape"
-      f" {list(shape)}; must have {len(run.class_names)} and"
-      f" {list(run.image_shape)}, as in training"
-    )
-  for workdir, run in zip(workdirs, opened, strict=True):
-    _warn_of_other_data(workdir, run.config, config, data.crc32["test"])
-  return data
-
-
-def _warn_of_other_data(
-  workdir: pathlib.Path,
-  own: ml_collections.ConfigDict,
-  config: ml_collections.ConfigDict,
-  crc32: int,
-) -> None:
-  """Warns if a run's own test split has changed since training."""
-  if (config.dataset, config.test_split) != (own.dataset, own.test_split):
-    return
-  path = workdir / "dataset.json"
-  match files.read_json(path):
-    case {"crc32": {"test": int(recorded)}} if recorded != crc32:
-      logging.warning(
-        "%s of %s has checksum %d but had %d in %s: its examples have changed",
-        *(config.test_split, config.dataset, crc32, recorded, path),
-      )
 
 
 def _score(
@@ -283,10 +213,8 @@ def main() -> None:
     help="where to write; by default a folder in the run's evaluation/",
   )
   args = parser.parse_args()
-  console.setup()
-  compiling.cache_compilations()
-  compiling.keep_freed_memory()
-  with console.one_line_errors():
+  with console.program():
+    compiling.keep_freed_memory()
     result, report = evaluate(**vars(args))
     print(report)
     print(json.dumps(result, sort_keys=True))

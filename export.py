@@ -16,16 +16,15 @@ import os
 import pathlib
 from typing import Any
 
-from absl import app
 import jax
 import jax.export
 import numpy as np
 
-import evaluate
 from exporting import page
 from exporting import trace
-from machine import compiling
 from machine import console
+from machine import errors
+from rundir import experiment
 from rundir import files
 from rundir import runs
 from rundir import trees
@@ -68,23 +67,23 @@ def export(
     global_step.
 
   Raises:
-    app.UsageError: if an argument or the run directory is invalid, or the
+    errors.UserError: if an argument or the run directory is invalid, or the
       network cannot be exported.
   """
   workdir, output = files.local_path(workdir), files.local_path(output)
   _check(format, output, dtype, weights)
   run = runs.open_run(workdir, checkpoint)
-  evaluate.check_writable(output.parent)  # Fail before the work.
+  files.check_writable(output.parent)  # Fail before the work.
   if format == "html":
     params = page.round_weights(run.state.eval_params, weights or "float16")
     state = run.state.replace(params=params, ema_params=None)
     run = run._replace(state=state)
-  config = evaluate.changed(
+  config = experiment.changed(
     run.config,
     data_dir=data_dir,
     manual_dir=manual_dir,
   )
-  data = evaluate.load(config, [workdir], [run])
+  data = runs.load_test(config, [workdir], [run])
   scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)
   metadata = {
     "run": workdir.resolve().name,
@@ -115,22 +114,22 @@ def _check(
   format: str, output: pathlib.Path, dtype: str | None, weights: str | None
 ) -> None:
   if dtype and format not in ("onnx", "stablehlo"):
-    raise app.UsageError(
+    raise errors.UserError(
       f"--dtype={dtype} has no effect with --format={format}"
     )
   if weights and format != "html":
-    raise app.UsageError(
+    raise errors.UserError(
       f"--weights={weights} has no effect with --format={format}"
     )
   package = _NEEDS.get(format)
   if package and not importlib.util.find_spec(package):
-    raise app.UsageError(
+    raise errors.UserError(
       f"--format={format}: the package {package} is not installed; run"
       " `pip install -r requirements-export.txt`"
     )
   if output.exists() and not output.is_file():
     what = "a directory" if output.is_dir() else "a device"
-    raise app.UsageError(f"--output={output}: is {what}; must be a file")
+    raise errors.UserError(f"--output={output}: is {what}; must be a file")
 
 
 def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
@@ -140,7 +139,7 @@ def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
   try:
     jax.eval_shape(trace.logits_fn(run.state), images)
   except Exception as error:  # JAX has no public type for these errors.
-    raise app.UsageError(
+    raise errors.UserError(
       "model.py: must accept any batch size to be exported:"
       f" {str(error).splitlines()[0]}"
     ) from error
@@ -205,9 +204,7 @@ def main() -> None:
     "--manual_dir", help="the folder of your own images; by default the run's"
   )
   args = parser.parse_args()
-  console.setup()
-  compiling.cache_compilations()
-  with console.one_line_errors():
+  with console.program():
     print(json.dumps(export(**vars(args)), sort_keys=True))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from typing import NamedTuple
 import zlib
 
-from absl import app
 from absl import logging
 from flax import struct
 import jax
@@ -23,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from machine import devices
+from machine import errors
 from machine import processes
 
 
@@ -95,24 +95,24 @@ def load(
     splits: which of the three to load.
 
   Raises:
-    app.UsageError: if a key or a file is wrong; the message names it.
+    errors.UserError: if a key or a file is wrong; the message names it.
   """
   if not importlib.util.find_spec("array_record"):
-    raise app.UsageError(
-      "array_record, which stores the data sets, is not installed; on Windows,"
-      " use WSL2, because array_record has no Windows wheels; elsewhere, run"
+    raise errors.UserError(
+      "array_record, which TFDS needs, is not installed; on Windows, use WSL2,"
+      " because array_record has no Windows wheels; elsewhere, run"
       " `pip install -r requirements.txt`"
     )
   try:
     with processes.first_then_others("load the data"):  # Disks may be shared.
       class_names, loaded = _load(config, splits)
   except OSError as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error
   crc32 = {split: _crc32(*pair) for split, pair in loaded.items()}
   if not processes.have_the_same(list(crc32.values())):
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.dataset={config.dataset}: not all processes have the same"
       " examples; all hosts must have the same config and the same files"
     )
@@ -121,17 +121,17 @@ def load(
 
 
 def check_batch_size(config: ml_collections.ConfigDict, data: Data) -> None:
-  """Raises app.UsageError if a batch does not fit the split or the devices."""
+  """Raises errors.UserError unless a batch fits the split and devices."""
   train_size, num_devices = data.train.labels.size, devices.mesh().size
   if config.batch_size > train_size:
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.batch_size={config.batch_size}: must be at most {train_size},"
       f" the size of config.train_split={config.train_split}"
     )
   if config.batch_size % num_devices:
     lower = config.batch_size // num_devices * num_devices
     nearest = {max(lower, num_devices), lower + num_devices}
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.batch_size={config.batch_size}: must be a multiple of the"
       f" number of devices, {num_devices}; the nearest are {sorted(nearest)}"
     )
@@ -157,7 +157,7 @@ def _load(
     ]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     if not labels.size:
-      raise app.UsageError(f"config.{key}={config[key]}: the split is empty")
+      raise errors.UserError(f"config.{key}={config[key]}: the split is empty")
     missing = np.setdiff1d(range(len(class_names)), labels)
     if split == "train" and missing.size:  # The files may be sorted by class.
       logging.warning(
@@ -173,14 +173,14 @@ def _import_builders():
   """Imports sources/builders.py, and with it TFDS.
 
   Raises:
-    app.UsageError: if TFDS cannot be imported; the message says why.
+    errors.UserError: if TFDS cannot be imported; the message says why.
   """
   importlib.import_module("sources")  # Sets a variable that TFDS reads.
   try:
     # TFDS itself only logs what is wrong; its core raises it.
     importlib.import_module("tensorflow_datasets.core")
   except Exception as error:  # Such as protobuf's VersionError.
-    raise app.UsageError(
+    raise errors.UserError(
       "TensorFlow Datasets cannot be imported; run `pip install -r"
       f" requirements.txt`: {type(error).__name__}: {error}"
     ) from error

@@ -26,11 +26,17 @@ class ConvPool(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H // 2, W // 2, features]."""
-    kernel = self.param(
-      "kernel", _glorot_uniform, (5, 5, x.shape[-1], self.features)
+    conv = nn.Conv(
+      self.features,
+      (5, 5),
+      use_bias=False,
+      kernel_init=_glorot_uniform,
+      dtype=self.dtype,
+      conv_general_dilated=ops.conv_general_dilated,
     )
+    nn.share_scope(self, conv)  # The kernel's name is conv1/kernel.
+    x = conv(x)
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    x = ops.conv(x.astype(self.dtype), kernel.astype(self.dtype))
     # Bias and ReLU are monotone, so they commute with max-pooling. After it,
     # they process only a quarter of the elements.
     return nn.relu(ops.max_pool(x) + bias)

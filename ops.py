@@ -8,6 +8,30 @@ import jax.numpy as jnp
 
 from machine import compiling
 
+# The arguments with which `lax.conv_general_dilated` does what `conv` does.
+_SIMPLE = {
+  "window_strides": (1, 1),
+  "padding": "SAME",
+  "lhs_dilation": (1, 1),
+  "rhs_dilation": (1, 1),
+  "feature_group_count": 1,
+  "precision": None,
+  "preferred_element_type": None,
+}
+
+
+def conv_general_dilated(
+  x: jax.Array, kernel: jax.Array, window_strides, padding, **kwargs
+) -> jax.Array:
+  """Is `lax.conv_general_dilated`, but `conv` where that does the same.
+
+  `flax.linen.Conv` takes it as its argument `conv_general_dilated`.
+  """
+  kwargs |= {"window_strides": window_strides, "padding": padding}
+  if all(kwargs.get(name, value) == value for name, value in _SIMPLE.items()):
+    return conv(x, kernel)
+  return lax.conv_general_dilated(x, kernel, **kwargs)
+
 
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return lax.conv_general_dilated(

@@ -25,7 +25,6 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from absl import app
 import jax
 import numpy as np
 import tqdm
@@ -33,6 +32,7 @@ import tqdm
 import input_pipeline
 from machine import compiling
 from machine import console
+from machine import errors
 from rundir import files
 from rundir import runs
 from sources import image_files
@@ -408,14 +408,12 @@ def main() -> None:
   )
   parser.add_argument("--sheet", help="a file to draw the predictions in")
   args = parser.parse_args()
-  console.setup()
-  compiling.cache_compilations()
-  with console.one_line_errors():
+  with console.program():
     args.sheet = args.sheet and files.local_path(args.sheet)
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
     if run.config.dataset != "mnist" and not args.raw:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{args.workdirs[0]}: was trained on {run.config.dataset}, but pictures"
         " can only be brought to mnist's form; --raw takes images of"
         f" {list(run.image_shape)} as they are"

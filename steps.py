@@ -23,8 +23,6 @@ from model import CNN
 
 Params = Mapping[str, Any]  # Nested dicts of arrays.
 
-NUM_PROBABILITIES = 5  # Examples per batch whose probabilities are logged.
-
 
 class Rngs(NamedTuple):
   """PRNG keys for initialization, data order and dropout."""
@@ -178,38 +176,13 @@ def _smoothed_loss(logits, labels, label_smoothing):
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def gradients(
-  state: TrainState,
-  images: jax.Array,
-  labels: jax.Array,
-  rng: jax.Array,
-  label_smoothing: float = 0.0,
-) -> tuple[Params, tuple[Metrics, jax.Array]]:
-  """Returns the gradients of the mean loss, and the batch's metrics and logits.
-
-  Takes the same arguments as `train_step`.
-  """
-  rngs = {"dropout": jax.random.fold_in(rng, state.step)}
-
-  def loss_fn(params):
-    logits = state.apply_fn({"params": params}, images, train=True, rngs=rngs)
-    metrics = Metrics.of(logits, labels)
-    if label_smoothing:
-      loss = _smoothed_loss(logits, labels, label_smoothing)
-    else:
-      loss = metrics.sums["loss"] / labels.size
-    return loss, (metrics, logits)
-
-  return jax.grad(loss_fn, has_aux=True)(state.params)
-
-
 def train_step(
   state: TrainState,
   images: jax.Array,
   labels: jax.Array,
   rng: jax.Array,
   label_smoothing: float = 0.0,
-) -> tuple[TrainState, Metrics, jax.Array]:
+) -> tuple[TrainState, Metrics]:
   """Takes one optimizer step.
 
   Args:
@@ -220,25 +193,20 @@ def train_step(
     label_smoothing: applied to the training loss, not to the metrics.
 
   Returns:
-    The state after the step; the batch's metrics; and the probabilities of its
-    first examples, float32 [min(B, NUM_PROBABILITIES), classes]. Metrics and
-    probabilities are computed before the update, with dropout.
+    The state after the step, and the batch's metrics. They are computed before
+    the update, with dropout.
   """
-  grads, (metrics, logits) = gradients(
-    state, images, labels, rng, label_smoothing
-  )
-  probabilities = jax.nn.softmax(_first(logits))
-  return state.apply_gradients(grads=grads), metrics, probabilities
+  rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 
+  def loss_fn(params):
+    logits = state.apply_fn({"params": params}, images, train=True, rngs=rngs)
+    metrics = Metrics.of(logits, labels)
+    if label_smoothing:
+      return _smoothed_loss(logits, labels, label_smoothing), metrics
+    return metrics.sums["loss"] / labels.size, metrics
 
-def _first(logits):
-  """Returns the first NUM_PROBABILITIES rows.
-
-  Slicing a batch that is split over devices would take one more collective; the
-  all-reduce of this matrix product is merged with that of the gradients.
-  """
-  rows = jnp.eye(min(len(logits), NUM_PROBABILITIES), len(logits))
-  return jnp.dot(rows, logits, precision="highest")
+  grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+  return state.apply_gradients(grads=grads), metrics
 
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
@@ -254,36 +222,11 @@ class Training(struct.PyTreeNode):
     order: the order of the examples. It is not saved, because it follows from
       the seed and the step.
     metrics: the sums since the last log.
-    labels: the labels of the last batch's first examples, int32 [k].
-    probabilities: the probabilities of the same examples, float32 [k, classes].
   """
 
   state: TrainState
   order: input_pipeline.Order
   metrics: Metrics
-  labels: jax.Array
-  probabilities: jax.Array
-
-
-def start_training(
-  state: TrainState,
-  since_log: Metrics,
-  order: input_pipeline.Order,
-  batch_size: int,
-  classes: int,
-) -> Training:
-  """Builds the initial loop carry."""
-  kept = min(batch_size, NUM_PROBABILITIES)
-  training = Training(
-    state=state,
-    order=order,
-    metrics=since_log,
-    labels=jnp.zeros(kept, jnp.int32),
-    probabilities=jnp.zeros((kept, classes)),
-  )
-  # Commit the arrays to the devices, like restored ones; otherwise JAX
-  # recompiles for each mix of committed and uncommitted arrays.
-  return devices.replicate(training)
 
 
 @jax.jit
@@ -344,18 +287,14 @@ def train_on_next_batch(
     images = devices.split(
       augment(dropout_rng, training.state.step, images, limits)
     )
-  labels = examples.labels[indices]
-  state, metrics, probabilities = train_step(
-    training.state, images, labels, dropout_rng, label_smoothing
+  state, metrics = train_step(
+    training.state,
+    images,
+    examples.labels[indices],
+    dropout_rng,
+    label_smoothing,
   )
-  training = Training(
-    state=state,
-    order=order,
-    metrics=training.metrics + metrics,
-    labels=_first(labels.astype(jnp.float32)).astype(jnp.int32),
-    probabilities=probabilities,
-  )
-  return devices.gather(training)
+  return devices.gather(Training(state, order, training.metrics + metrics))
 
 
 def eval_on_next_batch(

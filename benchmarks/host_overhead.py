@@ -2,10 +2,10 @@
 
     python benchmarks/host_overhead.py --json=docs/host_overhead.json
 
-Runs the loop for accelerators at the cadence of configs/default.py, with steps,
-evaluations and inspections that compute nothing. The time that remains is what
-a fast device would wait for. Compilation, everything before the first step, and
-everything after the last step (the last checkpoint and the last pictures) are
+Runs the loop for accelerators at the cadence of configs/default.py, with steps
+and evaluations that compute nothing. The time that remains is what a fast
+device would wait for. Compilation, everything before the first step, and
+everything after the last step (the last checkpoint and the pictures) are
 counted separately.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import collections
 from collections.abc import Callable
 import contextlib
-import functools
 import json
 import pathlib
 import sys
@@ -26,18 +25,14 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
 from machine import compiling  # noqa: E402
-from report import network  # noqa: E402
 from rundir import checkpoints  # noqa: E402
 from rundir import logs  # noqa: E402
 import steps  # noqa: E402
 import train  # noqa: E402
-
-_inspect = network.inspect
 
 
 def no_step(training, examples, order_rng, dropout_rng, **static):
@@ -54,13 +49,6 @@ def no_evaluation(carry, state, examples, *, batch_size):
   del state, examples
   start, logits = carry
   return start + batch_size, logits
-
-
-def no_inspection(state, examples, dropout_rng, **static):
-  """Replaces an inspection; returns zeros of the right shapes."""
-  inspect = functools.partial(_inspect, **static)
-  shapes = jax.eval_shape(inspect, state, examples, dropout_rng)
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 class Clock:
@@ -102,8 +90,8 @@ def measure(num_steps: int) -> dict[str, Any]:
   logger, manager = logs.Logger, checkpoints.Manager
   wait = manager.wait
 
-  def timed_jit_loop(step):
-    run = jit_loop(step)
+  def timed_jit_loop(step, options=None):
+    run = jit_loop(step, options)
     dispatch = clock.timed("dispatches of steps", run)
 
     def call(carry, *args):
@@ -129,13 +117,11 @@ def measure(num_steps: int) -> dict[str, Any]:
     (compiling, "jit_loop", timed_jit_loop),
     (steps, "train_on_next_batch", no_step),
     (steps, "eval_on_next_batch", no_evaluation),
-    (network, "inspect", no_inspection),
     (jax, "device_get", clock.timed("fetches", jax.device_get)),
     (manager, "save", clock.timed("saves", manager.save)),
     (manager, "wait", end_loop),
     (logger, "train", clock.timed("logs", logger.train)),
     (logger, "evaluation", clock.timed("logs", logger.evaluation)),
-    (logger, "inside", clock.timed("pictures", logger.inside)),
   ]
   with (
     contextlib.ExitStack() as stack,

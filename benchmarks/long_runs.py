@@ -28,6 +28,7 @@ sys.path.insert(0, str(PROJECT))
 from configs import default  # noqa: E402
 import input_pipeline  # noqa: E402
 from machine import compiling  # noqa: E402
+from machine import devices  # noqa: E402
 from rundir import checkpoints  # noqa: E402
 from rundir import files  # noqa: E402
 from rundir import runs  # noqa: E402
@@ -104,15 +105,12 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
   order = input_pipeline.order_at(
     order_rng, 0, config.batch_size, data.train.labels.size
   )
-  training = steps.start_training(
-    state,
-    steps.Metrics.zero(10),
-    order,
-    config.batch_size,
-    len(data.class_names),
+  training = devices.replicate(
+    steps.Training(state, order, steps.Metrics.zero(10))
   )
   train_steps = compiling.jit_loop(
-    functools.partial(steps.train_on_next_batch, batch_size=config.batch_size)
+    functools.partial(steps.train_on_next_batch, batch_size=config.batch_size),
+    compiling.training_options(),
   )
 
   num_steps = 20  # Enough to outlast a checkpoint in the background.

@@ -66,6 +66,7 @@ class This:
 
     import input_pipeline
     from machine import compiling
+    from machine import devices
     import model
     import steps
 
@@ -82,8 +83,8 @@ class This:
     self._examples = input_pipeline.Examples(*jax.device_put((rows, labels)))
     self._rngs = tuple(jax.random.split(jax.random.key(1)))
     order = input_pipeline.order_at(self._rngs[0], 0, batch_size, num_images)
-    self._training = steps.start_training(
-      state, steps.Metrics.zero(10), order, batch_size, 10
+    self._training = devices.replicate(
+      steps.Training(state, order, steps.Metrics.zero(10))
     )
     self._run = compiling.jit_loop(
       functools.partial(steps.train_on_next_batch, batch_size=batch_size),

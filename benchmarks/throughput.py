@@ -321,7 +321,9 @@ def draw(results: list[dict[str, Any]]) -> figure.Figure:
     picture.subfigures(len(results), squeeze=False)[:, 0], results, strict=True
   ):
     programs = result["batch_size"]["100"]
-    row.suptitle(_hardware(result["machine"]), fontsize="medium")
+    machine = result["machine"]
+    title = f"{_hardware(machine)}, jax {machine['versions']['jax']}"
+    row.suptitle(title, fontsize="medium")
     for axes, kind, title in zip(
       row.subplots(1, 2, sharey=True),
       ("train", "evaluate"),

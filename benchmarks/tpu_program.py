@@ -102,13 +102,8 @@ def compile_project(config: ml_collections.ConfigDict) -> jax.stages.Compiled:
       rng, model, optimizer.create(config), config.ema_decay
     )
     order = input_pipeline.order_at(rng, 0, config.batch_size, _NUM_EXAMPLES)
-    training = steps.start_training(
-      state,
-      steps.Metrics.zero(model.num_classes),
-      order,
-      config.batch_size,
-      model.num_classes,
-    )
+    metrics = steps.Metrics.zero(model.num_classes)
+    training = steps.Training(state, order, metrics)
     images = jnp.zeros((_NUM_EXAMPLES, math.prod(_IMAGE_SHAPE)), jnp.uint8)
     labels = jnp.zeros(_NUM_EXAMPLES, jnp.int32)
     examples = input_pipeline.Examples(images, labels, _IMAGE_SHAPE)

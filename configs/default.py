@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.dropout_rate = 0.4
   config.dtype = "float32"  # Or bfloat16, for accelerators.
   config.seed = 0  # Determines everything that is random.
+  config.init_from = ""  # Or a run directory: start from its last parameters.
 
   # Augmentation: the largest random deformations; 0 is off.
   config.augment_rotation = 0.0  # Degrees, either way.

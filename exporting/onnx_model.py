@@ -61,7 +61,7 @@ def build(
     metadata: strings to store in the model, by name.
 
   Raises:
-    app.UsageError: if ONNX cannot express a layer.
+    errors.UserError: if ONNX cannot express a layer.
   """
   graph = _Graph(network.params)
   for op in network.ops:

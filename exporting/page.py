@@ -64,7 +64,7 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     metadata: holds the run's name as "run" and its accuracy as "accuracy".
 
   Raises:
-    app.UsageError: if the page cannot compute a layer.
+    errors.UserError: if the page cannot compute a layer.
   """
   images = jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8)
   network = trace.trace(run.state, images)

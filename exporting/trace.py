@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
-from absl import app
 import jax
 from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
 import input_pipeline
+from machine import errors
 from rundir import trees
 import steps
 
@@ -38,9 +38,9 @@ class Op(NamedTuple):
   shape: tuple[Any, ...]
   params: dict[str, Any]
 
-  def unsupported(self) -> app.UsageError:
+  def unsupported(self) -> errors.UserError:
     """Returns the error to raise if a format has no equivalent."""
-    return app.UsageError(
+    return errors.UserError(
       f"model.py: {self.layer} computes {self.primitive} in a way that this"
       " format cannot express; --format=stablehlo takes any network"
     )
@@ -80,7 +80,7 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
       may be symbolic.
 
   Raises:
-    app.UsageError: if a primitive has several results.
+    errors.UserError: if a primitive has several results.
   """
   names, arrays = zip(*trees.named(state.eval_params), strict=True)
   treedef = jax.tree.structure(state.eval_params)

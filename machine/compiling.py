@@ -1,13 +1,11 @@
 """How programs are compiled and run: options, loops, cache and memory."""
 
 from collections.abc import Callable
-import contextlib
 import ctypes
 import functools
 import os
 import pathlib
 import platform
-import re
 from typing import Any
 import warnings
 
@@ -39,14 +37,19 @@ _OPTIONS: dict[str, tuple[dict[str, str | bool], ...]] = {
 def compiler_options() -> dict[str, str | bool]:
   """Returns XLA's options for the backend and JAX release in use."""
   for options in _OPTIONS.get(jax.default_backend(), ()):
-    try:
-      jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+    if _are_known(options):
       return options
-    except jax.errors.JaxRuntimeError:
-      pass
   if jax.default_backend() == "gpu":
     logging.warning("XLA cannot make the GPU deterministic; runs will differ")
   return {}
+
+
+def _are_known(options: dict[str, str | bool]) -> bool:
+  try:
+    jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def has_onednn() -> bool:
@@ -67,6 +70,7 @@ def trains_with_onednn() -> bool:
   return has_onednn() and {"avx512bw", "avx512vl"} <= {*flags}
 
 
+@functools.cache
 def training_options() -> dict[str, str | bool]:
   """Returns XLA's options for the training step.
 
@@ -74,11 +78,12 @@ def training_options() -> dict[str, str | bool]:
   again. That pays off after some two hundred steps, so evaluation does not.
   """
   options = compiler_options()
+  onednn = options | {
+    "xla_cpu_use_onednn": True,
+    "xla_cpu_experimental_onednn_custom_call": True,
+  }
   if jax.default_backend() == "cpu" and trains_with_onednn():
-    options = options | {
-      "xla_cpu_use_onednn": True,
-      "xla_cpu_experimental_onednn_custom_call": True,
-    }
+    return onednn if _are_known(onednn) else options
   return options
 
 
@@ -102,7 +107,7 @@ def jit_loop(
   Args:
     step: a pure function. On accelerators, all its runs take one dispatch, and
       its carry is donated.
-    options: XLA's options; by default `compiler_options()`.
+    options: XLA's options on a CPU; by default `compiler_options()`.
 
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.
@@ -162,7 +167,7 @@ def cache_compilations() -> None:
   Uses the directory that the user configured, if any. The default one is per
   host, because hosts with different CPUs may share a home directory.
   """
-  if not _cache_dir():
+  if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
     folder = os.path.expanduser(f"~/.cache/jax/{platform.node()}")
     if folder.startswith("~"):
       logging.warning(
@@ -174,28 +179,3 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   # JAX cannot cache programs that call oneDNN, and warns each time.
   warnings.filterwarnings("ignore", "Error writing persistent .* bad_alloc")
-  warnings.showwarning = functools.partial(
-    _remove_damaged, warnings.showwarning
-  )
-
-
-def _cache_dir() -> str:
-  return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-
-
-def _remove_damaged(show, message, *args, **kwargs) -> None:
-  """Removes the cache entry that JAX warns about; shows other warnings.
-
-  JAX then compiles the function but does not replace the damaged entry. The
-  warning names only the function, so all of its entries are removed.
-  """
-  match = re.match(
-    "Error reading persistent compilation cache entry for '(.+?)'", str(message)
-  )
-  if not match:
-    show(message, *args, **kwargs)
-    return
-  logging.warning("%s; compiling it again", message)
-  for path in pathlib.Path(_cache_dir()).glob(f"{match[1]}-*-cache"):
-    with contextlib.suppress(OSError):
-      path.unlink()

@@ -13,10 +13,12 @@ import threading
 from typing import NoReturn
 import warnings
 
-from absl import app
 from absl import logging
 import jax
 import tqdm
+
+from machine import compiling
+from machine import errors
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 _PATIENCE = 5  # Seconds that a failed process waits for the others to end.
@@ -127,6 +129,15 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
+def program() -> Iterator[None]:
+  """Runs the body as a program: with our logs, cache and one-line errors."""
+  setup()
+  compiling.cache_compilations()
+  with one_line_errors():
+    yield
+
+
+@contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
   """Reports user errors and known failures in one line and exits."""
   try:
@@ -135,7 +146,7 @@ def one_line_errors() -> Iterator[None]:
   except BrokenPipeError:  # The reader, such as `head`, is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
-  except (app.UsageError, OSError) as error:
+  except (errors.UserError, OSError) as error:
     exit_with(str(error))
   except KeyboardInterrupt:
     exit_with("interrupted", 128 + signal.SIGINT)

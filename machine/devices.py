@@ -4,13 +4,14 @@ import contextlib
 import functools
 from typing import TypeVar
 
-from absl import app
 import jax
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+
+from machine import errors
 
 Tree = TypeVar("Tree")
 
@@ -53,28 +54,15 @@ def split(batch: jax.Array) -> jax.Array:
 
 
 def check() -> None:
-  """Raises app.UsageError if JAX finds no device for JAX_PLATFORMS."""
+  """Raises errors.UserError if JAX finds no device for JAX_PLATFORMS."""
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter has no message.
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    raise app.UsageError(
+    raise errors.UserError(
       f"JAX_PLATFORMS={platforms}: JAX finds no such device;"
       f" {str(error) or 'set JAX_PLATFORMS= to use the best one found'}"
     ) from error
-
-
-def use_platform(platform: str | None) -> None:
-  """Selects the platform, or fails and says what JAX found."""
-  if platform == "cpu":
-    jax.config.update("jax_platforms", "cpu")
-  check()
-  if platform and jax.default_backend() != platform:
-    found = ", ".join(sorted({d.device_kind for d in jax.devices()}))
-    raise app.UsageError(
-      f"--platform={platform}: JAX finds only {jax.device_count()} x {found}"
-      f" (platform {jax.default_backend()})"
-    )
 
 
 def on_host() -> contextlib.AbstractContextManager:

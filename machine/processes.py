@@ -7,11 +7,12 @@ import os
 import re
 import socket
 
-from absl import app
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+from machine import errors
 
 _HEARTBEAT_TIMEOUT = 60  # Seconds until a lost process ends the others.
 
@@ -33,7 +34,7 @@ def join(
     process_id: the index of this process, from 0.
 
   Raises:
-    app.UsageError: if an argument is wrong, or JAX cannot infer one.
+    errors.UserError: if an argument is wrong, or JAX cannot infer one.
   """
   is_given = (coordinator_address, num_processes, process_id) != (None,) * 3
   if not (is_given or _are_several_started()):
@@ -49,7 +50,7 @@ def join(
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
     )
   except (ValueError, IndexError, RuntimeError) as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"cannot join the other processes: {error}; start each process with"
       " --coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
       " from 0 to N - 1, or use a launcher that JAX knows"
@@ -60,7 +61,7 @@ def _check_address(address: str, is_listening: bool) -> None:
   """Validates the address; JAX may crash if it cannot listen there."""
   match = re.fullmatch(r".+:(\d{1,5})", address, re.ASCII)
   if not match or not 0 < int(match[1]) < 2**16:
-    raise app.UsageError(
+    raise errors.UserError(
       f"--coordinator_address={address}: must be HOST:PORT, such as"
       " localhost:8476"
     )
@@ -68,7 +69,7 @@ def _check_address(address: str, is_listening: bool) -> None:
     try:
       socket.create_server(("", int(match[1]))).close()
     except OSError as error:
-      raise app.UsageError(
+      raise errors.UserError(
         f"--coordinator_address={address}: process 0 cannot listen there:"
         f" {error.strerror}"
       ) from error

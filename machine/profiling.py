@@ -1,8 +1,7 @@
-"""Traces a few training steps to show where their time goes."""
+"""Traces training from its first log to its second."""
 
 from collections.abc import Callable
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
@@ -10,69 +9,40 @@ import jax
 from machine import processes
 
 
-class Profiler:
-  """Traces a few training steps; a context manager.
+class Tracer:
+  """Traces the steps between two logs.
 
   TensorBoard's profile plugin shows the trace, and ui.perfetto.dev opens
   perfetto_trace.json.gz beside it. A failure here does not stop the run.
   """
 
-  def __init__(self, workdir: pathlib.Path, begin: int, num_steps: int):
-    """Prepares to trace `num_steps` steps, if any, after step `begin`."""
+  def __init__(self, workdir: pathlib.Path, is_wanted: bool):
     self._workdir = workdir
-    self._begin = begin
-    self.boundaries = [begin, begin + num_steps] if num_steps else []
-    self._is_tracing = False
+    self._actions: list[Callable[[], None]] = []
+    if is_wanted and processes.is_first():
+      self._actions = [self._start, self._stop]
 
-  def __enter__(self) -> "Profiler":
-    return self
+  def at_log(self) -> None:
+    """Starts the trace at the first call, and ends it at the second."""
+    if not self._actions:
+      return
+    try:
+      self._actions.pop(0)()
+    except Exception as error:
+      logging.warning("The steps cannot be traced: %s", error)
+      self._actions = []
 
-  def __exit__(self, *_) -> None:
-    if len(self.boundaries) == 2:
-      logging.warning(
-        "No steps were traced: training did not continue after step %d",
-        self._begin,
-      )
-    elif self._is_tracing:  # Training ended or was stopped early.
-      self._try(self._stop)
-
-  def at(self, step: int, training: Any) -> bool:
-    """Starts or stops the trace, if this is the step to do so.
-
-    Args:
-      step: the number of steps dispatched so far.
-      training: the result of those steps, to wait for.
-
-    Returns:
-      Whether it started or stopped the trace, which takes time.
-    """
-    if step not in self.boundaries:
-      return False
-    self.boundaries.remove(step)
-    jax.block_until_ready(training)
-    if self.boundaries:
-      self._try(self._start)
-    elif self._is_tracing:
-      self._try(self._stop)
-    return True
+  def close(self) -> None:
+    """Ends the trace if training ended or was stopped before its second log."""
+    if len(self._actions) == 2:
+      logging.warning("No steps were traced: training ended too early")
+    else:
+      self.at_log()
 
   def _start(self) -> None:
     jax.profiler.start_trace(self._workdir, create_perfetto_trace=True)
-    self._is_tracing = True
 
   def _stop(self) -> None:
-    self._is_tracing = False
     jax.profiler.stop_trace()
-    logging.info(
-      "The trace of the steps after %d is in %s",
-      self._begin,
-      max((self._workdir / "plugins/profile").iterdir()),
-    )
-
-  def _try(self, operation: Callable[[], None]) -> None:
-    if not processes.is_first():  # The others only wait at these steps.
-      return
-    try:
-      operation()
-    except Exception as error:
-      logging.warning("The steps cannot be traced: %s", error)
+    traces = self._workdir / "plugins/profile"
+    logging.info("The trace is in %s", max(traces.iterdir()))

@@ -9,12 +9,17 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
+# These never end the process, however often they arrive. A lost terminal sends
+# SIGHUP more than once, and a shutdown sends it after SIGTERM. Job scripts have
+# SIGUSR1 sent as a warning, well before SIGTERM.
+_WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
+
 
 class Stop:
-  """Records SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
+  """Records SIGINT, SIGTERM, SIGHUP or SIGUSR1.
 
-  SIGHUP never does, because a lost terminal sends it more than once, and a
-  shutdown sends it after SIGTERM. Under nohup, it is ignored.
+  A second SIGINT or SIGTERM ends the process at once. If SIGHUP is ignored, as
+  under nohup, it still is; so is SIGUSR1.
 
   If several processes train together, JAX handles every SIGTERM, and a second
   SIGINT ends the process that it is sent to.
@@ -24,15 +29,14 @@ class Stop:
     self._noted = None
     self._count = itertools.count(1)
     self.handlers = dict.fromkeys(
-      (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._note
+      (signal.SIGINT, signal.SIGTERM, *_WARNINGS), self._note
     )
     if jax.process_count() > 1:
       # JAX handles SIGTERM, and makes the processes agree on a step.
-      self.handlers = dict.fromkeys(
-        (signal.SIGINT, signal.SIGHUP), self._pass_on
-      )
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-      del self.handlers[signal.SIGHUP]
+      self.handlers = dict.fromkeys((signal.SIGINT, *_WARNINGS), self._pass_on)
+    for number in _WARNINGS:
+      if signal.getsignal(number) == signal.SIG_IGN:
+        del self.handlers[number]
 
   def check(self) -> signal.Signals | None:
     """Returns the signal that tells training to stop now, if there was one.
@@ -54,11 +58,11 @@ class Stop:
     signal.raise_signal(signal.SIGTERM)
 
   def _stop_handling(self, number):
-    """Ignores SIGHUP; after any other signal, the next one ends the process."""
+    """Ignores warnings; after SIGINT or SIGTERM, the next ends the process."""
     for handled in self.handlers:
-      if handled == signal.SIGHUP:
+      if handled in _WARNINGS:
         signal.signal(handled, signal.SIG_IGN)
-      elif number != signal.SIGHUP:
+      elif number not in _WARNINGS:
         signal.signal(handled, signal.SIG_DFL)
 
 

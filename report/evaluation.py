@@ -1,5 +1,6 @@
 """Measures how well the examples of a split were predicted."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import csv
 import io
@@ -67,10 +68,11 @@ def calibrate(
 
 def measure(
   examples: input_pipeline.Examples,
-  probabilities: np.ndarray,
+  probabilities: figures.Array,
   class_names: Sequence[str],
 ) -> Evaluation:
   """Compares probabilities, [n, classes], with the labels of n examples."""
+  probabilities = np.asarray(probabilities)
   labels, predicted = examples.labels, probabilities.argmax(axis=1)
   indices = range(len(class_names))
 
@@ -118,20 +120,22 @@ def to_csv(evaluation: Evaluation) -> str:
   return table.getvalue()
 
 
-def draw(evaluation: Evaluation) -> dict[str, figure.Figure]:
-  """Draws all pictures and returns them by name."""
+def drawings(
+  evaluation: Evaluation,
+) -> dict[str, Callable[[], figure.Figure]]:
+  """Returns functions that draw the pictures, by the pictures' names."""
   examples, names = evaluation.examples, evaluation.class_names
   return {
-    "confusion_matrix": figures.confusion_matrix(
+    "confusion_matrix": lambda: figures.confusion_matrix(
       evaluation.confusion_matrix, names
     ),
-    "mistakes": figures.mistakes(
+    "mistakes": lambda: figures.mistakes(
       examples.unflatten(examples.images),
       examples.labels,
       evaluation.probabilities,
       names,
     ),
-    "calibration": figures.calibration(*evaluation.calibration),
+    "calibration": lambda: figures.calibration(*evaluation.calibration),
   }
 
 

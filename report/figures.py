@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import os
 from typing import Any
 
-from absl import app
 import jax
 import matplotlib
 from matplotlib import colors
@@ -14,6 +13,8 @@ from matplotlib import patches
 from matplotlib import rcsetup
 from matplotlib import ticker
 import numpy as np
+
+from machine import errors
 
 # Okabe and Ito's colors, which color-blind people can tell apart:
 # https://jfly.uni-koeln.de/color/.
@@ -417,13 +418,13 @@ def save(picture: figure.Figure, path: str | os.PathLike) -> None:
   """Writes a picture to a file.
 
   Raises:
-    app.UsageError: if the file cannot be written.
+    errors.UserError: if the file cannot be written.
   """
   try:
     picture.savefig(path, dpi=200)  # For high-resolution screens.
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
-    raise app.UsageError(f"{path}: {reason}") from error
+    raise errors.UserError(f"{path}: {reason}") from error
 
 
 def _show(axes, image: Array) -> None:

@@ -10,7 +10,6 @@ import pathlib
 from typing import Any
 import zlib
 
-from absl import app
 from absl import logging
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from machine import devices
+from machine import errors
 from machine import processes
 from rundir import trees
 from steps import Metrics
@@ -137,7 +137,7 @@ def restore_newest(
   """Restores the newest undamaged checkpoint; see `restore`.
 
   Raises:
-    app.UsageError: if all checkpoints are damaged.
+    errors.UserError: if all checkpoints are damaged.
     trees.OtherNetworkError: as in `restore`.
   """
   for step in reversed(all_steps(workdir)):
@@ -147,7 +147,7 @@ def restore_newest(
       path = _folder(workdir) / str(step)
       logging.warning("%s is damaged and was skipped: %s", path, error)
       reason = f"{path}: {error}"
-  raise app.UsageError(f"none of the checkpoints can be restored: {reason}")
+  raise errors.UserError(f"none of the checkpoints can be restored: {reason}")
 
 
 class Manager:
@@ -177,7 +177,7 @@ class Manager:
       validation_accuracy: the state's accuracy, if it was measured.
 
     Raises:
-      app.UsageError: if an earlier checkpoint could not be saved.
+      errors.UserError: if an earlier checkpoint could not be saved.
     """
     validated = validation_accuracy is not None
     metrics = {_BEST: validation_accuracy} if validated else {}
@@ -202,7 +202,7 @@ class Manager:
     """Waits until everything is saved.
 
     Raises:
-      app.UsageError: if a checkpoint could not be saved.
+      errors.UserError: if a checkpoint could not be saved.
     """
     with self._explain():
       while self._saves:
@@ -231,7 +231,7 @@ class Manager:
         path = _folder(workdir) / str(step)
         _check_size(path, _read_metadata(path))
       except DamagedError as error:
-        raise app.UsageError(
+        raise errors.UserError(
           f"{workdir}: the checkpoint of step {step} was saved but is"
           f" incomplete, so training stops: {error}; name another --workdir"
         ) from error
@@ -241,11 +241,11 @@ class Manager:
   def _explain(self):
     try:
       yield
-    except app.UsageError:
+    except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore can raise anything.
       kept = ", ".join(map(str, self._manager.all_steps())) or "none"
-      raise app.UsageError(
+      raise errors.UserError(
         f"{self._manager.directory.parent}: a checkpoint cannot be saved, so"
         f" training stops (steps kept: {kept}): {_reason(error)}"
       ) from error
@@ -262,7 +262,7 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
     start_step: where training resumes; newer checkpoints were skipped.
 
   Raises:
-    app.UsageError: if a checkpoint could not be saved.
+    errors.UserError: if a checkpoint could not be saved.
   """
   _set_aside(workdir, _find_damaged(workdir, start_step))
   manager = Manager(_orbax_manager(_folder(workdir)))

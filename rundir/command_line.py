@@ -13,13 +13,13 @@ import textwrap
 import traceback
 from typing import Any
 
-from absl import app
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
 from configs import default
 from machine import console
+from machine import errors
 from rundir import experiment
 from rundir import files
 
@@ -34,18 +34,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     metavar="DIR",
     help="the run directory (default: runs/ plus the experiment's name)",
   ),
-  "init_from": dict(
-    metavar="RUN", help="start from the last parameters in this run directory"
-  ),
-  "platform": dict(
-    choices=("cpu", "gpu", "tpu"),
-    help="where to train (default: the best that JAX finds)",
-  ),
   "profile": dict(
-    metavar="N",
-    type=int,
-    default=0,
-    help="trace N training steps after the first log, for TensorBoard's profile"
+    action="store_true",
+    help="trace the steps between the first two logs, for TensorBoard's profile"
     " plugin and ui.perfetto.dev",
   ),
   "flagfile": dict(metavar="FILE", help="a file of options, one per line"),
@@ -74,7 +65,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     after the experiment, unless it was given.
 
   Raises:
-    app.UsageError: if an argument is wrong; the message says what it must be.
+    errors.UserError: if an argument is wrong; the message says what it must be.
   """
   parser = console.Parser(
     usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...]"
@@ -88,16 +79,14 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
   try:
     arguments = flags.FlagValues().read_flags_from_files(argv[1:])
   except flags.Error as error:
-    raise app.UsageError(str(error).removeprefix("ERROR:: ")) from error
+    raise errors.UserError(str(error).removeprefix("ERROR:: ")) from error
   if {"-h", "--help"} & {*arguments}:
     parser.epilog = f"{_describe_keys()}\n\n{_describe_presets()}"
   args, overrides = parser.parse_known_args(arguments)
-  if args.profile < 0:
-    raise app.UsageError(f"--profile={args.profile}: must be at least 0")
   path, base = args.config, load_config(args.config)
   args.config = _override(base, overrides)
   args.workdir = args.workdir or pathlib.Path("runs") / experiment.name(
-    args.config, base, pathlib.Path(path).stem, args.init_from
+    args.config, base, pathlib.Path(path).stem
   )
   return args
 
@@ -106,30 +95,32 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   """Loads a config file.
 
   Raises:
-    app.UsageError: if the file is wrong; the message names it and says why.
+    errors.UserError: if the file is wrong; the message names it and says why.
   """
   file = str(files.local_path(path))
   if not os.path.isfile(file):
-    raise app.UsageError(f"--config={path}: no such file; {_preset_like(path)}")
+    raise errors.UserError(
+      f"--config={path}: no such file; {_preset_like(path)}"
+    )
   try:
     get_config = runpy.run_path(file).get("get_config")
     if not callable(get_config):
-      raise app.UsageError("has no function get_config")
+      raise errors.UserError("has no function get_config")
     config = get_config()
     if not isinstance(config, ml_collections.ConfigDict):
-      raise app.UsageError(
+      raise errors.UserError(
         f"get_config returns {config!r:.40}; it must return a ConfigDict"
       )
     experiment.check_keys(config)
-  except app.UsageError as error:
-    raise app.UsageError(f"--config={path}: {error}") from error
+  except errors.UserError as error:
+    raise errors.UserError(f"--config={path}: {error}") from error
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
     # A ConfigDict's errors list all of its keys.
     what = textwrap.shorten(str(error), 200)
-    raise app.UsageError(
+    raise errors.UserError(
       f"--config={path}: {where}{type(error).__name__}: {what}"
     ) from error
   return config
@@ -155,7 +146,7 @@ def _override(
     if match and match[1] not in config:
       keys = {key: f"config.{key}" for key in config}
       hint = _hint(match[1], keys, f"the keys are {', '.join(keys)}")
-      raise app.UsageError(f"unknown key config.{match[1]}; {hint}")
+      raise errors.UserError(f"unknown key config.{match[1]}; {hint}")
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
@@ -168,9 +159,9 @@ def _override(
     message = str(error).removeprefix("flag ").replace("\n", " ")
     message = re.sub(": invalid literal.*", ": must be an integer", message)
     message = re.sub(": could not convert.*", ": must be a number", message)
-    raise app.UsageError(message) from error
+    raise errors.UserError(message) from error
   if unexpected:
-    raise app.UsageError(_explain(unexpected[0], config))
+    raise errors.UserError(_explain(unexpected[0], config))
   return config
 
 

@@ -9,15 +9,16 @@ import re
 import stat
 from typing import Any
 
-from absl import app
 from absl import logging
 import jax
 import ml_collections
 
+from machine import errors
 from machine import processes
 from rundir import checkpoints
 from rundir import experiment
 from rundir import files
+from rundir import provenance
 
 # TensorStore reads a backslash as a slash and accepts only UTF-8; in Python,
 # other bytes are surrogates. When saving, Orbax reads []*? as a pattern.
@@ -39,7 +40,7 @@ def create(
       be opened without the data.
 
   Raises:
-    app.UsageError: if it cannot be created, or it holds another run.
+    errors.UserError: if it cannot be created, or it holds another run.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -47,22 +48,22 @@ def create(
     if (workdir / "config.json").exists():
       _check_same(workdir, config, dataset)
     elif not processes.is_first():
-      raise app.UsageError(
+      raise errors.UserError(
         f"--workdir={workdir}: process {jax.process_index()} does not see what"
         " process 0 wrote there; must be a directory that all processes share"
       )
     elif any(workdir.iterdir()):
-      raise app.UsageError(
+      raise errors.UserError(
         f"--workdir={workdir}: has files but no config.json; must be a new or"
         " empty directory, or that of an earlier run"
       )
     else:
-      update(workdir, config, dataset)
+      write(workdir, config, dataset)
   except OSError as error:
-    raise app.UsageError(f"--workdir={workdir}: {error}") from error
+    raise errors.UserError(f"--workdir={workdir}: {error}") from error
 
 
-def update(
+def write(
   workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
   dataset: dict[str, Any],
@@ -79,14 +80,14 @@ def update(
 
 def _check_same(workdir, config, dataset) -> None:
   path = workdir / "config.json"
-  found = experiment.read(path, own_keys=config.keys())
+  found = experiment.to_json(experiment.read(path))
+  ours = experiment.to_json(config)
+  if "init_from" not in files.read_json(path) and ours["init_from"]:
+    # An older version recorded it elsewhere, and resumed without it too.
+    starts = provenance.read(workdir) or [{}]
+    found["init_from"] = str(starts[0].get("init_from", ""))
   done = checkpoints.all_steps(workdir)
-  experiment.check_same(
-    path,
-    experiment.to_json(found),
-    experiment.to_json(config),
-    steps_done=done[-1] if done else 0,
-  )
+  experiment.check_same(path, found, ours, steps_done=done[-1] if done else 0)
   path = workdir / "dataset.json"
   if path.exists():
     found = files.read_json(path)
@@ -98,10 +99,10 @@ def _check_same(workdir, config, dataset) -> None:
 def check_path(
   workdir: pathlib.Path, characters: re.Pattern = _UNREADABLE
 ) -> None:
-  """Raises app.UsageError if checkpoints would not be saved at this path."""
+  """Raises errors.UserError if checkpoints would not be saved at this path."""
   path = workdir.absolute().as_posix()
   if found := sorted(set(characters.findall(path))):
-    raise app.UsageError(
+    raise errors.UserError(
       f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
       " its checkpoints would be saved elsewhere or not at all"
     )
@@ -111,7 +112,7 @@ def check_contained(workdir: pathlib.Path) -> None:
   """Rejects a run directory with pipes, devices or links out of it.
 
   Raises:
-    app.UsageError: if it has any; the message names the first.
+    errors.UserError: if it has any; the message names the first.
   """
   root = workdir.resolve()
   for folder, folders, names in os.walk(workdir):
@@ -121,9 +122,9 @@ def check_contained(workdir: pathlib.Path) -> None:
       except FileNotFoundError:
         continue  # A running train.py replaced it.
       if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(root):
-        raise app.UsageError(f"{path}: is a link out of the run directory")
+        raise errors.UserError(f"{path}: is a link out of the run directory")
       if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise app.UsageError(f"{path}: is neither a file nor a directory")
+        raise errors.UserError(f"{path}: is neither a file nor a directory")
 
 
 @contextlib.contextmanager
@@ -135,7 +136,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   locks, a warning says so.
 
   Raises:
-    app.UsageError: if another process holds it; the message names that one.
+    errors.UserError: if another process holds it; the message names that one.
   """
   if not processes.is_first():
     yield
@@ -149,7 +150,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     except (BlockingIOError, PermissionError) as error:
       # SMB raises PermissionError.
       name = holder.read_text() if holder.exists() else "another process"
-      raise app.UsageError(f"{workdir}: {name} is training there") from error
+      raise errors.UserError(f"{workdir}: {name} is training there") from error
     except OSError as error:
       logging.warning(
         "%s: its file system has no locks (%s); make sure that no other process"

@@ -3,7 +3,6 @@
 `_RULES` has the rules for values; a key does not need one.
 """
 
-from collections.abc import Iterable
 import json
 import math
 import os
@@ -11,12 +10,12 @@ import pathlib
 import re
 from typing import Any
 
-from absl import app
 from absl import logging
 import ml_collections
 
 import augmentation
 from configs import default
+from machine import errors
 import optimizer
 from rundir import files
 
@@ -61,6 +60,7 @@ _RULES = {
   ),
   "data_dir": _PATH,
   "manual_dir": _PATH,
+  "init_from": _PATH,
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),
@@ -90,25 +90,25 @@ _RULES = {
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a value is missing or has the wrong type."""
+  """Raises errors.UserError if a value is missing or has the wrong type."""
   for key, default_value in default.get_config().items():
     if key not in config:
-      raise app.UsageError(
+      raise errors.UserError(
         f"the config has no {key}; it must have all keys of configs/default.py"
       )
     found, expected = type(config[key]), type(default_value)
     if not issubclass(found, expected) and (found, expected) != (int, float):
-      raise app.UsageError(
+      raise errors.UserError(
         f"config.{key}={config[key]!r}: must be of type {expected.__name__}, as"
         " in configs/default.py"
       )
   for key, value in config.items():
     if value is None:
-      raise app.UsageError(f"config.{key} is None; it must have a value")
+      raise errors.UserError(f"config.{key} is None; it must have a value")
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a value is wrong, regardless of the data."""
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises errors.UserError if a value is wrong, regardless of the data."""
   _check_values(config)
   chosen = (
     optimizer.OPTIMIZERS[config.optimizer],
@@ -119,41 +119,40 @@ def validate(config: ml_collections.ConfigDict) -> None:
   )
   read = {key for entry in chosen for key in optimizer.keys_read(entry)}
   for key in sorted(read - {*config}):
-    raise app.UsageError(f"the config has no {key}, which {choice} need")
+    raise errors.UserError(f"the config has no {key}, which {choice} need")
   defaults = default.get_config()
   for key in _OF_SOME_CHOICES:
     if key not in read and config[key] != defaults[key]:
-      raise app.UsageError(
+      raise errors.UserError(
         f"config.{key}={config[key]}: must be {defaults[key]} with {choice},"
         " which do not use it"
       )
   if config.clean_steps and not augmentation.from_config(config):
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.clean_steps={config.clean_steps}: must be 0 unless a"
       " config.augment_* is above 0"
     )
   for key in ("warmup_steps", "clean_steps"):
     if config[key] > config.num_steps // 2:
-      raise app.UsageError(
+      raise errors.UserError(
         f"lower config.{key}={config[key]} to at most"
         f" {config.num_steps // 2}, half of config.num_steps"
       )
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if a key is missing or breaks its rule."""
+  """Raises errors.UserError if a key is missing or breaks its rule."""
   check_keys(config)
   for key, value in config.items():
     is_valid, expected = _RULES.get(key, (lambda _: True, ""))
     if not is_valid(value):
-      raise app.UsageError(f"config.{key}={value}: must be {expected}")
+      raise errors.UserError(f"config.{key}={value}: must be {expected}")
 
 
 def name(
   config: ml_collections.ConfigDict,
   base: ml_collections.ConfigDict,
   base_name: str,
-  init_from: str | os.PathLike | None = None,
 ) -> str:
   """Names a run after its overrides: `default,batch_size=256,seed=1`.
 
@@ -161,22 +160,21 @@ def name(
     config: the config of the run.
     base: the same config without overrides.
     base_name: the name of its file.
-    init_from: the directory of the run that provides its initial parameters.
 
   Raises:
-    app.UsageError: if the name would be too long for a file system.
+    errors.UserError: if the name would be too long for a file system.
   """
+  values = {**config}
+  if config.init_from:
+    values["init_from"] = os.path.basename(os.path.abspath(config.init_from))
   overrides = [
-    f"{key}={config[key]}"
+    f"{key}={values[key]}"
     for key in sorted(config)
     if key not in INCIDENTAL and config[key] != base[key]
   ]
-  if init_from:
-    directory = files.local_path(init_from).resolve().name
-    overrides.append(f"init_from={directory}")
   result = ",".join([base_name, *overrides])
   if len(result.encode()) > files.MAX_NAME_LENGTH:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{result}: too long for the name of a run directory; name one with"
       " --workdir"
     )
@@ -199,10 +197,14 @@ def check_same(
     steps_done: the number of steps in the newest checkpoint.
 
   Raises:
-    app.UsageError: if keys differ; the message names them.
+    errors.UserError: if keys differ; the message names them.
   """
   if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
     found = {**found, "num_steps": ours["num_steps"]}
+  theirs = pathlib.Path(found["init_from"])
+  is_moved = theirs.name == pathlib.Path(ours["init_from"]).name
+  if is_moved and not theirs.expanduser().exists():
+    found = {**found, "init_from": ours["init_from"]}
   files.check_same(path, found, ours, except_for=INCIDENTAL)
 
 
@@ -222,36 +224,41 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Tuples become lists, and paths become absolute unless they start with ~.
   """
   result = json.loads(json.dumps(config.to_dict()))
-  for key in ("data_dir", "manual_dir"):
+  for key in ("data_dir", "manual_dir", "init_from"):
     if result[key] and not result[key].startswith("~"):
       result[key] = os.path.abspath(result[key])
   return result
 
 
-def own_keys(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the keys that a config file added to the default ones."""
-  return sorted({*config} - {*default.get_config()})
-
-
-def read(
-  path: pathlib.Path, own_keys: Iterable[str] = ()
+def changed(
+  config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
 ) -> ml_collections.ConfigDict:
+  """Returns a copy of a config with the changes that are not None.
+
+  Changed paths are made absolute.
+  """
+  for key in ("data_dir", "manual_dir"):
+    if path := changes.get(key):
+      changes[key] = files.local_path(path).absolute()
+  config = config.copy_and_resolve_references()
+  config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
+  check(config)
+  return config
+
+
+def read(path: pathlib.Path) -> ml_collections.ConfigDict:
   """Reads the config of a run, which may be old or untrusted.
+
+  Keys that configs/default.py lacks are kept.
 
   Args:
     path: its config.json.
-    own_keys: the keys that the run's config file added to the default ones.
 
   Raises:
-    app.UsageError: if the file is wrong; the message says why.
+    errors.UserError: if the file is wrong; the message says why.
   """
   found = files.read_json(path)
   config = default.get_config()
-  for key in found.keys() - config.keys():
-    if key not in own_keys:
-      raise app.UsageError(
-        f"{path}: {key} is not a key; the keys are {', '.join(config)}"
-      )
   if missing := [key for key in config if key not in found]:
     logging.info(
       "%s is from an older version without %s; using today's defaults",
@@ -262,6 +269,6 @@ def read(
     with config.unlocked():
       config.update(found)
     _check_values(config)
-  except (TypeError, ValueError, OverflowError, app.UsageError) as error:
-    raise app.UsageError(f"{path}: {error}") from error
+  except (TypeError, ValueError, OverflowError, errors.UserError) as error:
+    raise errors.UserError(f"{path}: {error}") from error
   return config

@@ -5,10 +5,11 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 from typing import Any
 import zlib
 
-from absl import app
+from machine import errors
 
 MAX_NAME_LENGTH = 200  # In bytes; file systems allow 255.
 LOCAL = (
@@ -33,14 +34,14 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   """Expands a leading `~`; every path from the user goes through here.
 
   Raises:
-    app.UsageError: if the path is a URL, or the home directory is unknown.
+    errors.UserError: if the path is a URL, or the home directory is unknown.
   """
   if not is_local(path):
-    raise app.UsageError(f"{path}: must be {LOCAL}")
+    raise errors.UserError(f"{path}: must be {LOCAL}")
   # Unlike pathlib, this keeps `~name` if there is no such user.
   expanded = os.path.expanduser(path)
   if expanded == "~" or expanded.startswith("~/"):
-    raise app.UsageError(f"{path}: HOME is not set; give the full path")
+    raise errors.UserError(f"{path}: HOME is not set; give the full path")
   return pathlib.Path(expanded)
 
 
@@ -48,20 +49,20 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
-    app.UsageError: if the file does not hold one; the message names it.
+    errors.UserError: if the file does not hold one; the message names it.
   """
   try:
     if path.stat().st_size > _MAX_JSON_SIZE:
-      raise app.UsageError(f"{path}: has more than {_MAX_JSON_SIZE} bytes")
+      raise errors.UserError(f"{path}: has more than {_MAX_JSON_SIZE} bytes")
     found = json.loads(path.read_text())
   except FileNotFoundError as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{path}: no such file; expected a run directory made by train.py"
     ) from error
   except (OSError, ValueError, RecursionError) as error:
-    raise app.UsageError(f"{path}: is not JSON: {error}") from error
+    raise errors.UserError(f"{path}: is not JSON: {error}") from error
   if not isinstance(found, dict):
-    raise app.UsageError(f"{path}: holds {found!r}, not a JSON object")
+    raise errors.UserError(f"{path}: holds {found!r}, not a JSON object")
   return found
 
 
@@ -87,17 +88,17 @@ def check_same(
   ours: dict[str, Any],
   except_for: Collection[str] = (),
 ) -> None:
-  """Raises app.UsageError if a run's file differs, and names the keys."""
+  """Raises errors.UserError if a run's file differs, and names the keys."""
   differing = [
     f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
     for key in sorted(found.keys() | ours.keys())
     if found.get(key) != ours.get(key) and key not in except_for
   ]
   if differing:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{path.parent} holds a run with another {path.stem}:"
       f" {', '.join(differing)}; name another --workdir, and add"
-      f" --init_from={path.parent} to start from that run's parameters"
+      f" --config.init_from={path.parent} to start from that run's parameters"
     )
 
 
@@ -119,6 +120,21 @@ def unique_name(text: str) -> str:
   checksum = f"-{zlib.crc32(os.fsencode(text)):08x}"
   kept = name.encode()[: MAX_NAME_LENGTH - len(checksum)]
   return kept.decode(errors="ignore") + checksum
+
+
+def check_writable(folder: pathlib.Path) -> None:
+  """Creates a folder and checks that files can be written to it.
+
+  Raises:
+    errors.UserError: if the folder is not writable.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise errors.UserError(
+      f"{folder}: cannot be written ({error.strerror}); name another --output"
+    ) from error
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

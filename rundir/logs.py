@@ -1,8 +1,6 @@
 """Logs a run to the console, metrics.jsonl and TensorBoard."""
 
-from collections.abc import Callable
 from collections.abc import Iterable
-from concurrent import futures
 import json
 import os
 import pathlib
@@ -14,17 +12,13 @@ from absl import logging
 import jax
 import ml_collections
 import numpy as np
-import tensorboardX
+from tensorboardX import SummaryWriter
 from tensorboardX import summary
 import tqdm
 
-import input_pipeline
 from machine import processes
-from report import network
 from rundir import experiment
 from rundir import files
-from rundir import trees
-import steps
 
 
 class _LossyFile:
@@ -60,14 +54,18 @@ class _LossyFile:
       )
 
 
-def _make_lossy(writer: tensorboardX.SummaryWriter) -> None:
-  """Keeps a writer's thread alive if its file cannot be written.
-
-  TensorBoardX accepts another file class, but only for paths with a prefix, and
-  experiment trackers would not find event files at such a path.
-  """
-  records = writer.file_writer.event_writer._ev_writer._py_recordio_writer
-  records._writer = _LossyFile(records._writer)
+def open_tensorboard(
+  workdir: pathlib.Path, write_to_disk: bool = True, **kwargs
+) -> SummaryWriter:
+  """Opens an event file whose writer survives a full disk."""
+  writer = SummaryWriter(str(workdir), write_to_disk=write_to_disk, **kwargs)
+  if write_to_disk:
+    # Otherwise its thread would end, and closing it would wait for ever.
+    # TensorBoardX accepts another file class, but only for paths with a prefix,
+    # and experiment trackers would not find event files at such a path.
+    records = writer.file_writer.event_writer._ev_writer._py_recordio_writer
+    records._writer = _LossyFile(records._writer)
+  return writer
 
 
 class Logger:
@@ -91,11 +89,9 @@ class Logger:
     if self._writes and path.exists():
       _truncate(path, start_step, config.num_steps)
     self._jsonl = _LossyFile(open(path if self._writes else os.devnull, "a"))
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir), purge_step=start_step + 1, write_to_disk=self._writes
+    self._tensorboard = open_tensorboard(
+      workdir, purge_step=start_step + 1, write_to_disk=self._writes
     )
-    if self._writes:
-      _make_lossy(self._tensorboard)
     hparams = {
       key: value
       for key, value in config.items()
@@ -105,8 +101,6 @@ class Logger:
     for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
       self._tensorboard.file_writer.add_summary(record)
     self._has_charts = False
-    self._artist = futures.ThreadPoolExecutor(max_workers=1)
-    self._drawing: futures.Future | None = None
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=config.num_steps,
@@ -121,7 +115,6 @@ class Logger:
 
   def __exit__(self, *_) -> None:
     self._bar.close()
-    self._artist.shutdown()
     self._tensorboard.close()
     self._jsonl.close()
 
@@ -168,6 +161,7 @@ class Logger:
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the means of the metrics over a whole split."""
     self._write(step, {f"{split}_{name}": x for name, x in means.items()})
+    self._tensorboard.flush()
     self._say(step, _text(split, means))
 
   def usual_probability(self, step: int, probabilities: jax.Array) -> None:
@@ -176,60 +170,13 @@ class Logger:
     self._write(step, {"usual_probability": float(usual)})
 
   def probabilities(
-    self, step: int, labels: np.ndarray, probabilities: np.ndarray
+    self, step: int, labels: jax.Array, probabilities: jax.Array
   ) -> None:
     """Logs softmax probabilities, [k, classes], of examples with labels [k]."""
+    labels, probabilities = jax.device_get((labels, probabilities))
     self._tensorboard.add_histogram("probabilities", probabilities, step)
     for label, row in zip(labels, probabilities, strict=True):
       self._say(step, f"label {label}: {' '.join(f'{p:.2f}' for p in row)}")
-
-  def inside(
-    self,
-    step: int,
-    inspect: Callable[[steps.TrainState], network.Inspection],
-    state: steps.TrainState,
-    data: input_pipeline.Data,
-    probabilities: jax.Array,
-  ) -> None:
-    """Shows the inside of a network in TensorBoard; warns if that fails.
-
-    Args:
-      step: the number of steps so far.
-      inspect: `network.inspect` with all arguments bound except the state.
-      state: the state to inspect.
-      data: the data set, with n validation examples.
-      probabilities: predicted for these examples, [n, classes].
-    """
-    try:
-      inspection = inspect(state)
-      if not self._writes:  # The computation above needs all processes.
-        return
-      for name, norm in trees.named(jax.device_get(inspection.grad_norms)):
-        self._tensorboard.add_scalar(f"weights/grad_norm/{name}", norm, step)
-      # While earlier pictures are being drawn, skip all but the last step's.
-      if step == self._num_steps or not self._drawing or self._drawing.done():
-        learned = jax.device_get(
-          (data.validation, probabilities, state.eval_params, inspection)
-        )
-        self._drawing = self._artist.submit(
-          self._draw, step, *learned, data.class_names
-        )
-    except Exception as error:
-      logging.warning("The network of step %d is not shown: %s", step, error)
-
-  def _draw(self, step, examples, probabilities, params, *rest) -> None:
-    """Draws pictures and writes them; runs in the artist's thread."""
-    try:
-      from report import tensorboard  # Takes a second, so not at startup.
-
-      for tag, picture in tensorboard.pictures(
-        examples, probabilities, params, *rest
-      ):
-        self._tensorboard.add_figure(tag, picture, step, close=False)
-      for name, value in trees.named(params):
-        self._tensorboard.add_histogram(f"weights/{name}", value, step)
-    except Exception as error:  # A failed picture must not stop the run.
-      logging.warning("Pictures of step %d cannot be drawn: %s", step, error)
 
   def _write(self, step: int, scalars: dict[str, Any]) -> None:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")

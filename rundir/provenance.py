@@ -1,32 +1,25 @@
 """Records what made a run: code revision, library versions and device."""
 
 import hashlib
-import os
 import pathlib
 import platform
 import subprocess
 from typing import Any
 
-from absl import app
 from absl import logging
 import flax
 import jax
 import optax
 
+from machine import errors
 from rundir import files
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
 _FILE = "made_by.json"
 
 
-def record(workdir: pathlib.Path, step: int, **more: Any) -> None:
-  """Adds this start to made_by.json, unless it is like the last one.
-
-  Args:
-    workdir: the run directory.
-    step: the step at which the run starts or resumes.
-    **more: other JSON values to record.
-  """
+def record(workdir: pathlib.Path, step: int) -> None:
+  """Adds a start at this step to made_by.json, unless the last was like it."""
   starts = read(workdir)
   start = {
     **_git(),
@@ -36,7 +29,6 @@ def record(workdir: pathlib.Path, step: int, **more: Any) -> None:
     "optax": optax.__version__,
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "model_sha256": _model_sha256(),
-    **more,
   }
   if not starts or {**starts[-1], "step": step} != {**start, "step": step}:
     starts.append({"step": step, **start})
@@ -50,52 +42,12 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return []
   try:
     starts = files.read_json(path).get("starts")
-  except app.UsageError as error:
+  except errors.UserError as error:
     logging.warning("%s", error)
     return []
   if not isinstance(starts, list):
     return []
   return [start for start in starts if isinstance(start, dict)]
-
-
-def check_init_from(
-  workdir: pathlib.Path, given: str | os.PathLike | None, has_checkpoints: bool
-) -> str | None:
-  """Returns the run that provides the initial parameters of this one, if any.
-
-  Args:
-    workdir: the run directory.
-    given: the directory of that run, as given for this start, or None.
-    has_checkpoints: whether this run has any checkpoints.
-
-  Raises:
-    app.UsageError: if this run did not begin with those parameters.
-  """
-  named = str(files.local_path(given).absolute()) if given else None
-  starts = read(workdir)
-  if not (starts or has_checkpoints):
-    return named
-  began = starts[0].get("init_from") if starts else None
-  name, known = (pathlib.Path(str(x)).name if x else "" for x in (named, began))
-  # Compare only the names, because the directory may have moved. Once there are
-  # checkpoints, the option is not needed.
-  if name != known and (named or not has_checkpoints):
-    raise app.UsageError(
-      f"--init_from={named or ''}: {workdir} began with"
-      f" {began or 'random parameters'}; keep that, or name another --workdir"
-    )
-  return named or (began and str(began))
-
-
-def own_keys(workdir: pathlib.Path) -> set[str]:
-  """Returns the keys that the run's config file added to the default ones."""
-  return {
-    key
-    for start in read(workdir)
-    if isinstance(start.get("own_keys"), list)
-    for key in start["own_keys"]
-    if isinstance(key, str)
-  }
 
 
 def warn_of_another_model(workdir: pathlib.Path) -> None:

@@ -1,11 +1,12 @@
 """Creates the state of a run, or opens a run from its directory alone."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import os
 import pathlib
 from typing import NamedTuple
 
-from absl import app
 from absl import logging
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,16 @@ import ml_collections
 
 import input_pipeline
 from machine import devices
+from machine import errors
+from machine import processes
+from machine import signals
 from model import CNN
 import optimizer
 from rundir import checkpoints
 from rundir import directory
 from rundir import experiment
 from rundir import files
+from rundir import logs
 from rundir import provenance
 from rundir import trees
 import steps
@@ -51,14 +56,14 @@ def open_ensemble(
   """Opens runs whose probabilities can be averaged.
 
   Raises:
-    app.UsageError: if a run cannot be opened, or was trained on other images or
-      classes than the first; the message names it.
+    errors.UserError: if a run cannot be opened, or was trained on other images
+      or classes than the first; the message names it.
   """
   opened = [open_run(workdir, checkpoint) for workdir in workdirs]
   learned = [(r.config.dataset, r.image_shape, r.class_names) for r in opened]
   for workdir, what in zip(workdirs, learned, strict=True):
     if what != learned[0]:
-      raise app.UsageError(
+      raise errors.UserError(
         f"--workdir={workdir}: was not trained on the images and classes of"
         f" {workdirs[0]}; all runs of an ensemble must share them"
       )
@@ -73,15 +78,13 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
     checkpoint: "last", "best" by validation accuracy, or a step.
 
   Raises:
-    app.UsageError: if something is missing or wrong; the message names it.
+    errors.UserError: if something is missing or wrong; the message names it.
   """
   devices.check()
   workdir = files.local_path(workdir)
   directory.check_path(workdir)
   directory.check_contained(workdir)
-  config = experiment.read(
-    workdir / "config.json", provenance.own_keys(workdir)
-  )
+  config = experiment.read(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
   try:
@@ -89,7 +92,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
       lambda: create_state(jax.random.key(0), config, image_shape, class_names)
     )
   except (ArithmeticError, ValueError) as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{workdir}: model.py cannot take images of {list(image_shape)}: {error}"
     ) from error
   state = _restore(workdir, checkpoint, state)
@@ -108,38 +111,84 @@ def _usual_probability(workdir: pathlib.Path, step: int) -> float:
   return usual
 
 
-def restore_or_create(
-  config: ml_collections.ConfigDict,
-  data: input_pipeline.Data,
-  workdir: pathlib.Path,
-  init_from: str | os.PathLike | None,
-) -> tuple[steps.TrainState, steps.Metrics]:
-  """Returns the state to start or resume from, and the sums since the last log.
+class TrainingRun(NamedTuple):
+  """A run directory to train in.
 
-  Args:
-    config: the config of the run.
+  Attributes:
+    workdir: the run directory.
     data: the data to train on.
-    workdir: the run directory; its newest checkpoint is restored.
-    init_from: the run whose parameters to start from if there is no checkpoint.
+    state: the state to start or resume from.
+    since_log: the sums of the metrics since the last log.
+    manager: saves checkpoints.
+    logger: logs metrics.
+    stop: tells whether a signal has arrived.
+  """
+
+  workdir: pathlib.Path
+  data: input_pipeline.Data
+  state: steps.TrainState
+  since_log: steps.Metrics
+  manager: checkpoints.Manager
+  logger: logs.Logger
+  stop: signals.Stop
+
+
+@contextlib.contextmanager
+def opened_for_training(
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict
+) -> Iterator[TrainingRun]:
+  """Loads the data, then creates or reopens a run directory and locks it.
 
   Raises:
-    app.UsageError: if none of the checkpoints can be restored.
+    errors.UserError: if the config, the data or the directory cannot be used,
+      or the directory holds another run.
   """
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir, directory.UNWRITABLE)
+  experiment.check(config)
+  data = input_pipeline.load(config)
+  input_pipeline.check_batch_size(config, data)
   state = create_state(
     steps.rngs(config.seed).init,
     config,
     data.train.image_shape,
     data.class_names,
   )
-  logging.info(
-    "%s parameters, %s training images, on %d x %s with jax %s",
-    f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
-    f"{data.train.labels.size:,}",
-    devices.mesh().size,
-    jax.devices()[0].device_kind,
-    jax.__version__,
-  )
-  since_log = steps.Metrics.zero(len(data.class_names))
+  if config.init_from and not checkpoints.all_steps(workdir):
+    state = with_params_of(config.init_from, state)
+  dataset = data.description()
+  with processes.first_then_others("create the run directory"):
+    directory.create(workdir, config, dataset)
+  with directory.lock(workdir), signals.noted() as stop:
+    logging.info("Run directory %s", workdir)
+    logging.info(
+      "%s parameters, %s training images, on %d x %s with jax %s",
+      f"{sum(p.size for p in jax.tree.leaves(state.params)):,}",
+      f"{data.train.labels.size:,}",
+      devices.mesh().size,
+      jax.devices()[0].device_kind,
+      jax.__version__,
+    )
+    state, since_log = _resume(workdir, config, state, len(data.class_names))
+    step = int(state.step)
+    if processes.is_first():
+      directory.write(workdir, config, dataset)
+      provenance.record(workdir, step)
+    with (
+      checkpoints.open_manager(workdir, step) as manager,
+      logs.Logger(workdir, config, step) as logger,
+    ):
+      yield TrainingRun(workdir, data, state, since_log, manager, logger, stop)
+
+
+def _resume(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  state: steps.TrainState,
+  num_classes: int,
+) -> tuple[steps.TrainState, steps.Metrics]:
+  """Returns the newest saved state, if any, and the sums since the last log."""
+  since_log = steps.Metrics.zero(num_classes)
   if checkpoints.all_steps(workdir):
     provenance.warn_of_another_model(workdir)
     state, saved = checkpoints.restore_newest(workdir, state, since_log)
@@ -148,10 +197,46 @@ def restore_or_create(
     logging.info(
       "%s step %d", "Complete at" if done else "Resuming after", state.step
     )
-  elif init_from:
-    state = with_params_of(init_from, state)
-    logging.info("Starting from the parameters of %s", init_from)
+  elif config.init_from:
+    logging.info("Starting from the parameters of %s", config.init_from)
   return state, since_log
+
+
+def load_test(
+  config: ml_collections.ConfigDict,
+  workdirs: Sequence[pathlib.Path],
+  opened: Sequence[Run],
+) -> input_pipeline.Data:
+  """Loads the test split and checks that the runs can be scored on it."""
+  data, run = input_pipeline.load(config, ["test"]), opened[0]
+  shape, classes = data.test.image_shape, len(data.class_names)
+  if (shape, classes) != (run.image_shape, len(run.class_names)):
+    raise errors.UserError(
+      f"--dataset={config.dataset}: has {classes} classes and images of shape"
+      f" {list(shape)}; must have {len(run.class_names)} and"
+      f" {list(run.image_shape)}, as in training"
+    )
+  for workdir, run in zip(workdirs, opened, strict=True):
+    _warn_of_other_data(workdir, run.config, config, data.crc32["test"])
+  return data
+
+
+def _warn_of_other_data(
+  workdir: pathlib.Path,
+  own: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  crc32: int,
+) -> None:
+  """Warns if a run's own test split has changed since training."""
+  if (config.dataset, config.test_split) != (own.dataset, own.test_split):
+    return
+  path = workdir / "dataset.json"
+  match files.read_json(path):
+    case {"crc32": {"test": int(recorded)}} if recorded != crc32:
+      logging.warning(
+        "%s of %s has checksum %d but had %d in %s: its examples have changed",
+        *(config.test_split, config.dataset, crc32, recorded, path),
+      )
 
 
 def with_params_of(
@@ -160,7 +245,7 @@ def with_params_of(
   """Returns a state with the parameters of a run, averaged ones if it has any.
 
   Raises:
-    app.UsageError: if the run cannot be opened, or has another network.
+    errors.UserError: if the run cannot be opened, or has another network.
   """
   params = open_run(workdir).state.eval_params
   trees.check_same_network(
@@ -203,7 +288,7 @@ def _read_dataset(
     ):
       return (height, width, channels), tuple(names)
     case found:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{path}: holds {found}; must have image_shape (three numbers) and"
         " class_names"
       )
@@ -215,26 +300,26 @@ def _restore(
   """Restores the "last" or "best" checkpoint, or that of a step."""
   saved = checkpoints.all_steps(workdir)
   if not saved:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{workdir}: has no complete checkpoint; train.py saves them"
     )
   if checkpoint == "last":
     return checkpoints.restore_newest(workdir, state)[0]
   if checkpoint == "best":
     if (step := checkpoints.best_step(workdir)) is None:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{workdir}: no checkpoint has a validation accuracy"
       )
   elif checkpoint in map(str, saved):
     step = int(checkpoint)
   else:
-    raise app.UsageError(
+    raise errors.UserError(
       f"--checkpoint={checkpoint}: must be last, best or one of the steps"
       f" {', '.join(map(str, saved))}"
     )
   try:
     return checkpoints.restore(workdir, step, state)[0]
   except checkpoints.DamagedError as error:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{workdir}: the checkpoint of step {step} is damaged: {error}"
     ) from error

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 import os
 from typing import Any
 
-from absl import app
 import jax
 import numpy as np
 
+from machine import errors
 
-class OtherNetworkError(app.UsageError):
+
+class OtherNetworkError(errors.UserError):
   """Raised if a run's network or optimizer is not that of the code."""
 
 

@@ -5,14 +5,15 @@ import os
 import pathlib
 import zipfile
 
-from absl import app
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from machine import errors
 
-class DamagedError(Exception):
+
+class DamagedError(errors.UserError):
   """Raised if a split's arrays cannot be read, and it has no records."""
 
 
@@ -60,7 +61,7 @@ def write(
   labels: np.ndarray,
   source: str = "",
 ) -> None:
-  """Writes the array file of a split, unless an OSError prevents it.
+  """Writes the array file of a split.
 
   Args:
     folder: the folder of the data set.
@@ -68,6 +69,9 @@ def write(
     images: uint8 [n, height, width, channels].
     labels: integers [n].
     source: a fingerprint of the records that they were read from, if any.
+
+  Raises:
+    OSError: if it cannot be written; nothing is left of it then.
   """
   path = _path(folder, split)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
@@ -87,11 +91,13 @@ def _path(folder: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
-  """Returns the names, sizes and times of a split's records, or ""."""
-  files = map(pathlib.Path, builder.info.splits[split].filepaths)
-  stats = [(file.name, file.stat()) for file in files if file.exists()]
-  if not stats:
+  """Identifies a split's records by names, sizes and times; "" without any."""
+  paths = map(pathlib.Path, builder.info.splits[split].filepaths)
+  records = [path for path in paths if path.exists()]
+  if not records:
     return ""
+  info = pathlib.Path(builder.data_dir) / "dataset_info.json"
+  stats = [(path.name, path.stat()) for path in (info, *records)]
   return json.dumps([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
 
 
@@ -111,7 +117,7 @@ def read_records(
         images[index], labels[index] = example["image"], example["label"]
       progress.update(len(chunk))
   except Exception as error:  # TFDS and array_record may raise anything.
-    raise app.UsageError(
+    raise errors.UserError(
       f"{builder.data_dir}: the records of {split} are damaged: {error};"
       " remove this directory and run again"
     ) from error

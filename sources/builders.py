@@ -11,12 +11,12 @@ import sys
 import textwrap
 from typing import Any
 
-from absl import app
 from absl import logging
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
+from machine import errors
 from sources import arrays
 from sources import idx_dataset
 from sources import image_folder
@@ -33,7 +33,7 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     config: its `dataset`, `data_dir` and `manual_dir` are read.
 
   Raises:
-    app.UsageError: if a key or a file is wrong; the message names it.
+    errors.UserError: if a key or a file is wrong; the message names it.
   """
   if not _is_ours(config.dataset):
     return _tfds_builder(config)
@@ -43,7 +43,7 @@ def prepared(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder_from_directory(folder)
   except Exception as error:  # TFDS may raise anything.
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.data_dir={config.data_dir}: the prepared {config.dataset} in"
       f" it is damaged: {error}; remove {folder} and run again"
     ) from error
@@ -72,7 +72,7 @@ def parse_split(
       f"{split.num_examples} examples in {name}"
       for name, split in known.items()
     )
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.{key}={spec}: not a split of {config.dataset}, which has"
       f" {' and '.join(sizes)}: {reason}; percentages, such as train[10%:]"
       " and train[:10%], fit any size"
@@ -93,23 +93,30 @@ def read_split(
     return arrays.read_split(builder, split)
   except arrays.DamagedError as error:
     if not _is_ours(config.dataset):
-      raise app.UsageError(f"{error}, and the records are gone") from error
+      raise errors.UserError(f"{error}, and the records are gone") from error
     if config.manual_dir and not _find(config):
-      raise app.UsageError(
+      raise errors.UserError(
         f"{error}, and config.manual_dir={config.manual_dir} no longer has the"
         " files that it was made from"
       ) from error
     logging.warning("%s; preparing %s again", error, config.dataset)
   folder = pathlib.Path(builder.data_dir)
-  shutil.rmtree(folder)  # Otherwise TFDS takes it for complete.
-  _prepare(config, folder)
+  damaged = folder.with_name(f"{folder.name}.damaged")
+  shutil.rmtree(damaged, ignore_errors=True)
+  folder.rename(damaged)  # Otherwise TFDS takes it for complete.
+  try:
+    _prepare(config, folder)
+  except BaseException:
+    damaged.rename(folder)  # Its other splits may be intact.
+    raise
+  shutil.rmtree(damaged)
   return arrays.read_split(builder, split)
 
 
 def write_records(
   config: ml_collections.ConfigDict, data_dir: str | os.PathLike
 ) -> pathlib.Path:
-  """Writes `config.dataset` as array_record, for programs that read it by TFDS.
+  """Writes `config.dataset` as array_record, for other programs that use TFDS.
 
   Returns:
     A folder in `data_dir` to open with `tfds.builder_from_directory`.
@@ -123,8 +130,13 @@ def write_records(
       split: read_split(config, builder, split) for split in builder.info.splits
     },
   )
+  # TFDS would take another data set in the same folder for this one.
+  name = re.sub(r"\W", "_", config.dataset)
+  folder = pathlib.Path(os.path.expanduser(data_dir))
   records = own_images.OwnImages(
-    source=source, records=True, data_dir=os.path.expanduser(data_dir)
+    source=source,
+    records=True,
+    data_dir=folder / f"{name}-{_digest(str(builder.data_dir))}",
   )
   records.download_and_prepare(file_format="array_record")
   return pathlib.Path(records.data_dir)
@@ -139,7 +151,7 @@ def _folder(config: ml_collections.ConfigDict) -> pathlib.Path:
   if config.manual_dir:
     return _folder_of_manual_dir(config, inner)
   if not is_idx:
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.dataset={config.dataset}: needs config.manual_dir, a folder with"
       f" {_what(config.dataset)}"
     )
@@ -168,7 +180,7 @@ def _folder_of_manual_dir(
     problem = "is not a directory"
     if manual_dir.is_dir():
       problem = f"has no files for {config.dataset}"
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.manual_dir={config.manual_dir}: {problem}, and nothing was"
       f" prepared from it; must be a folder with {_what(config.dataset)}"
     )
@@ -215,7 +227,7 @@ def _prepare(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     module = image_folder if config.dataset == "image_folder" else idx_dataset
     source = module.read(_find(config))
     if len(source.class_names) < 2:
-      raise app.UsageError(
+      raise errors.UserError(
         f"config.manual_dir={config.manual_dir}: all images are of one class,"
         f" {source.class_names[0]}; there must be at least two classes"
       )
@@ -235,20 +247,20 @@ def _tfds_builder(
   """Returns TFDS's builder of a prepared data set of images and labels."""
   _check_name(config)
   if config.manual_dir:
-    raise app.UsageError(
+    raise errors.UserError(
       f'config.manual_dir={config.manual_dir}: must be "" with config.dataset='
       f"{config.dataset}, which is read from config.data_dir"
     )
   try:
     builder = tfds.builder(config.dataset, data_dir=_root(config))
   except Exception as error:  # TFDS may raise anything, with a long message.
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.dataset={config.dataset}: TFDS cannot build it:"
       f" {textwrap.shorten(str(error), 300)}"
     ) from error
   formats = builder.info.available_file_formats()
   if not formats & tfds.core.FileFormat.with_random_access():
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.dataset={config.dataset}: not prepared as array_record in"
       f" {builder.data_dir_root}; with TensorFlow installed, run `tfds build"
       f" {config.dataset} --file_format=array_record --data_dir=DIR`, then use"
@@ -262,7 +274,7 @@ def _tfds_builder(
     and None not in features["image"].shape
     and features["image"].np_dtype == np.uint8
   ):
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.dataset={config.dataset}: has the features"
       f" {' '.join(str(features).split())}; must have a ClassLabel `label` and"
       " a uint8 `image` of a fixed shape [height, width, channels]"
@@ -271,7 +283,7 @@ def _tfds_builder(
 
 
 def _check_name(config: ml_collections.ConfigDict) -> None:
-  """Raises app.UsageError if neither this project nor TFDS knows the name."""
+  """Raises errors.UserError if neither this project nor TFDS knows the name."""
   root = _root(config)
   name = re.split(r"[^\w-]", config.dataset)[0]
   known = {*_NAMES, *tfds.list_builders(with_community_datasets=False)}
@@ -283,7 +295,7 @@ def _check_name(config: ml_collections.ConfigDict) -> None:
   near = [plain]
   if plain not in known:
     near = difflib.get_close_matches(plain, sorted(known))
-  raise app.UsageError(
+  raise errors.UserError(
     f"config.dataset={config.dataset}: must be one of {', '.join(_NAMES)},"
     f" or a data set prepared in {root}"
     + (f"; did you mean {' or '.join(near)}?" if near else "")
@@ -295,7 +307,7 @@ def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
   data_dir = config.data_dir or tfds.core.constants.DATA_DIR
   root = os.path.expanduser(data_dir)
   if root.startswith("~/"):
-    raise app.UsageError(
+    raise errors.UserError(
       f"config.data_dir={config.data_dir}: must be a full path, because"
       f" {data_dir} needs HOME, which is not set"
     )

@@ -17,11 +17,11 @@ import re
 import string
 import zlib
 
-from absl import app
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from machine import errors
 from sources import own_images
 
 _IMAGE_SHAPE = (28, 28)
@@ -139,7 +139,7 @@ class IdxDataset(own_images.OwnImages, skip_registration=True):  # type: ignore[
       first.raise_for_status()
       return dl_manager.download(urls)
     except Exception as error:  # From requests, urllib3 or TFDS.
-      raise app.UsageError(
+      raise errors.UserError(
         f"{config.url}: cannot be downloaded ({' '.join(str(error).split())});"
         f" put its four files into {self._manual_dir / config.name}, or set"
         f" config.manual_dir to their folder: {', '.join(FILE_NAMES)}"
@@ -166,7 +166,7 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
     The path of each file, by its name in MNIST; {} if no files are found.
 
   Raises:
-    app.UsageError: if a file is missing, or if there are several sets.
+    errors.UserError: if a file is missing, or if there are several sets.
   """
   name, _, wanted = dataset.partition("/")
   for folder in (manual_dir / name, manual_dir):
@@ -185,13 +185,13 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
         prefixes = tuple(each.split("-")[0] for each in found)
         needed = {each for each in FILE_NAMES if each.startswith(prefixes)}
       if missing := sorted(needed - found.keys()):
-        raise app.UsageError(
+        raise errors.UserError(
           f"{folder} has IDX files but lacks {', '.join(missing)}"
         )
       return found
     if name == "idx" and (others := sorted(sets.keys() - {wanted})):
       names = ", ".join(f"idx/{each}" if each else "idx" for each in others)
-      raise app.UsageError(
+      raise errors.UserError(
         f"config.dataset={dataset}: {folder} has {names}; must be one of these"
       )
   return {}
@@ -207,7 +207,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
     paths: the files, as returned by `find`.
 
   Raises:
-    app.UsageError: if a file is wrong; the message names it.
+    errors.UserError: if a file is wrong; the message names it.
   """
   images, labels, shape = {}, {}, (None, None, None)
   for split, (prefix, _) in _SPLITS.items():
@@ -218,7 +218,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
       labels[split] = read_idx(of_labels, images[split].shape[:1])
       shape = (None, *images[split].shape[1:])
       if not images[split].size:
-        raise app.UsageError(f"{of_images}: has no images")
+        raise errors.UserError(f"{of_images}: has no images")
   values = np.unique(np.concatenate([*labels.values()])).tolist()
   first = next(iter(paths.values()))
   if emnist := re.match(r"emnist-(\w+)-", first.name):
@@ -226,7 +226,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
     images = {split: array.swapaxes(1, 2) for split, array in images.items()}
     characters = _EMNIST_CLASSES.get(emnist[1], _EMNIST_OTHER_CLASSES)
     if values[-1] >= len(characters):
-      raise app.UsageError(
+      raise errors.UserError(
         f"{first.parent}: EMNIST's {emnist[1]} has no label {values[-1]}"
       )
     class_names = tuple(characters[value] for value in values)
@@ -258,7 +258,7 @@ def read_split(
     Images, uint8 [num_examples, 28, 28, 1], and labels, uint8 [num_examples].
 
   Raises:
-    app.UsageError: if a file is damaged or not the expected one; the message
+    errors.UserError: if a file is damaged or not the expected one; the message
       names it.
   """
   images_name, labels_name = _file_names(prefix)
@@ -270,16 +270,16 @@ def read_split(
     )
     found = hashlib.sha256(header + array.tobytes()).hexdigest()
     if name in sha256 and found != sha256[name]:
-      raise app.UsageError(
+      raise errors.UserError(
         f"{paths[name]}: is not the original file: its SHA-256 is {found}, not"
         f" {sha256[name]}; config.dataset=idx reads any IDX files"
       )
     if name not in sha256 and found in _MNIST_SHA256.values():
-      raise app.UsageError(
+      raise errors.UserError(
         f"{paths[name]}: is a file from MNIST, not from this data set"
       )
   if labels.max() >= _NUM_CLASSES:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{paths[labels_name]}: has label {labels.max()} at index"
       f" {labels.argmax()}; must be 0 to {_NUM_CLASSES - 1}"
     )
@@ -298,7 +298,7 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
     The uint8 array.
 
   Raises:
-    app.UsageError: if the file is wrong; the message names it and says why.
+    errors.UserError: if the file is wrong; the message names it and says why.
   """
   magic = bytes([0, 0, 8, len(shape)])  # 8 stands for unsigned bytes.
   start = 4 + 4 * len(shape)
@@ -310,9 +310,9 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
     with gzip.open(path) if is_gzip else open(path, "rb") as file:
       content = file.read(limit)
   except (OSError, EOFError, zlib.error) as error:
-    raise app.UsageError(f"{path}: cannot be read: {error}") from error
+    raise errors.UserError(f"{path}: cannot be read: {error}") from error
   if content[:4] != magic:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{path}: starts with {content[:4].hex(' ') or 'nothing'}; an IDX file"
       f" of {len(shape)} dimensions starts with {magic.hex(' ')}"
     )
@@ -320,13 +320,13 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
   if len(content) >= start:
     found = tuple(np.frombuffer(content[4:start], ">u4").tolist())
   if any(n not in (None, m) for n, m in zip(shape, found, strict=True)):
-    raise app.UsageError(
+    raise errors.UserError(
       f"{path}: declares {' x '.join(map(str, found))} values; expected"
       f" {' x '.join('any' if n is None else str(n) for n in shape)}"
     )
   size = start + math.prod(found)
   if len(content) != size:
-    raise app.UsageError(
+    raise errors.UserError(
       f"{path}: has {'more' if len(content) > size else len(content)} bytes;"
       f" expected {size}"
     )

@@ -7,12 +7,12 @@ import collections
 import pathlib
 import random
 
-from absl import app
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
 import tqdm
 
+from machine import errors
 from sources import image_files
 from sources import own_images
 
@@ -47,12 +47,14 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
   """Reads the images that `find` returned.
 
   Raises:
-    app.UsageError: if an image cannot be read; the message names it.
+    errors.UserError: if an image cannot be read; the message names it.
   """
   class_names = sorted({name.split("/")[1] for name in paths})
   for label in class_names:
     if not label.isprintable():
-      raise app.UsageError(f"{label!r}: the name of a class must be printable")
+      raise errors.UserError(
+        f"{label!r}: the name of a class must be printable"
+      )
   first = next(iter(paths.values()))
   image_shape = _read(first).shape
   splits = collections.defaultdict(list)
@@ -72,7 +74,7 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
       for index, (path, _) in enumerate(files):
         image = _read(path)
         if image.shape != image_shape:
-          raise app.UsageError(
+          raise errors.UserError(
             f"{path}: is {_describe(image.shape)}, but {first} is"
             f" {_describe(image_shape)}; all must have one size, and be all"
             " gray or all RGB: convert a copy of the folder, for example with"
@@ -103,7 +105,7 @@ def _read(path: pathlib.Path) -> np.ndarray:
       )
     pixels = np.asarray(image.convert(mode))
   except Exception as error:  # Pillow's decoders may raise anything.
-    raise app.UsageError(f"{path}: cannot be read: {error}") from error
+    raise errors.UserError(f"{path}: cannot be read: {error}") from error
   return pixels.reshape(*pixels.shape[:2], -1)
 
 

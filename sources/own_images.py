@@ -33,8 +33,8 @@ class Source(NamedTuple):
 class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Builds a data set: `OwnImages(source=..., data_dir=...)`.
 
-  It prepares array files, in a tenth of the time that TFDS's records would
-  take; with `records=True`, it prepares these instead, for other programs.
+  It prepares array files, in a tenth of the time that TFDS's records take. With
+  `records=True`, it prepares records instead, for other programs.
   """
 
   VERSION = tfds.core.Version("1.0.0")

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import resource
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from matplotlib import image
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+import tensorflow_datasets as tfds
 
 from configs import default
 import input_pipeline
@@ -31,6 +34,16 @@ PROJECT = pathlib.Path(__file__).parent.parent
 # Compiles with the options that the programs use. Without them, JAX 0.7.2 on a
 # CPU may use old weights from the same address; see machine/compiling.py.
 jit = functools.partial(jax.jit, compiler_options=compiling.compiler_options())
+
+
+def pytest_configure(config):
+  """Makes a deprecated call in the project's own files fail the tests."""
+  modules = {path.stem for path in PROJECT.glob("*.py")}
+  packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")}
+  names = "|".join({*modules, *packages, "configs"})
+  config.addinivalue_line(
+    "filterwarnings", rf"error::DeprecationWarning:({names}|test_\w+)([.]|$)"
+  )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,6 +109,75 @@ def tiny_run(_tiny_config, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
   train.train_and_evaluate(_tiny_config, workdir)
   return workdir
+
+
+@pytest.fixture
+def warnings_fail():
+  """Fails the test on a SIGHUP or SIGUSR1 that the code does not handle.
+
+  Otherwise these would end pytest or, under nohup, be ignored.
+  """
+  numbers = (signal.SIGHUP, signal.SIGUSR1)
+  before = [
+    signal.signal(n, lambda n, _: pytest.fail(signal.Signals(n).name))
+    for n in numbers
+  ]
+  yield
+  for number, handler in zip(numbers, before, strict=True):
+    signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+  """A copy of the tiny run that tests may change."""
+  return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def tiny_builder(tmp_path):
+  """The builder of a small TFDS data set, prepared in tmp_path."""
+
+  class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("2.0.0")
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        disable_shuffling=True,
+        features=tfds.features.FeaturesDict(
+          {
+            "image": tfds.features.Tensor(shape=(8, 6, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(num_classes=4),
+          }
+        ),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {
+        "train": self._generate_examples(40),
+        "test": self._generate_examples(12),
+      }
+
+    def _generate_examples(self, size):
+      for i in range(size):
+        image = np.full((8, 6, 3), i, np.uint8)
+        yield i, {"image": image, "label": i % 4}
+
+  builder = TinySet(data_dir=tmp_path)
+  builder.download_and_prepare(file_format="array_record")
+  return builder
+
+
+@pytest.fixture
+def tiny_set_config(default_config, tmp_path):
+  config = default_config.copy_and_resolve_references()
+  config.update(
+    dataset="tiny_set",
+    data_dir=str(tmp_path),
+    train_split="train[10:]",
+    validation_split="train[:10]",
+  )
+  return config
 
 
 def idx_bytes(array):
@@ -190,6 +272,19 @@ def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
     return subprocess.CompletedProcess(
       argv, returncode, pipes["stdout"].read_text(), pipes["stderr"].read_text()
     )
+
+
+def train_command(config, workdir):
+  """Returns the command that trains with `config`, whatever its keys."""
+  defaults = default.get_config()
+  return [
+    *(sys.executable, str(PROJECT / "train.py"), f"--workdir={workdir}"),
+    *(
+      f"--config.{key}={value}"
+      for key, value in config.items()
+      if value != defaults[key]
+    ),
+  ]
 
 
 def run_train(*args, cwd, **environment):

@@ -64,12 +64,10 @@ def train(num_devices, state, workdir=None):
   data = devices.replicate(examples(100, seed=0))
   start_step = int(state.step)
   order = input_pipeline.order_at(ORDER_RNG, start_step, BATCH_SIZE, 100)
-  training = steps.start_training(
-    jax.device_get(state),
-    steps.Metrics.zero(10),
-    jax.device_get(order),
-    BATCH_SIZE,
-    10,
+  training = devices.replicate(
+    steps.Training(
+      jax.device_get(state), jax.device_get(order), steps.Metrics.zero(10)
+    )
   )
   metrics = []
   for step in range(start_step + 1, NUM_STEPS + 1):
@@ -111,8 +109,6 @@ def main() -> None:
       expected = training.state.params
     result[str(num_devices)] = {
       "metrics": metrics,
-      "labels": training.labels.tolist(),
-      "probabilities": training.probabilities.tolist(),
       "difference": difference(expected, training.state.params),
       "devices": len(training.state.params["dense"]["kernel"].devices()),
     }

@@ -4,7 +4,6 @@ import pwd
 import shutil
 from unittest import mock
 
-from absl import app
 from absl import logging
 from conftest import files_of_at_most
 from conftest import idx_bytes
@@ -13,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import input_pipeline
+from machine import errors
 from sources import arrays
 from sources import builders
 from sources import idx_dataset
@@ -50,7 +50,7 @@ def test_without_home_data_dir_must_be_a_full_path(
   monkeypatch.delenv("HOME")
   monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
   family_config.data_dir = folder
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     builders.prepared(family_config)
   assert str(error.value) == (
     f"config.data_dir={folder}: must be a full path, because"
@@ -65,7 +65,7 @@ def test_the_error_for_an_empty_prepared_folder_names_it(
   family_config.manual_dir = ""
   folder = tmp_path / "data/idx_dataset/kmnist/1.0.0"
   folder.mkdir(parents=True)
-  with pytest.raises(app.UsageError, match="the prepared kmnist") as error:
+  with pytest.raises(errors.UserError, match="the prepared kmnist") as error:
     builders.prepared(family_config)
   assert str(error.value).endswith(f"; remove {folder} and run again")
 
@@ -135,7 +135,7 @@ def test_a_prepared_data_set_is_read_even_if_its_files_are_gone(
       f" prepared from them: {last.data_dir}"
     )
   family_config.dataset = "fashion_mnist"
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     builders.prepared(family_config)
   assert str(error.value).startswith(
     f"config.manual_dir={folder}: has no files for fashion_mnist, and nothing"
@@ -168,7 +168,7 @@ def test_damaged_arrays_are_prepared_again(
   damage(prepared / "test.arrays.npz")
   for file in folder.iterdir():
     file.unlink()
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     read_test_images(family_config)
   assert str(error.value).startswith(f"{prepared}/test.arrays.npz is ")
   assert str(error.value).endswith(
@@ -178,9 +178,24 @@ def test_damaged_arrays_are_prepared_again(
   assert (prepared / "train.arrays.npz").exists()
 
 
+def test_intact_splits_survive_a_failure_to_repair_another(
+  family_config, family
+):
+  folder, images, _ = family
+  builder = builders.prepared(family_config)
+  train, _ = builders.read_split(family_config, builder, "train")
+  cut_off(pathlib.Path(builder.data_dir) / "test.arrays.npz")
+  (folder / "t10k-images-idx3-ubyte").write_bytes(b"")
+  with pytest.raises(errors.UserError, match="starts with nothing"):
+    builders.read_split(family_config, builder, "test")
+  (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images))
+  kept, _ = builders.read_split(family_config, builder, "train")
+  np.testing.assert_array_equal(kept, train)
+
+
 def test_a_full_disk_is_reported_in_one_line(family_config, tmp_path):
   with files_of_at_most(50_000):
-    with pytest.raises(app.UsageError) as error:
+    with pytest.raises(errors.UserError) as error:
       input_pipeline.load(family_config)
   assert str(error.value).startswith(
     f"config.data_dir={tmp_path}/data: [Errno 27] File too large"
@@ -201,6 +216,11 @@ def test_a_prepared_data_set_can_be_written_for_tfds(
   for example, image, label in zip(test, images, labels, strict=True):
     np.testing.assert_array_equal(example["image"][..., 0], image)
     assert example["label"] == label
+  # Another data set in the same folder does not replace it.
+  (family[0] / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[::-1]))
+  other = builders.write_records(family_config, tmp_path / "records")
+  test = tfds.builder_from_directory(other).as_data_source("test")
+  np.testing.assert_array_equal(test[0]["image"][..., 0], images[-1])
   # What this project prepares opens too, but has no records to read.
   builder = tfds.builder_from_directory(
     builders.prepared(family_config).data_dir
@@ -210,10 +230,12 @@ def test_a_prepared_data_set_can_be_written_for_tfds(
 
 def test_own_files_need_manual_dir(family_config):
   family_config.update(dataset="idx", manual_dir="")
-  with pytest.raises(app.UsageError, match="idx: needs config.manual_dir, a f"):
+  with pytest.raises(
+    errors.UserError, match="idx: needs config.manual_dir, a f"
+  ):
     builders.prepared(family_config)
   family_config.dataset = "image_folder"
-  with pytest.raises(app.UsageError, match="such as train/cat and test/cat"):
+  with pytest.raises(errors.UserError, match="such as train/cat and test/cat"):
     builders.prepared(family_config)
 
 
@@ -223,7 +245,9 @@ def test_images_of_one_class_are_refused(family_config, family):
     path = folder / f"{prefix}-labels-idx1-ubyte"
     path.write_bytes(idx_bytes(np.full(size, 7)))
   family_config.dataset = "idx"
-  with pytest.raises(app.UsageError, match="are of one class, 7; there must b"):
+  with pytest.raises(
+    errors.UserError, match="are of one class, 7; there must b"
+  ):
     builders.prepared(family_config)
 
 
@@ -243,7 +267,7 @@ def test_the_error_for_an_unknown_name_suggests_similar_ones(
 ):
   (tmp_path / "data/my_digits").mkdir(parents=True)
   family_config.update(dataset=name, manual_dir="")
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     builders.prepared(family_config)
   assert str(error.value) == (
     f"config.dataset={name}: must be one of mnist, fashion_mnist, kmnist, idx,"
@@ -253,5 +277,7 @@ def test_the_error_for_an_unknown_name_suggests_similar_ones(
 
 def test_manual_dir_is_refused_with_a_tfds_data_set(family_config):
   family_config.dataset = "cifar10"
-  with pytest.raises(app.UsageError, match='must be "" with config.dataset=c'):
+  with pytest.raises(
+    errors.UserError, match='must be "" with config.dataset=c'
+  ):
     builders.prepared(family_config)

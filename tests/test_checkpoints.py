@@ -3,7 +3,6 @@ import os
 import shutil
 import threading
 
-from absl import app
 from conftest import assert_same_state
 from conftest import files_of_at_most
 from flax.training import train_state
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from machine import errors
 from model import CNN
 from rundir import checkpoints
 from rundir import trees
@@ -248,7 +248,7 @@ def test_nothing_is_touched_if_all_checkpoints_are_damaged(
   shutil.copytree(four_steps, workdir)
   for step in checkpoints.all_steps(workdir):
     flip_a_byte(workdir / f"checkpoints/{step}")
-  with pytest.raises(app.UsageError, match="none of the checkpoints can be"):
+  with pytest.raises(errors.UserError, match="none of the checkpoints can be"):
     checkpoints.restore_newest(workdir, small_state(0))
   assert checkpoints.all_steps(workdir) == [1, 2, 3, 4]
 
@@ -271,7 +271,7 @@ def test_an_interrupted_save_is_ignored_and_cleaned_up(four_steps, tmp_path):
 def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(tmp_path):
   large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
   save_all(tmp_path, [(1, None)])
-  with pytest.raises(app.UsageError, match=r"\(steps kept: 1\): .*too large"):
+  with pytest.raises(errors.UserError, match=r"\(steps kept: 1\): .*too large"):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       with files_of_at_most(1000):
         manager.save(2, large, ZERO, None)
@@ -285,7 +285,7 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(tmp_path):
 
 def test_the_next_save_reports_that_the_last_one_failed(tmp_path):
   large = small_state(2).replace(params=jnp.zeros(300_000).at[::2].set(1 / 3))
-  with pytest.raises(app.UsageError, match=r"cannot be saved.*too large"):
+  with pytest.raises(errors.UserError, match=r"cannot be saved.*too large"):
     with checkpoints.open_manager(tmp_path, 0) as manager:
       with files_of_at_most(1000):
         manager.save(2, large, ZERO, None)
@@ -297,7 +297,7 @@ def test_the_next_save_reports_that_the_last_one_failed(tmp_path):
 def test_a_first_save_to_the_wrong_place_stops_the_run(tmp_path):
   """Here, TensorStore reads the backslash as a slash."""
   workdir = tmp_path / "a\\b"
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     with checkpoints.open_manager(workdir, 0) as manager:
       manager.save(4, small_state(4), ZERO, None)
   assert str(error.value).startswith(
@@ -323,7 +323,9 @@ def test_only_the_first_save_of_a_start_is_read_back(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_created_does_not_block_exit(tmp_path):
   save_all(tmp_path, [(1, None)])
   threads = set(threading.enumerate())
-  with pytest.raises(app.UsageError, match="cannot be saved.*Not a directory"):
+  with pytest.raises(
+    errors.UserError, match="cannot be saved.*Not a directory"
+  ):
     with checkpoints.open_manager(tmp_path, 1) as manager:
       (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
       (tmp_path / "checkpoints").touch()

@@ -1,27 +1,20 @@
 """The options, help and error messages of train.py."""
 
-import gzip
 import json
 import os
 import pathlib
-import re
 import runpy
 import sys
-import tomllib
 from unittest import mock
 
-from absl import app
 from conftest import PROJECT
 from conftest import run_program
-import jax
 import pytest
 
 from configs import default
 from machine import compiling
-from machine import profiling
+from machine import errors
 from rundir import command_line
-from rundir import logs
-import steps
 import train
 
 
@@ -30,7 +23,7 @@ def parse(*arguments):
 
 
 def complaint(*arguments):
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     parse(*arguments)
   return str(error.value)
 
@@ -46,7 +39,7 @@ def test_help_lists_every_option_key_and_preset(flag):
   assert (done.returncode, done.stderr) == (0, "")
   lines = [line.strip() for line in done.stdout.splitlines()]
   assert any("python train.py --config=" in line for line in lines)
-  for option in ("--workdir DIR", "--init_from RUN", "--profile N"):
+  for option in ("--workdir DIR", "--profile", "--process_id N"):
     assert any(line.startswith(option) for line in lines)
   for key, value in default.get_config().items():
     assert any(line.split("  ")[0] == f"{key}={value}" for line in lines), key
@@ -80,20 +73,21 @@ def test_the_default_is_the_tutorials_experiment():
   assert args.config.to_dict() == default.get_config().to_dict()
   assert args.config.is_locked
   assert args.workdir == pathlib.Path("runs/default")
-  assert (args.init_from, args.profile, args.platform) == (None, 0, None)
+  assert args.profile is False
 
 
 @pytest.mark.usefixtures("in_project")
 @pytest.mark.parametrize("config_comes", ["first", "last"])
 def test_overrides_name_the_run(config_comes):
   arguments = ["--config=configs/fast.py", "--config.seed=3"]
-  arguments += ["--config.learning_rate", "0.01", "--init_from=runs/other/"]
+  arguments += ["--config.learning_rate", "0.01"]
+  arguments += ["--config.init_from=runs/other/"]
   if config_comes == "last":
     arguments = arguments[1:] + arguments[:1]
   args = parse(*arguments)
   assert (args.config.seed, args.config.learning_rate) == (3, 0.01)
   assert args.config.optimizer == "nadamw"
-  assert args.workdir.name == "fast,learning_rate=0.01,seed=3,init_from=other"
+  assert args.workdir.name == "fast,init_from=other,learning_rate=0.01,seed=3"
   assert parse(*arguments, "--workdir=a").workdir == "a"
 
 
@@ -101,13 +95,13 @@ def test_a_flagfile_can_hold_any_option(tmp_path):
   path = tmp_path / "flags"
   path.write_text(
     f"--config={PROJECT}/configs/fast.py\n# A comment\n--config.seed=3\n"
-    "--profile=5\n"
+    "--profile\n"
   )
   args = parse(f"--flagfile={path}", "--config.batch_size=32")
   config = args.config
   assert (config.optimizer, config.seed, config.batch_size) == ("nadamw", 3, 32)
   assert args.workdir.name == "fast,batch_size=32,seed=3"
-  assert args.profile == 5
+  assert args.profile is True
 
 
 @pytest.mark.usefixtures("in_project")
@@ -120,7 +114,8 @@ def test_a_flagfile_can_hold_any_option(tmp_path):
     "--batch_size 64": "did you mean --config.batch_size?",
     "--learningrate=1": "did you mean --config.learning_rate=1?",
     "--cofnig.seed=1": "did you mean --config.seed=1?",
-    "-platform=cpu": "did you mean --platform=cpu?",
+    "-process_id=1": "did you mean --process_id=1?",
+    "--init_from=a": "did you mean --config.init_from=a?",
     "--config.seed": "Missing value for flag --config.seed",
     "xyz": "unknown argument xyz; the options are --config, --workdir",
   }.items(),
@@ -186,123 +181,13 @@ def test_main_passes_its_options_on(monkeypatch, capsys):
   monkeypatch.setattr(
     sys,
     "argv",
-    ["train.py", "--config.seed=3", "--init_from=a", "--profile=2"],
+    ["train.py", "--config.seed=3", "--config.init_from=a", "--profile"],
   )
   monkeypatch.setattr(compiling, "keep_freed_memory", lambda: None)
   trained = mock.Mock(return_value={"accuracy": 1.0})
   monkeypatch.setattr(train, "train_and_evaluate", trained)
   train.main()
-  config, workdir, init_from, profile_steps = trained.call_args.args
-  assert config.seed == 3
-  assert str(workdir) == "runs/default,seed=3,init_from=a"
-  assert (init_from, profile_steps) == ("a", 2)
+  config, workdir, profile = trained.call_args.args
+  assert (config.seed, config.init_from, profile) == (3, "a", True)
+  assert str(workdir) == "runs/default,init_from=a,seed=3"
   assert json.loads(capsys.readouterr().out) == {"accuracy": 1.0}
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-  monkeypatch.setattr(logs.Logger, "_draw", lambda *args: None)
-
-
-@pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_a_trace_covers_the_requested_steps(
-  platform, tiny_config, tmp_path, monkeypatch
-):
-  """On accelerators, one dispatch runs several steps."""
-  tiny_config.update(num_steps=12, eval_every_steps=12)
-  tiny_config.update(checkpoint_every_steps=12)
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  events = []
-  jit_loop = compiling.jit_loop
-
-  def recorded(step):
-    run = jit_loop(step)
-
-    def recording_run(carry, num_steps, *args):
-      if isinstance(carry, steps.Training):
-        events.append(num_steps)
-      return run(carry, num_steps, *args)
-
-    return recording_run
-
-  monkeypatch.setattr(compiling, "jit_loop", recorded)
-  monkeypatch.setattr(
-    jax.profiler, "start_trace", lambda *_, **__: events.append("begin")
-  )
-  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("end"))
-  train.train_and_evaluate(tiny_config, tmp_path, profile_steps=3)
-  if platform == "gpu":  # Logs every 5 steps, probabilities every 10.
-    assert events == [5, "begin", 3, "end", 2, 2]
-  else:
-    assert events == [*[1] * 5, "begin", 1, 1, 1, "end", *[1] * 4]
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_tensorboard_and_perfetto_find_the_trace(tiny_config, tmp_path, caplog):
-  tiny_config.num_steps = 7  # The trace ends with the run.
-  with caplog.at_level("INFO"):
-    train.train_and_evaluate(tiny_config, tmp_path, profile_steps=10)
-  (folder,) = (tmp_path / "plugins/profile").iterdir()
-  assert f"The trace of the steps after 5 is in {folder}" in caplog.messages
-  assert [*folder.glob("*.xplane.pb")]
-  trace = json.loads(
-    gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes())
-  )
-  names = [event.get("name", "") for event in trace["traceEvents"]]
-  assert any("train_on_next_batch" in name for name in names)
-
-
-def test_a_trace_that_fails_or_never_starts_does_not_stop_the_run(
-  tmp_path, monkeypatch, caplog
-):
-  with profiling.Profiler(tmp_path, 5, 2) as profiler:
-    assert not profiler.at(4, None)
-  assert "training did not continue after step 5" in caplog.text
-  start = mock.Mock(side_effect=RuntimeError("already started"))
-  monkeypatch.setattr(jax.profiler, "start_trace", start)
-  with profiling.Profiler(tmp_path, 5, 2) as profiler:
-    assert profiler.at(5, None)
-    assert profiler.at(7, None)
-  assert "The steps cannot be traced: already started" in caplog.text
-
-
-@pytest.mark.parametrize("stream", [None, "stderr", "stdout"])
-def test_each_message_is_shown_once(stream, tmp_path):
-  """The user may have configured logging."""
-  configure = f"""logging.basicConfig(
-    stream=sys.{stream}, format="user %(message)s", level="INFO", force=True)"""
-  script = tmp_path / "script.py"
-  script.write_text(f"""
-import logging, sys
-from absl import logging as absl_logging
-from machine import console
-{configure if stream else ""}
-for number in (1, 2):
-  console.setup()  # As train_and_evaluate does.
-  say = compile("absl_logging.info(number)", {str(PROJECT / "x.py")!r}, "exec")
-  exec(say)
-  absl_logging.info("a library's")
-  absl_logging.warning("a warning")
-  logging.getLogger("own").info("the user's")
-""")
-  done = run_program(str(script), cwd=tmp_path)
-  if stream is None:
-    shown = re.sub(r"(?m)^[\d:]{8} ", "", done.stderr).splitlines()
-    assert shown == ["1", "a warning", "2", "a warning"]
-    assert len(re.findall(r"(?m)^[\d:]{8} ", done.stderr)) == 4
-  else:
-    lines = ["user a warning", "user the user's"]
-    shown = getattr(done, stream).splitlines()
-    assert shown == ["user 1", *lines, "user 2", *lines]
-    assert done.stdout + done.stderr == getattr(done, stream)
-
-
-def test_all_modules_are_installed():
-  """pyproject.toml has to list them for pip install -e."""
-  project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-  listed = project["tool"]["setuptools"]
-  modules = {path.stem for path in PROJECT.glob("*.py")}
-  assert {*listed["py-modules"]} == modules
-  packages = {path.parent.name for path in PROJECT.glob("*/*.py")}
-  assert {*listed["packages"]} == packages - {"tests", "benchmarks", "build"}

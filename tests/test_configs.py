@@ -94,6 +94,7 @@ def test_the_default_values_are_those_of_the_tutorial():
     "dropout_rate": 0.4,
     "dtype": "float32",
     "seed": 0,
+    "init_from": "",
     "augment_rotation": 0.0,
     "augment_scale": 0.0,
     "augment_shear": 0.0,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from unittest import mock
 
-from absl import app
 from conftest import PROJECT
 from conftest import if_meant
 import jax
@@ -17,6 +16,7 @@ import pytest
 
 import input_pipeline
 from machine import devices
+from machine import errors
 from rundir import runs
 import train
 
@@ -54,10 +54,6 @@ def test_the_number_of_devices_changes_only_rounding(result, devices):
   # The sum of the loss and the counts of right answers and examples, per step.
   np.testing.assert_allclose(many["metrics"], one["metrics"], rtol=1e-6)
   assert np.shape(many["metrics"]) == (50, 3)
-  assert many["labels"] == one["labels"]
-  np.testing.assert_allclose(
-    many["probabilities"], one["probabilities"], rtol=1e-4
-  )
   assert many["difference"] < MAX_DIFFERENCE
 
 
@@ -86,9 +82,8 @@ def test_gradients_are_summed_in_one_operation(result):
   (together,) = with_gradients
   for bias in ("f32[32]", "f32[64]", "f32[10]"):
     assert bias in together
-  # The gradients, as docs/scaling.md counts them, the loss, and the labels and
-  # logits of the five examples that are kept.
-  assert _num_bytes(together) == 4 * (3_274_634 + 1 + 5 * 11), if_meant(
+  # The gradients, as docs/scaling.md counts them, and the loss.
+  assert _num_bytes(together) == 4 * (3_274_634 + 1), if_meant(
     "update it here and in docs/scaling.md"
   )
   # The only other sum is the count of right answers.
@@ -114,10 +109,10 @@ def test_a_missing_platform_is_named(error, reason, monkeypatch):
   monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=error))
   platforms = jax.config.jax_platforms
   for check in (
-    lambda: devices.use_platform(None),
+    devices.check,
     lambda: runs.open_run("none"),  # As evaluate.py and predict.py do.
   ):
-    with pytest.raises(app.UsageError) as refused:
+    with pytest.raises(errors.UserError) as refused:
       check()
     assert str(refused.value) == (
       f"JAX_PLATFORMS={platforms}: JAX finds no such device; {reason}"
@@ -137,6 +132,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(
   data = input_pipeline.load(tiny_config)
   monkeypatch.setattr(input_pipeline, "load", lambda config: data)
   monkeypatch.setattr(devices, "mesh", EightDevices)
-  with pytest.raises(app.UsageError, match=f"the nearest are {nearest}"):
+  with pytest.raises(errors.UserError, match=f"the nearest are {nearest}"):
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from unittest import mock
 
-from absl import app
 from absl import logging
 from conftest import assert_not_blank
 from conftest import jit
@@ -22,6 +21,7 @@ import pytest
 
 import evaluate
 import input_pipeline
+from machine import errors
 from report import evaluation
 from report import figures
 from rundir import files
@@ -109,7 +109,7 @@ def test_an_unwritable_folder_is_refused_before_the_work(run, monkeypatch):
   error = OSError(errno.EROFS, os.strerror(errno.EROFS))
   monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=error))
   monkeypatch.delattr(evaluate, "_score")
-  with pytest.raises(app.UsageError) as refused:
+  with pytest.raises(errors.UserError) as refused:
     evaluate.evaluate([run])
   assert str(refused.value) == (
     f"{run}/evaluation/test_70: cannot be written (Read-only file system); name"
@@ -205,7 +205,9 @@ def test_an_ensemble_must_have_the_same_classes(run, tiny_run, tmp_path):
   dataset = json.loads((run / "dataset.json").read_text())
   dataset["class_names"][0] = "none"
   (run / "dataset.json").write_text(json.dumps(dataset))
-  with pytest.raises(app.UsageError, match="was not trained on the images and"):
+  with pytest.raises(
+    errors.UserError, match="was not trained on the images and"
+  ):
     evaluate.evaluate([tiny_run, run], output=tmp_path / "both")
 
 
@@ -219,7 +221,7 @@ def test_images_of_another_shape_are_refused(run, monkeypatch):
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
   expected = "10 classes and images of shape .32, 32, 3.; must have 10 and .28"
-  with pytest.raises(app.UsageError, match=expected):
+  with pytest.raises(errors.UserError, match=expected):
     evaluate.evaluate([run])
 
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-from absl import app
 from conftest import PROJECT
 from conftest import files_of_at_most
 from conftest import pixels
@@ -28,6 +27,7 @@ import export
 from exporting import onnx_model
 from exporting import page
 from exporting import trace
+from machine import errors
 import model
 from rundir import runs
 from rundir import trees
@@ -175,7 +175,7 @@ def test_onnx_computes_a_bfloat16_network_in_float32(run, images, logits):
 
 
 def test_a_layer_that_onnx_cannot_express_is_named(images):
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     build_onnx(new_state(Cumulative()), images)
   assert str(error.value) == (
     "model.py: Cumulative computes cumsum in a way that this format cannot"
@@ -196,7 +196,7 @@ def test_a_network_with_a_fixed_batch_size_is_refused(
 ):
   fixed = run._replace(state=new_state(FixedBatchSize()))
   monkeypatch.setattr(runs, "open_run", lambda *_: fixed)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     export.export(tiny_run, "stablehlo", tmp_path / "file")
   assert str(error.value).startswith(
     "model.py: must accept any batch size to be exported: "
@@ -327,7 +327,7 @@ def test_the_accuracy_is_that_of_the_rounded_weights(
   ],
 )
 def test_bad_arguments_are_refused(arguments, message, tiny_run):
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     export.export(tiny_run, **{"output": "unwritten", **arguments})
   assert str(error.value) == message
 
@@ -337,7 +337,7 @@ def test_a_missing_package_is_named(
   format, package, tiny_run, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     export.export(tiny_run, format, tmp_path / "file")
   assert str(error.value) == (
     f"--format={format}: the package {package} is not installed; run"

@@ -9,7 +9,6 @@ import threading
 import tracemalloc
 import zlib
 
-from absl import app
 from conftest import PROJECT
 from conftest import damaged
 from conftest import idx_bytes
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from machine import errors
 from sources import arrays
 from sources import idx_dataset
 
@@ -62,7 +62,7 @@ BAD = {
 def test_the_error_for_a_bad_file_names_it(tmp_path, content, message):
   path = tmp_path / "some-file"
   path.write_bytes(content)
-  with pytest.raises(app.UsageError, match=message) as error:
+  with pytest.raises(errors.UserError, match=message) as error:
     idx_dataset.read_idx(path, (2, 3))
   assert str(path) in str(error.value)
 
@@ -84,7 +84,7 @@ def test_read_idx_accepts_any_size_for_none(tmp_path):
     ),
   ):
     path.write_bytes(content)
-    with pytest.raises(app.UsageError, match=message):
+    with pytest.raises(errors.UserError, match=message):
       idx_dataset.read_idx(path, shape)
 
 
@@ -101,7 +101,7 @@ def test_any_bytes_give_the_right_array_or_a_clean_error(content):
     file.flush()
     try:
       array = idx_dataset.read_idx(file.name, (2, 3))
-    except app.UsageError as error:
+    except errors.UserError as error:
       assert str(error).startswith(f"{file.name}: ")
     else:
       assert idx_bytes(array) == plain
@@ -121,7 +121,7 @@ def test_memory_is_bounded_by_the_expected_shape(tmp_path, content):
   (tmp_path / "file").write_bytes(content)
   tracemalloc.start()
   try:
-    with pytest.raises(app.UsageError):
+    with pytest.raises(errors.UserError):
       idx_dataset.read_idx(tmp_path / "file", (2, 3))
     _, peak = tracemalloc.get_traced_memory()
   finally:
@@ -139,7 +139,7 @@ def test_a_changed_mnist_file_is_refused(tmp_path):
   builder = idx_dataset.IdxDataset(
     config="mnist", data_dir=tmp_path / "data", manual_dir=tmp_path
   )
-  with pytest.raises(app.UsageError, match=f"{name}: is not the original"):
+  with pytest.raises(errors.UserError, match=f"{name}: is not the original"):
     builder.download_and_prepare(file_format="array_record")
   assert not builder.data_path.exists()
 
@@ -156,7 +156,7 @@ def test_wrong_sets_of_files_are_refused(family, tmp_path):
   folder, _, labels = family
 
   def refuses(message):
-    with pytest.raises(app.UsageError, match=message):
+    with pytest.raises(errors.UserError, match=message):
       prepare("kmnist", tmp_path, tmp_path / "data")
     for file in tmp_path.glob("*-ubyte"):
       file.unlink()
@@ -247,7 +247,7 @@ def test_emnists_letters_are_turned_upright(tmp_path):
   assert {*source.splits} == {"train"}
 
   write_idx(tmp_path, "emnist-balanced-train-{}", lying, [0, 10, 46])
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     read_own(tmp_path)
   assert str(error.value) == (
     f"config.dataset=idx: {tmp_path} has idx/emnist-balanced,"
@@ -256,7 +256,9 @@ def test_emnists_letters_are_turned_upright(tmp_path):
   source = read_own(tmp_path, "idx/emnist-balanced")
   assert source.class_names == ("0", "A", "t")
   write_idx(tmp_path, "emnist-byclass-train-{}", lying, [61, 36, 62])
-  with pytest.raises(app.UsageError, match="EMNIST's byclass has no label 62"):
+  with pytest.raises(
+    errors.UserError, match="EMNIST's byclass has no label 62"
+  ):
     read_own(tmp_path, "idx/emnist-byclass")
 
 
@@ -269,10 +271,10 @@ def test_the_error_for_a_bad_own_file_names_it(tmp_path):
     (images[:0], [], "t10k-images-idx3-ubyte.gz: has no images"),
   ):
     write_idx(tmp_path, "t10k-{}", test, labels)
-    with pytest.raises(app.UsageError, match=message):
+    with pytest.raises(errors.UserError, match=message):
       read_own(tmp_path)
   (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-  with pytest.raises(app.UsageError, match="lacks t10k-labels-idx1-ubyte$"):
+  with pytest.raises(errors.UserError, match="lacks t10k-labels-idx1-ubyte$"):
     read_own(tmp_path)
 
 
@@ -280,7 +282,7 @@ def test_a_download_without_a_network_is_not_retried(tmp_path, monkeypatch):
   config = idx_dataset.IdxDataset.builder_configs["fashion_mnist"]
   monkeypatch.setattr(config, "url", "http://127.0.0.1:1/")  # No server.
   monkeypatch.setattr(tfds.download.DownloadManager, "download", pytest.fail)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     prepare("fashion_mnist", tmp_path, tmp_path / "data")
   assert re.fullmatch(
     r"http://127.0.0.1:1/: cannot be downloaded \(.*refused.*\); put its four"
@@ -315,7 +317,8 @@ def test_missing_files_are_downloaded(family, tmp_path, monkeypatch):
     (tmp_path / f"served/{FILES[0]}.gz").unlink()
     monkeypatch.setattr(tfds.download.DownloadManager, "download", pytest.fail)
     with pytest.raises(
-      app.UsageError, match="cannot be downloaded.*404.*put its four files into"
+      errors.UserError,
+      match="cannot be downloaded.*404.*put its four files into",
     ):
       prepare("fashion_mnist", empty, tmp_path / "elsewhere")
   finally:
@@ -357,5 +360,5 @@ def test_mnist_is_not_prepared_where_tfds_puts_its_own(mnist, data_dir):
 
 
 def test_mnist_is_not_prepared_as_another_data_set(tmp_path):
-  with pytest.raises(app.UsageError, match="is a file from MNIST, not from"):
+  with pytest.raises(errors.UserError, match="is a file from MNIST, not from"):
     prepare("kmnist", SHIPPED, tmp_path)

@@ -1,11 +1,11 @@
 import os
 
-from absl import app
 import numpy as np
 from PIL import Image
 import pytest
 
 import input_pipeline
+from machine import errors
 from sources import image_folder
 
 
@@ -76,7 +76,7 @@ def test_a_folder_without_splits_is_the_train_split(animals):
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", os.fsdecode(b"\xff")])
 def test_a_class_whose_name_cannot_be_printed_is_refused(name, animals):
   (animals / "train/owl").rename(animals / "train" / name)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     image_folder.read(image_folder.find(animals))
   assert str(error.value) == f"{name!r}: the name of a class must be printable"
 
@@ -134,6 +134,6 @@ def test_the_error_for_an_image_that_differs_names_it(
     write(path, 0, mode, size)
   else:
     path.write_bytes(b"<html>")
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     image_folder.read(image_folder.find(animals))
   assert str(error.value).startswith(f"{path}: {message.format(first=first)}")

@@ -1,26 +1,17 @@
-import errno
 import io
-import logging
 import os
 import sys
-import threading
 import time
-import types
-from unittest import mock
 
 from conftest import files_of_at_most
 from conftest import read_events
 from conftest import read_jsonl
 import numpy as np
 import pytest
-import tensorboardX
 from tensorboardX.proto import event_pb2
 import tqdm
 
 from configs import default
-import input_pipeline
-from machine import console
-from report import network
 from rundir import experiment
 from rundir import files
 from rundir import logs
@@ -44,38 +35,6 @@ def config():
   config = default.get_config()
   config.num_steps = 30
   return config
-
-
-@pytest.mark.parametrize(
-  ("message", "shown"),
-  [
-    ("a\n  b\r\nc\td", "a b c d"),
-    ("a\x1b[2J\x07\x00", r"a\x1b[2J\x07\x00"),
-    ("a\x9b2J\u202e\u2028b", r"a\x9b2J\u202e b"),
-    ("caf\xe9 \u6570", "caf\xe9 \u6570"),
-  ],
-)
-def test_an_error_is_one_line_without_escape_sequences(
-  message, shown, monkeypatch, capsys
-):
-  monkeypatch.setattr(sys, "argv", ["/some/where/train.py"])
-  with pytest.raises(SystemExit) as ended:
-    console.exit_with(message, 3)
-  assert ended.value.code == 3
-  assert capsys.readouterr() == ("", f"train.py: {shown}\n")
-
-
-def test_a_lost_terminal_loses_only_the_output(monkeypatch):
-  """After an ssh connection drops, writing to the terminal fails."""
-  handler = console._AboveProgressBar()
-  record = logging.makeLogRecord({"msg": "a"})
-  terminal = mock.Mock(write=mock.Mock(side_effect=OSError(errno.EIO, "lost")))
-  monkeypatch.setattr(sys, "stderr", terminal)
-  handler.emit(record)
-  with pytest.raises(SystemExit) as ended:
-    console.exit_with("a", 129)
-  assert ended.value.code == 129
-  assert terminal.write.called
 
 
 def test_writes_jsonl_and_tensorboard(tmp_path, config):
@@ -118,121 +77,6 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
   )
   for tag in ("loss/train", "loss/validation", "accuracy/validation"):
     assert tag.encode() in chart
-
-
-def test_pictures_and_histograms_show_what_was_evaluated(
-  tmp_path, config, monkeypatch
-):
-  figures = {}
-  monkeypatch.setattr(
-    tensorboardX.SummaryWriter,
-    "add_figure",
-    lambda self, tag, figure, step, **_: figures.update({tag: (step, figure)}),
-  )
-  rng = np.random.default_rng(0)
-  labels, predicted = np.array([0, 0, 1, 2]), np.array([2, 2, 1, 1])
-  images = rng.integers(0, 256, (4, 784), np.uint8)
-  params = {
-    "conv1": {"kernel": rng.normal(size=(5, 5, 1, 4)), "bias": np.arange(4.0)},
-    "dense": {"kernel": np.full((3, 2), -1.0)},
-  }
-  originals = rng.integers(0, 256, (2, 28, 28, 1)) / 255
-  inspection = network.Inspection(
-    image=rng.integers(0, 256, (28, 28, 1), np.uint8),
-    label=2,
-    layers=[rng.normal(size=7)],
-    layer_names=("dense",),
-    probabilities=np.array([0.2, 0.5, 0.3]),
-    grad_norms={},
-    originals=originals,
-    deformed=originals[::-1],
-  )
-  with logs.Logger(tmp_path, config, 0) as logger:
-    logger.inside(
-      20,
-      inspect=lambda _: inspection,
-      state=types.SimpleNamespace(eval_params=params),
-      data=input_pipeline.Data(
-        ("a", "b", "c"),
-        {},
-        {"validation": input_pipeline.Examples(images, labels)},
-      ),
-      probabilities=np.eye(3)[predicted],
-    )
-  assert {step for step, _ in figures.values()} == {20}
-  axes = {tag: figure.axes for tag, (_, figure) in figures.items()}
-
-  (matrix,) = axes["confusion_matrix"]
-  assert (matrix.get_ylabel(), matrix.get_xlabel()) == (
-    "true class",
-    "predicted class",
-  )
-  counts = {text.get_position()[::-1]: text.get_text() for text in matrix.texts}
-  assert counts == {(0, 2): "2", (1, 1): "1", (2, 1): "1"}
-  assert axes["mistakes"][0].get_title() == "#0: a\nread as c\n100% sure"
-  assert axes["mistakes"][2].get_title() == "#3: c\nread as b\n100% sure"
-
-  def shown(axes):
-    return axes.images[0].get_array()
-
-  mistake = shown(axes["mistakes"][0])
-  np.testing.assert_array_equal(mistake, images[0].reshape(28, 28))
-  np.testing.assert_array_equal(
-    shown(axes["filters"][0])[:5, :5], params["conv1"]["kernel"][..., 0, 0]
-  )
-  np.testing.assert_array_equal(
-    shown(axes["activations"][0]), inspection.image[..., 0]
-  )
-  for index, original in enumerate(originals):
-    pair = [shown(axes["augmentation"][index + row]) for row in (0, 2)]
-    np.testing.assert_allclose(pair[0], 255 * original[..., 0], atol=1)
-    np.testing.assert_array_equal(
-      pair[1], shown(axes["augmentation"][1 - index])
-    )
-  histograms = {
-    value.tag: value.histo
-    for event in read_events(tmp_path)
-    for value in event.summary.value
-    if value.tag.startswith("weights/")
-  }
-  for layer, values in params.items():
-    for name, value in values.items():
-      histogram = histograms.pop(f"weights/{layer}/{name}")
-      assert (histogram.min, histogram.max) == (value.min(), value.max())
-      np.testing.assert_allclose(histogram.sum, value.sum())
-  assert not histograms
-
-
-def test_pictures_are_skipped_while_earlier_ones_are_drawn(
-  tmp_path, config, monkeypatch
-):
-  """Gradient norms are just numbers, so they are always written."""
-  started, resume, drawn = threading.Event(), threading.Event(), []
-
-  def draw(self, step, *_):
-    started.set()
-    assert resume.wait(60)
-    drawn.append(step)
-
-  monkeypatch.setattr(logs.Logger, "_draw", draw)
-  norms = {"conv1": {"kernel": 1.0, "bias": 2.0}, "dense": {"kernel": 3.0}}
-  inspection = types.SimpleNamespace(grad_norms=norms)
-  with logs.Logger(tmp_path, config, 0) as logger:
-    for step in (10, 20, 30):  # The last pictures are always drawn.
-      logger.inside(
-        step,
-        inspect=lambda _: inspection,
-        state=types.SimpleNamespace(eval_params={}),
-        data=input_pipeline.Data((), {}, {"validation": None}),
-        probabilities=np.zeros(0),
-      )
-      assert started.wait(60)
-    resume.set()
-  assert drawn == [10, 30]
-  for layer, values in norms.items():
-    for name, norm in values.items():
-      written = scalars(tmp_path, f"weights/grad_norm/{layer}/{name}")
-      assert written == {10: norm, 20: norm, 30: norm}
 
 
 def test_a_resumed_run_drops_records_that_it_will_write_again(tmp_path, config):

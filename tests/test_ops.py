@@ -1,14 +1,5 @@
 import functools
-import os
-import pathlib
-import platform
-import pwd
-import subprocess
-import sys
-from unittest import mock
-import warnings
 
-from conftest import PROJECT
 from conftest import jit
 from flax import linen as nn
 import jax
@@ -16,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import input_pipeline
 from machine import compiling
 import ops
-import predict
-from report import network
-from rundir import runs
-import steps
-import train
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 6, 5), (2, 7, 5, 3), (1, 3, 3, 1)])
@@ -47,67 +32,6 @@ def test_max_pool_sends_the_gradient_of_a_tie_to_the_first_maximum():
   np.testing.assert_array_equal(
     dx[0, :, :, 0], [[1, 0], [0, 0], [0, 0], [1, 0]]
   )
-
-
-def test_unknown_compiler_options_are_skipped(monkeypatch):
-  unknown, known = (
-    {"xla_no_such_option": "1"},
-    {"xla_cpu_enable_fast_math": False},
-  )
-  try:
-    for candidates, expected in (
-      ((unknown, known), known),
-      ((known, unknown), known),
-      ((unknown,), {}),
-    ):
-      monkeypatch.setitem(compiling._OPTIONS, "cpu", candidates)
-      compiling.compiler_options.cache_clear()
-      assert compiling.compiler_options() == expected
-  finally:
-    compiling.compiler_options.cache_clear()
-
-
-def test_jit_loop_applies_the_step_the_given_number_of_times():
-  run = compiling.jit_loop(lambda carry, x: (carry[0] + 1, carry[1] * x))
-  for num_steps in (0, 1, 5):
-    count, product = run((jnp.int32(0), jnp.float32(1)), num_steps, 2.0)
-    assert (count, product) == (num_steps, 2.0**num_steps)
-
-
-@pytest.mark.parametrize(
-  "flags, has_onednn, expected",
-  [
-    ("fma avx2 avx512f avx512bw avx512vl", True, True),
-    ("fma avx2 avx512f avx512bw avx512vl", False, False),
-    ("fma avx2", True, False),
-    ("fma avx2 avx512f", True, False),  # Knights Landing.
-    (None, True, False),  # Not Linux.
-  ],
-)
-def test_newer_releases_train_with_onednn_if_there_is_avx512(
-  flags, has_onednn, expected, monkeypatch
-):
-  def read_text(self):
-    if flags is None:
-      raise FileNotFoundError
-    return f"processor\t: 0\nflags\t\t: fpu {flags}\n"
-
-  monkeypatch.setattr(pathlib.Path, "read_text", read_text)
-  monkeypatch.setattr(compiling, "has_onednn", lambda: has_onednn)
-  assert compiling.trains_with_onednn.__wrapped__() is expected
-
-
-def test_each_jax_release_gets_the_options_measured_for_it():
-  expected = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-  if jax.__version_info__ < (0, 8):
-    expected = {"xla_cpu_use_xnnpack": False}
-  assert compiling.compiler_options() == expected
-  assert compiling.has_onednn() == (jax.__version_info__ >= (0, 11))
-  program = jax.jit(
-    ops.conv, compiler_options=compiling.training_options()
-  ).lower(jnp.ones((8, 8, 8, 16)), jnp.ones((5, 5, 16, 32)))
-  calls_onednn = "__onednn$convolution" in program.compile().as_text()
-  assert calls_onednn == compiling.trains_with_onednn()
 
 
 @pytest.mark.parametrize("shape", [(5, 5, 1, 8), (5, 3, 16, 8), (4, 2, 3, 8)])
@@ -135,6 +59,25 @@ def test_conv_has_the_values_and_gradients_of_lax(onednn, shape, monkeypatch):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"strides": 2},
+    {"padding": "VALID"},
+    {"kernel_dilation": 2},
+    {"feature_group_count": 4},
+  ],
+)
+def test_other_convolutions_are_those_of_lax(changes):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 9, 4)))
+  outputs = []
+  for function in (ops.conv_general_dilated, None):
+    conv = nn.Conv(8, (3, 3), conv_general_dilated=function, **changes)
+    variables = conv.init(jax.random.key(0), x)
+    outputs.append(conv.apply(variables, x))
+  np.testing.assert_array_equal(*outputs)
+
+
 def vjp_of(function, x, kernel, dy):
   """Returns the value and the gradients of both arguments."""
 
@@ -144,164 +87,3 @@ def vjp_of(function, x, kernel, dy):
     return y, *vjp(dy)
 
   return compute(x, kernel, dy)
-
-
-def test_a_gpu_is_told_to_be_deterministic_with_an_option_that_xla_knows(
-  monkeypatch,
-):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  compiling.compiler_options.cache_clear()
-  try:
-    assert compiling.compiler_options() == {"xla_gpu_deterministic_ops": True}
-  finally:
-    compiling.compiler_options.cache_clear()
-
-
-@pytest.mark.parametrize("path", ["train", "evaluate", "predict"])
-def test_every_program_compiles_the_network_with_the_options(
-  path, tiny_run, tiny_config, tmp_path, monkeypatch
-):
-  """XLA raises an error wherever an unknown option reaches it."""
-  monkeypatch.setattr(
-    compiling, "compiler_options", lambda: {"xla_unknown": True}
-  )
-  run = runs.open_run(tiny_run)
-  images = np.zeros((1, 28, 28, 1), np.uint8)
-  examples = input_pipeline.Examples(images.reshape(1, -1), np.zeros(1, int))
-  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_unknown"):
-    if path == "predict":
-      predict.predictor(run)(images)
-    elif path == "evaluate":
-      steps.evaluator(examples, 1)(run.state)
-    else:
-      train.train_and_evaluate(tiny_config, tmp_path)
-
-
-def test_the_inspection_uses_the_options_and_its_errors_do_not_stop_a_run(
-  tiny_config, tmp_path, monkeypatch, caplog
-):
-  jit = compiling.jit
-
-  def jit_inspection_with_an_unknown_option(function):
-    with monkeypatch.context() as patch:
-      if getattr(function, "func", None) is network.inspect:
-        unknown = {"xla_unknown": True}
-        patch.setattr(compiling, "compiler_options", lambda: unknown)
-      return jit(function)
-
-  monkeypatch.setattr(compiling, "jit", jit_inspection_with_an_unknown_option)
-  tiny_config.num_steps = 1
-  assert train.train_and_evaluate(tiny_config, tmp_path)["global_step"] == 1
-  (warning,) = (
-    message for message in caplog.messages if "xla_unknown" in message
-  )
-  assert warning.startswith("The network of step 1 is not shown: ")
-
-
-@pytest.mark.skipif(
-  platform.libc_ver()[0] != "glibc", reason="only glibc has the setting"
-)
-def test_freed_memory_is_kept():
-  """A large block stays in the heap when it is freed."""
-  code = """if True:
-    import ctypes, sys
-    from machine import compiling
-
-    if sys.argv[1] == "kept":
-      compiling.keep_freed_memory()
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = ctypes.c_void_p
-    block = libc.malloc(ctypes.c_size_t(2**28))
-    ctypes.memset(block, 1, 2**28)
-    libc.free(ctypes.c_void_p(block))
-    (resident,) = [x for x in open("/proc/self/status") if "VmRSS" in x]
-    print(resident.split()[1])
-  """
-
-  def kibibytes(argument):
-    command = [sys.executable, "-c", code, argument]
-    return int(subprocess.check_output(command, cwd=PROJECT))
-
-  assert kibibytes("kept") > kibibytes("") + 2**18 - 2**15
-
-
-def test_at_most_one_step_waits_on_a_cpu(monkeypatch):
-  """Otherwise a progress bar would count steps that are still queued."""
-  waited_for = []
-  monkeypatch.setattr(jax, "block_until_ready", waited_for.append)
-  assert compiling.jit_loop(lambda carry: carry + 1)(jnp.int32(0), 5) == 5
-  assert waited_for == [0, 1, 2, 3, 4]
-
-
-def test_the_users_compilation_cache_takes_precedence(monkeypatch, tmp_path):
-  monkeypatch.setenv("HOME", str(tmp_path))
-  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-  names = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-  )
-  before = [getattr(jax.config, name) for name in names]
-  ours = str(tmp_path / ".cache/jax" / platform.node())
-  try:
-    for given, expected in (
-      (("/their/cache", 7.0), ("/their/cache", 7.0)),
-      ((None, 7.0), (ours, 0.1)),
-    ):
-      for name, value in zip(names, given, strict=True):
-        jax.config.update(name, value)
-      compiling.cache_compilations()
-      assert tuple(getattr(jax.config, name) for name in names) == expected
-  finally:
-    for name, value in zip(names, before, strict=True):
-      jax.config.update(name, value)
-
-
-def test_without_home_nothing_is_cached_and_a_warning_says_so(
-  monkeypatch, caplog
-):
-  before = jax.config.jax_compilation_cache_dir
-  monkeypatch.delenv("HOME")
-  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
-  jax.config.update("jax_compilation_cache_dir", None)
-  try:
-    compiling.cache_compilations()
-    assert jax.config.jax_compilation_cache_dir is None
-  finally:
-    jax.config.update("jax_compilation_cache_dir", before)
-  assert caplog.messages == [
-    "HOME is not set: every start compiles again unless"
-    " JAX_COMPILATION_CACHE_DIR names a directory"
-  ]
-
-
-def test_a_damaged_cache_entry_is_named_once_and_replaced(monkeypatch, caplog):
-  monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-  compiling.cache_compilations()  # Keeps the tests' cache directory.
-
-  def compile_as_a_new_process():
-    def double_damaged(x):
-      return 2 * x
-
-    assert jax.jit(double_damaged)(3.0) == 6.0
-
-  name = "jax_persistent_cache_min_compile_time_secs"
-  before = getattr(jax.config, name)
-  jax.config.update(name, 0.0)
-  try:
-    compile_as_a_new_process()
-    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
-    (entry,) = folder.glob("jit_double_damaged-*-cache")
-    whole = entry.stat().st_size
-    os.truncate(entry, 20)
-    compile_as_a_new_process()
-    (message,) = caplog.messages
-    assert message.startswith(
-      "Error reading persistent compilation cache entry for"
-      " 'jit_double_damaged': "
-    )
-    assert message.endswith("; compiling it again")
-    assert entry.stat().st_size > whole / 2
-    compile_as_a_new_process()
-    assert caplog.messages == [message]
-  finally:
-    jax.config.update(name, before)

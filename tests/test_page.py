@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 
-from absl import app
 from conftest import pixels
 from conftest import run_program
 import jax
@@ -22,6 +21,7 @@ from test_export import new_state
 import export
 from exporting import page
 from exporting import trace
+from machine import errors
 from rundir import runs
 from sources import image_files
 from sources import photographs
@@ -141,7 +141,7 @@ def test_the_page_has_every_elementwise_function():
 
 
 def test_a_layer_that_the_page_cannot_compute_is_named(run, tmp_path):
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     write(tmp_path / "page.html", run._replace(state=new_state(Cumulative())))
   assert str(error.value).startswith("model.py: Cumulative computes cumsum in")
 

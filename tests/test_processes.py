@@ -6,21 +6,18 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 
-from absl import app
-from conftest import PROJECT
 from conftest import read_jsonl
 from conftest import run_program
+from conftest import train_command
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import pytest
 
 from configs import default
+from machine import errors
 from machine import processes
-from machine import signals
 from rundir import checkpoints
 from rundir import directory
 from rundir import runs
@@ -35,20 +32,10 @@ def start(workdir, configs, devices):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  defaults = default.get_config()
-
-  def overrides(config):
-    return [
-      f"--config.{key}={value}"
-      for key, value in config.items()
-      if value != defaults[key]
-    ]
-
   return [
     subprocess.Popen(
       [
-        *(sys.executable, str(PROJECT / "train.py"), f"--workdir={workdir}"),
-        *overrides(config),
+        *train_command(config, workdir),
         f"--coordinator_address=localhost:{port}",
         f"--num_processes={len(configs)}",
         f"--process_id={process_id}",
@@ -192,7 +179,7 @@ def test_a_missing_coordinator_address_is_refused(tmp_path):
 
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
-  with pytest.raises(app.UsageError, match="that all processes share"):
+  with pytest.raises(errors.UserError, match="that all processes share"):
     directory.create(tmp_path / "run", default.get_config(), {})
 
 
@@ -212,7 +199,7 @@ def test_processes_with_different_data_are_refused(config, tmp_path):
 )
 def test_a_bad_address_is_refused(address):
   message = f"coordinator_address={address}: must be HOST:PORT"
-  with pytest.raises(app.UsageError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     processes.join(address, 1, 0)
 
 
@@ -220,75 +207,7 @@ def test_a_port_in_use_is_refused(monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
   with socket.create_server(("", 0)) as server:
     address = f"localhost:{server.getsockname()[1]}"
-    with pytest.raises(app.UsageError, match="cannot listen there: Address"):
+    with pytest.raises(errors.UserError, match="cannot listen there: Address"):
       processes.join(address, 2, 0)
     processes.join(address, 2, 1)  # This one connects instead.
   processes.join(address, 2, 0)
-
-
-def test_a_second_signal_is_not_caught():
-  before = signal.getsignal(signal.SIGINT)
-  with signals.noted() as stop:
-    assert stop.check() is None
-    signal.raise_signal(signal.SIGTERM)
-    assert stop.check() == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-  assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_a_lost_terminal_sends_several_signals():
-  before = signal.getsignal(signal.SIGHUP)
-  with signals.noted() as stop:
-    signal.raise_signal(signal.SIGHUP)
-    assert stop.check() == signal.SIGHUP
-    signal.raise_signal(signal.SIGHUP)  # Would have ended this process.
-    signal.raise_signal(signal.SIGTERM)  # As in a shutdown.
-    signal.raise_signal(signal.SIGHUP)
-    assert stop.check() == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-  assert signal.getsignal(signal.SIGHUP) == before
-
-
-def test_a_lost_terminal_is_ignored_under_nohup():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  try:
-    with signals.noted() as stop:
-      signal.raise_signal(signal.SIGHUP)
-      assert stop.check() is None
-  finally:
-    signal.signal(signal.SIGHUP, before)
-
-
-def test_several_processes_stop_together(monkeypatch):
-  passed_on, asked, agreed = [], [], False
-
-  def is_agreed(number):
-    asked.append(number)
-    return agreed
-
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(
-    multihost_utils, "reached_preemption_sync_point", is_agreed
-  )
-  before = signal.getsignal(signal.SIGINT)
-  before_term = signal.signal(  # As JAX handles it for several processes.
-    signal.SIGTERM, lambda number, _: passed_on.append(number)
-  )
-  try:
-    with signals.noted() as stop:
-      signal.raise_signal(signal.SIGHUP)
-      assert passed_on == [signal.SIGTERM]
-      passed_on.clear()
-      signal.raise_signal(signal.SIGINT)
-      assert passed_on == [signal.SIGTERM]
-      assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-      assert stop.check() is None  # The others do not know yet.
-      agreed = True
-      assert stop.check() == signal.SIGTERM
-      signal.raise_signal(signal.SIGTERM)
-      assert passed_on == [signal.SIGTERM] * 2
-    assert signal.getsignal(signal.SIGINT) == before
-  finally:
-    signal.signal(signal.SIGTERM, before_term)
-  assert asked == sorted({*asked})  # JAX needs a larger number each time.

@@ -2,33 +2,30 @@
 
 import functools
 import json
-import shutil
+import tarfile
 
-from absl import app
+from conftest import PROJECT
 from conftest import assert_same_state
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import default
+import evaluate
+from machine import errors
+from rundir import checkpoints
 from rundir import directory
-from rundir import experiment
 from rundir import files
-from rundir import logs
 from rundir import provenance
 from rundir import runs
+import steps
 import train
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-  monkeypatch.setattr(logs.Logger, "_draw", lambda *args: None)
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-  """A copy of the tiny run that tests may change."""
-  return shutil.copytree(tiny_run, tmp_path / "run")
+  monkeypatch.setattr(train, "_draw", lambda *args: None)
 
 
 def edit(path, **changes):
@@ -60,18 +57,16 @@ def test_resuming_an_older_run_adds_what_it_lacks(run, tiny_config):
   assert provenance.read(run)[0]["step"] == 20
 
 
-def test_custom_keys_are_kept_and_unknown_ones_are_refused(run, tiny_config):
+def test_keys_that_the_default_config_lacks_are_kept(run, tiny_config):
   edit(run / "config.json", width=3)
-  with pytest.raises(app.UsageError, match="config.json: width is not a key"):
-    runs.open_run(run)
+  assert runs.open_run(run).config.width == 3
   with tiny_config.unlocked():
     tiny_config.width = 3
-  assert experiment.own_keys(tiny_config) == ["width"]
-  provenance.record(run, 20, own_keys=["width"])
-  assert runs.open_run(run).config.width == 3
+  train.train_and_evaluate(tiny_config, run)
+  assert json.loads((run / "config.json").read_text())["width"] == 3
   # A custom key is part of the experiment, like any other.
   tiny_config.width = 4
-  with pytest.raises(app.UsageError, match=r"width \(3 there, 4 here\)"):
+  with pytest.raises(errors.UserError, match=r"width \(3 there, 4 here\)"):
     train.train_and_evaluate(tiny_config, run)
 
 
@@ -88,29 +83,19 @@ def test_a_tuple_in_a_custom_key_is_the_same_when_it_is_read(run, tiny_config):
   with tiny_config.unlocked():
     tiny_config.sizes = (32, 64)
   dataset = files.read_json(run / "dataset.json")
-  directory.update(run, tiny_config, dataset)
+  directory.write(run, tiny_config, dataset)
   before = (run / "config.json").stat()
   directory.create(run, tiny_config, dataset)
-  directory.update(run, tiny_config, dataset)
+  directory.write(run, tiny_config, dataset)
   assert (run / "config.json").stat() == before
 
 
 def test_a_larger_num_steps_can_be_undone(run, tiny_config):
   dataset = files.read_json(run / "dataset.json")
   tiny_config.num_steps = 20_000
-  directory.update(run, tiny_config, dataset)
+  directory.write(run, tiny_config, dataset)
   tiny_config.num_steps = 20
   directory.create(run, tiny_config, dataset)
-
-
-@pytest.mark.parametrize(
-  "content", ["{", "[]", '{"starts": 5}', '{"starts": [5]}']
-)
-def test_a_damaged_made_by_json_is_ignored(run, content):
-  (run / "made_by.json").write_text(content)
-  assert runs.open_run(run).step == 20
-  provenance.record(run, 20)
-  assert [start["step"] for start in provenance.read(run)] == [20]
 
 
 def test_an_extended_run_with_other_reports_has_the_same_bits(
@@ -151,18 +136,18 @@ def test_another_experiment_is_refused_with_a_suggestion(
   edit(run / "config.json", **of_both)
   before = (run / "config.json").read_bytes()
   tiny_config.update(of_both | change)
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     directory.create(run, tiny_config, files.read_json(run / "dataset.json"))
   (key,) = change
   assert f"another config: {key} (" in str(error.value)
-  assert f"--init_from={run}" in str(error.value)
+  assert f"--config.init_from={run}" in str(error.value)
   assert (run / "config.json").read_bytes() == before
 
 
 def test_other_images_with_the_same_names_are_refused(run, tiny_config):
   dataset = files.read_json(run / "dataset.json")
   dataset["crc32"]["train"] += 1
-  with pytest.raises(app.UsageError, match="another dataset: crc32"):
+  with pytest.raises(errors.UserError, match="another dataset: crc32"):
     directory.create(run, tiny_config, dataset)
 
 
@@ -173,9 +158,8 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(
   train.train_and_evaluate(tiny_config, tmp_path / "first")
   average = runs.open_run(tmp_path / "first").state.ema_params
   tiny_config.update(seed=1, learning_rate=1e-30)
-  train.train_and_evaluate(
-    tiny_config, tmp_path / "second", init_from=tmp_path / "first"
-  )
+  tiny_config.init_from = str(tmp_path / "first")
+  train.train_and_evaluate(tiny_config, tmp_path / "second")
   second = runs.open_run(tmp_path / "second")
   assert second.step == 4
   for params in (second.state.params, second.state.ema_params):
@@ -184,28 +168,69 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(
       params,
       average,
     )
-  # It resumes with or without the option, but not with another run.
+  # It resumes, even if the other run has moved, but not with another run.
+  (tmp_path / "moved").mkdir()
+  (tmp_path / "moved/first").mkdir()
+  tiny_config.init_from = str(tmp_path / "moved/first")
+  with pytest.raises(
+    errors.UserError, match="/first there, .*/moved/first here"
+  ):
+    train.train_and_evaluate(tiny_config, tmp_path / "second")
+  (tmp_path / "moved/first").rmdir()
+  (tmp_path / "first").rename(tmp_path / "moved/first")
+  tiny_config.init_from = str(tmp_path / "moved/first")
   train.train_and_evaluate(tiny_config, tmp_path / "second")
-  with pytest.raises(app.UsageError, match=f"began with {tmp_path}/first"):
-    train.train_and_evaluate(
-      tiny_config, tmp_path / "second", init_from=tiny_run
-    )
+  tiny_config.init_from = str(tiny_run)
+  with pytest.raises(
+    errors.UserError, match=f"{tmp_path}/.*first there, {tiny_run}"
+  ):
+    train.train_and_evaluate(tiny_config, tmp_path / "second")
 
 
-def test_what_made_a_run_is_recorded_and_a_changed_model_is_reported(
-  run, caplog, monkeypatch
-):
-  (start,) = provenance.read(run)
-  assert start["jax"] == jax.__version__
-  assert start["device"] == "1 x cpu"
-  assert start["step"] == 0
-  assert {"git_revision", "git_changed", "python", "flax", "optax"} <= {*start}
-  runs.open_run(run)
-  assert "model.py" not in caplog.text
-  monkeypatch.setattr(provenance, "_model_sha256", lambda: "another")
-  runs.open_run(run)
-  assert f"model.py has changed since it trained {run}" in caplog.text
-  # A start with other code is added, but only once.
-  provenance.record(run, 8)
-  provenance.record(run, 12)
-  assert [each["step"] for each in provenance.read(run)] == [0, 8]
+@pytest.fixture
+def old_run(tmp_path):
+  """A run of the version of 2026-11-27, with a key of its own and init_from."""
+  with tarfile.open(PROJECT / "tests/old_run.tar.gz") as archive:
+    archive.extractall(tmp_path, filter="data")
+  return tmp_path / "old_run"
+
+
+def test_a_run_of_an_older_version_opens_resumes_and_is_scored(old_run):
+  workdir = old_run / "run"
+  config = runs.open_run(workdir).config
+  assert config.note == "a key of our own"
+  paths = {"data_dir": old_run / "prepared", "manual_dir": old_run / "data"}
+  result, _ = evaluate.evaluate([workdir], **paths)
+  assert result["loss"] == pytest.approx(0.6878582, rel=1e-4)
+  assert (result["accuracy"], result["global_step"]) == (0.9, 6)
+  config.update({key: str(path) for key, path in paths.items()})
+  config.update(init_from="other")
+  with pytest.raises(
+    errors.UserError, match="/home/user/first there, .*/other"
+  ):
+    train.train_and_evaluate(config, workdir)
+  # As the old version's --init_from, which it recorded elsewhere.
+  config.update(num_steps=8, init_from="first")
+  result = train.train_and_evaluate(config, workdir)
+  # As the older version went on.
+  assert result["loss"] == pytest.approx(0.68687868, rel=1e-4)
+  assert (result["accuracy"], result["global_step"]) == (0.5, 8)
+  assert provenance.read(workdir)[0]["init_from"] == "/home/user/first"
+
+
+def test_the_best_checkpoint_has_the_best_accuracy(run, tiny_config, tmp_path):
+  names = [str(digit) for digit in range(10)]
+  workdir = tmp_path / "new"
+  directory.create(workdir, tiny_config, files.read_json(run / "dataset.json"))
+  state = runs.create_state(jax.random.key(0), tiny_config, (28, 28, 1), names)
+  with checkpoints.open_manager(workdir, 0) as manager:
+    for step, accuracy in enumerate((0.1, 0.9, 0.2), 1):
+      manager.save(
+        step,
+        state.replace(step=jnp.int32(step)),
+        steps.Metrics.zero(10),
+        accuracy,
+      )
+  assert runs.open_run(workdir, "best").step == 2
+  assert runs.open_run(workdir, "last").step == 3
+  assert runs.open_run(workdir, "1").step == 1

@@ -11,7 +11,6 @@ import sys
 import threading
 from unittest import mock
 
-from absl import app
 from conftest import PROJECT
 from conftest import assert_same_state
 from conftest import files_of_at_most
@@ -26,13 +25,14 @@ import numpy as np
 import optax
 import pytest
 
-import augmentation
 import input_pipeline
 from machine import compiling
+from machine import devices
+from machine import errors
 from machine import signals
 from model import CNN
 import optimizer
-from report import network
+from report import pictures
 from rundir import checkpoints
 from rundir import directory
 from rundir import logs
@@ -52,7 +52,7 @@ TINY = (
 @pytest.fixture
 def no_pictures(monkeypatch):
   """Skips drawing, which takes longer than a tiny run."""
-  monkeypatch.setattr(logs.Logger, "_draw", lambda *args: None)
+  monkeypatch.setattr(train, "_draw", lambda *args: None)
 
 
 def restore(workdir, step=None):
@@ -94,12 +94,16 @@ def test_a_run_directory_is_complete(tiny_run, tiny_config):
     for event in read_events(tiny_run)
     for value in event.summary.value
   }
-  for tag in ("confusion_matrix", "mistakes", "filters", "activations"):
-    drawn = {step for shown_tag, step in shown if shown_tag == tag}
-    assert {4, 20} <= drawn <= {*validated}
-  assert ("weights/conv2/kernel", 4) in shown
-  assert ("weights/grad_norm/dense/bias", 20) in shown
-  assert image.imread(tiny_run / "learning_curve.png").std() > 0.05
+  for name in (
+    "learning_curve",
+    "confusion_matrix",
+    "mistakes",
+    "calibration",
+    "activations",
+    "filters",
+  ):
+    assert (name, 20) in shown
+    assert image.imread(tiny_run / f"{name}.png").std() > 0.05
   # It has learned something in 20 steps.
   losses = [r["train_loss"] for r in records if "train_loss" in r]
   assert losses[-1] < losses[0] - 0.3
@@ -127,15 +131,16 @@ def test_parameters_order_and_dropout_use_separate_keys(tiny_run, tiny_config):
   key = jax.random.key(tiny_config.seed)
   init_rng, order_rng, dropout_rng = jax.random.split(key, 3)
   data = input_pipeline.load(tiny_config)
-  training = steps.start_training(
-    steps.create_train_state(init_rng, CNN(), optax.sgd(0.1)),
-    steps.Metrics.zero(10),
-    input_pipeline.order_at(order_rng, 0, 16, data.train.labels.size),
-    batch_size=16,
-    classes=10,
+  training = devices.replicate(
+    steps.Training(
+      steps.create_train_state(init_rng, CNN(), optax.sgd(0.1)),
+      input_pipeline.order_at(order_rng, 0, 16, data.train.labels.size),
+      steps.Metrics.zero(10),
+    )
   )
   run = compiling.jit_loop(
-    functools.partial(steps.train_on_next_batch, batch_size=16)
+    functools.partial(steps.train_on_next_batch, batch_size=16),
+    compiling.training_options(),
   )
   training = run(training, 12, data.train, order_rng, dropout_rng)
   assert_same_state(training.state, restore(tiny_run, 12))
@@ -199,8 +204,8 @@ def scored_by_numpy(logits, labels):
 @pytest.mark.slow
 def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
   """Evaluation uses the averaged parameters and undeformed images."""
-  pictures = mock.Mock()
-  monkeypatch.setattr(logs.Logger, "_draw", pictures)
+  draw = mock.Mock()
+  monkeypatch.setattr(pictures, "draw", draw)
   tiny_config.update(
     optimizer="adamw",
     weight_decay=0.02,
@@ -245,27 +250,13 @@ def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
     assert record[f"{split}_accuracy"] == accuracy
     np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
 
-  # The last pictures show the averaged parameters and their validation results.
-  step, examples, probabilities, params, inspection, _ = pictures.call_args.args
-  assert step == 20
-  data = input_pipeline.load(tiny_config)
-  jax.tree.map(np.testing.assert_array_equal, examples, data.validation)
-  evaluate = steps.evaluator(data.validation, tiny_config.eval_batch_size)
+  # The pictures are those of the last state and its test results.
+  workdir, config, data, state, probabilities = draw.call_args.args
+  assert (workdir, config) == (whole, tiny_config)
+  assert_same_state(state, states[0])
+  evaluate = steps.evaluator(data.test, tiny_config.eval_batch_size)
   _, expected = evaluate(states[0])
   np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
-  jax.tree.map(np.testing.assert_array_equal, params, average)
-  inspect = functools.partial(
-    network.inspect,
-    batch_size=tiny_config.batch_size,
-    label_smoothing=tiny_config.label_smoothing,
-    limits=augmentation.from_config(tiny_config),
-  )
-  dropout_rng = jax.random.split(jax.random.key(tiny_config.seed), 3)[2]
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-    inspection,
-    jax.device_get(jit(inspect)(states[0], data.train, dropout_rng)),
-  )
 
 
 def test_a_complete_run_is_only_evaluated(
@@ -337,8 +328,8 @@ def test_a_run_on_an_accelerator_is_the_same(
       dispatches[-1][1] += 1
     return device_get(x)
 
-  def counted(step):
-    run = jit_loop(step)
+  def counted(step, options=None):
+    run = jit_loop(step, options)
 
     def counting_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
@@ -357,7 +348,8 @@ def test_a_run_on_an_accelerator_is_the_same(
   # Logs come every 5 steps, validations every 4, probabilities every 10.
   assert [n for n, _ in dispatches] == [4, 1, 3, 2, 2, 3, 1, 4]
   fetches = dict(zip((4, 5, 8, 10, 12, 15, 16, 20), dispatches, strict=True))
-  assert [fetches[step][1] for step in (5, 10, 15)] == [1, 1, 1]
+  # The probabilities of the first images are two more.
+  assert [fetches[step][1] for step in (5, 10, 15)] == [1, 3, 1]
   runs = (read_jsonl(tmp_path / "cpu"), read_jsonl(tmp_path / "accelerator"))
   for a, b in zip(*runs, strict=True):
     assert a["step"] == b["step"]
@@ -389,7 +381,9 @@ def test_the_logged_speed_is_that_of_training_only(
     return run
 
   jit_loop, save = compiling.jit_loop, checkpoints.Manager.save
-  monkeypatch.setattr(compiling, "jit_loop", lambda step: timed(jit_loop(step)))
+  monkeypatch.setattr(
+    compiling, "jit_loop", lambda *args: timed(jit_loop(*args))
+  )
   monkeypatch.setattr(
     checkpoints.Manager, "save", lambda *args: passes(1000, save(*args))
   )
@@ -406,7 +400,7 @@ def test_the_logged_speed_is_that_of_training_only(
 
 def test_a_batch_larger_than_the_split_is_refused(tiny_config, tmp_path):
   tiny_config.batch_size = 101
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   message = str(error.value)
   assert message.startswith("config.batch_size=101: must be at most 100")
@@ -419,7 +413,7 @@ def test_the_directory_of_another_run_is_refused(tiny_run, tiny_config):
 
   before = content()
   tiny_config.seed = 1
-  with pytest.raises(app.UsageError, match="another config: seed .0 there"):
+  with pytest.raises(errors.UserError, match="another config: seed .0 there"):
     train.train_and_evaluate(tiny_config, tiny_run)
   assert content() == before
 
@@ -468,7 +462,7 @@ def test_a_repeatedly_stopped_run_equals_an_uninterrupted_one(
   for text, number, code in (
     ("Run directory", signal.SIGTERM, 143),  # While it compiles.
     ("step  7/60", signal.SIGINT, 130),
-    ("step 25/60  validation", signal.SIGTERM, 143),
+    ("step 25/60  validation", signal.SIGUSR1, 138),
     ("step 42/60", signal.SIGKILL, -9),
     ("step 60/60  test", None, 0),
   ):
@@ -497,7 +491,7 @@ def test_a_repeatedly_stopped_run_equals_an_uninterrupted_one(
   assert results[0] == results[1]
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "warnings_fail")
 def test_a_run_stopped_during_its_last_evaluation_has_no_result(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
@@ -514,8 +508,8 @@ def test_a_run_stopped_during_its_last_evaluation_has_no_result(
 
     return evaluate
 
-  # Once after training, and once when only the evaluation is left.
-  for number in (signal.SIGINT, signal.SIGTERM):
+  # Once after training, and twice when only the evaluation is left.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     caplog.clear()
     with monkeypatch.context() as patch, caplog.at_level("INFO"):
       patch.setattr(steps, "evaluator", interrupted)
@@ -549,7 +543,7 @@ def test_only_what_is_on_disk_is_reported_as_saved(
   monkeypatch.setattr(signals.Stop, "check", lambda self: next(noted))
   # A checkpoint is larger than this limit.
   with caplog.at_level("INFO"), files_of_at_most(10**6):
-    with pytest.raises(app.UsageError) as error:
+    with pytest.raises(errors.UserError) as error:
       train.train_and_evaluate(tiny_config, tmp_path)
   assert "a checkpoint cannot be saved" in str(error.value)
   assert "(steps kept: none)" in str(error.value)
@@ -559,7 +553,7 @@ def test_only_what_is_on_disk_is_reported_as_saved(
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
   tiny_config.learning_rate = 1e30
-  with pytest.raises(app.UsageError) as error:
+  with pytest.raises(errors.UserError) as error:
     train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert str(error.value) == (
     "the loss is not finite at step 4 with config.learning_rate=1e+30;"
@@ -573,7 +567,7 @@ def test_only_one_process_can_lock_a_run_directory(tiny_config, tmp_path):
   path = tmp_path / "run"
   path.mkdir()
   with directory.lock(path):
-    with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
+    with pytest.raises(errors.UserError, match=f"process {os.getpid()} on"):
       with directory.lock(path):
         pass
   with directory.lock(path):  # It is free again.
@@ -585,7 +579,7 @@ def test_training_locks_its_directory(tiny_config, tmp_path):
   dataset = input_pipeline.load(tiny_config).description()
   directory.create(path, tiny_config, dataset)
   with directory.lock(path):
-    with pytest.raises(app.UsageError, match=f"process {os.getpid()} on"):
+    with pytest.raises(errors.UserError, match=f"process {os.getpid()} on"):
       train.train_and_evaluate(tiny_config, path)
   assert not (path / "checkpoints").exists()
 

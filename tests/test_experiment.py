@@ -1,0 +1,104 @@
+import math
+
+import pytest
+
+from configs import default
+from machine import errors
+from rundir import experiment
+
+
+def test_a_run_is_named_after_its_overrides():
+  base = default.get_config()
+
+  def name(**overrides):
+    config = default.get_config()
+    config.update(overrides)
+    return experiment.name(config, base, "default")
+
+  assert name() == "default"
+  assert name(batch_size=100) == "default"  # The default is not an override.
+  assert (
+    name(dropout_rate=0.5, batch_size=256)
+    == "default,batch_size=256,dropout_rate=0.5"
+  )
+  assert name(data_dir="/a", eval_every_steps=9, log_every_steps=9) == "default"
+  first = name(train_split="train[5000:]" * 2, dataset="a/b")
+  assert "/" not in first and "[" not in first
+  assert name(train_split="train[:9]") != name(train_split="train[9:]")
+  assert name(init_from="runs/first/") == "default,init_from=first"
+  base.init_from = "runs/first"
+  assert name() == "default,init_from="
+  with pytest.raises(errors.UserError, match="--workdir"):
+    name(dataset="x" * 300)
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("dataset", ""),
+    ("batch_size", 0),
+    ("batch_size", -1),
+    ("eval_batch_size", 0),
+    ("num_steps", 0),
+    ("num_steps", 2**31),
+    ("learning_rate", 0.0),
+    ("learning_rate", -0.1),
+    ("learning_rate", math.inf),
+    ("learning_rate", math.nan),
+    ("dropout_rate", 1.0),
+    ("dropout_rate", -0.1),
+    ("dropout_rate", math.nan),
+    ("dtype", "float16"),
+    ("seed", -1),
+    ("seed", 2**32),
+    ("log_every_steps", 0),
+    ("log_probabilities_every_steps", -1),
+    ("eval_every_steps", 0),
+    ("checkpoint_every_steps", 0),
+  ],
+)
+def test_an_invalid_value_is_refused(key, value):
+  config = default.get_config()
+  config[key] = value
+  with pytest.raises(errors.UserError) as error:
+    experiment.check(config)
+  assert str(error.value).startswith(f"config.{key}={value}: must be ")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"momentum": 0.9, "optimizer": "adamw"}, "momentum=0.9: must be 0"),
+    ({"adam_b2": 0.99}, "adam_b2=0.99: must be 0.999"),
+    ({"weight_decay": 0.1}, "weight_decay=0.1: must be 0"),
+    ({"warmup_steps": 5}, "warmup_steps=5: must be 0"),
+    (
+      {"warmup_steps": 5, "schedule": "cosine", "num_steps": 9},
+      "lower config.warmup_steps=5 to at most 4, half of config.num_steps",
+    ),
+    ({"clean_steps": 5}, "clean_steps=5: must be 0 unless"),
+    (
+      {"clean_steps": 5, "augment_shift": 2.0, "num_steps": 9},
+      "lower config.clean_steps=5 to at most 4, half of config.num_steps",
+    ),
+  ],
+)
+def test_a_value_without_effect_is_refused(changes, message):
+  config = default.get_config()
+  config.update(changes)
+  with pytest.raises(errors.UserError, match=message):
+    experiment.check(config)
+
+
+def test_the_default_config_is_valid():
+  experiment.check(default.get_config())
+
+
+@pytest.mark.parametrize(
+  "key", sorted({*default.get_config()} - {*experiment.INCIDENTAL})
+)
+def test_every_key_of_the_experiment_is_in_its_name(key):
+  config = default.get_config()
+  config[key] = "other" if isinstance(config[key], str) else config[key] + 1
+  name = experiment.name(config, default.get_config(), "default")
+  assert name == f"default,{key}={config[key]}"

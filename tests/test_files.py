@@ -1,0 +1,48 @@
+import os
+import pathlib
+import pwd
+from unittest import mock
+
+from conftest import files_of_at_most
+import pytest
+
+from machine import errors
+from rundir import files
+
+
+def test_a_file_is_replaced_atomically(tmp_path):
+  path, link = tmp_path / "file", tmp_path / "link"
+  path.write_text("old")
+  os.link(path, link)
+  with pytest.raises(OSError), files_of_at_most(1000):
+    files.write_text(path, "new" * 1000)
+  assert path.read_text() == "old"
+  assert {*tmp_path.iterdir()} == {path, link}  # No partial file is left.
+  files.write_text(path, "new")
+  assert path.read_text() == "new"
+  assert link.read_text() == "old"  # Not written in place.
+  assert {*tmp_path.iterdir()} == {path, link}
+
+
+def test_a_path_with_a_tilde_needs_a_home_directory(tmp_path, monkeypatch):
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+  for path in ("~", "~/runs/a"):
+    with pytest.raises(errors.UserError) as error:
+      files.local_path(path)
+    assert str(error.value) == f"{path}: HOME is not set; give the full path"
+  assert files.local_path("./~") == pathlib.Path("~")
+  assert files.local_path("~nosuch/a") == pathlib.Path("~nosuch/a")
+
+
+@pytest.mark.parametrize(
+  ("path", "is_local"),
+  {
+    **{"gs://a/b": False, "S3://a": False, "file:///a": False, "a+b:/c": False},
+    **{"/gs://a": True, "a/b://c": True, "C:/a": True, "a:b": True, "": True},
+  }.items(),
+)
+def test_a_url_is_not_a_local_path(path, is_local):
+  assert files.is_local(path) == is_local
+  if not is_local:  # Nor after pathlib has shortened it.
+    assert not files.is_local(pathlib.Path(path))
