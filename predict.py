@@ -8,9 +8,8 @@ scaled and centered. What is ink is the network's choice among a few candidates.
 Several digits in a row are read one by one, from left to right. A prediction is
 marked unsure if another candidate is nearly as likely and reads differently, if
 the digit seems cut off by the edge of the picture, or if the probability is
-lower than for 98% of the run's validation images (if the run did not record
-that, lower than 0.5). With several --workdir, the runs' probabilities are
-averaged.
+lower than 0.5 or than for 98% of the run's validation images. With several
+--workdir, the runs' probabilities are averaged.
 From Python, `predictor(runs.open_run("runs/default"))(images)` takes arrays in
 MNIST's form.
 """
@@ -39,10 +38,8 @@ from sources import image_files
 from sources import photographs
 import steps
 
-_BATCH_SIZE = 100
+_BATCH_SIZE = 20  # About as many candidates as a picture has.
 _MAX_ON_SHEET = 50
-# A reading that is at least a fifth as likely as the best one leaves a doubt.
-_CLOSE = float(np.log(5))
 
 
 def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
@@ -81,6 +78,12 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
     return np.concatenate(probabilities)[: len(images)]
 
   return predict
+
+
+def ensemble(opened: list[runs.Run]) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a predictor with the mean probabilities of several runs."""
+  predictors = [predictor(run) for run in opened]
+  return lambda images: np.mean([each(images) for each in predictors], axis=0)
 
 
 def find(
@@ -153,29 +156,19 @@ class Loaded(NamedTuple):
     return name if self.parts == 1 else f"{name} ({self.part} of {self.parts})"
 
 
-class Picture(NamedTuple):
-  """An image that may be read in several ways.
-
-  Attributes:
-    file: its name.
-    given: the image, or None if no sheet will show it.
-    candidates: what may be its digits.
-  """
-
-  file: str
-  given: np.ndarray | None
-  candidates: list[photographs.Candidate]
-
-
 def load(
-  args: argparse.Namespace, image_shape: tuple[int, int, int]
-) -> tuple[list[Picture], bool]:
+  args: argparse.Namespace,
+  image_shape: tuple[int, int, int],
+  judge: Callable[[np.ndarray], np.ndarray],
+) -> tuple[list[Loaded], bool]:
   """Reads all images and reports those that cannot be read.
 
+  `judge` returns the probabilities of what may be digits.
+
   Returns:
-    The images, and whether all could be read.
+    The digits, and whether all images could be read.
   """
-  result: list[Picture] = []
+  result: list[Loaded] = []
   all_good = True
 
   def complain(name, error):
@@ -196,102 +189,38 @@ def load(
     for index, image in enumerate(images):
       member = f"{name}[{index}]" if len(images) > 1 else name
       try:
-        candidates = _candidates(image, image_shape, args)
+        digits = _digits(image, image_shape, args, judge)
       except ValueError as error:
         complain(member, error)
         continue
-      given = image if args.sheet and len(result) < _MAX_ON_SHEET else None
-      result.append(Picture(member, given, candidates))
+      for part, digit in enumerate(digits, 1):
+        given = image if args.sheet and len(result) < _MAX_ON_SHEET else None
+        result.append(Loaded(member, part, len(digits), given, digit))
   return result, all_good
 
 
-def _candidates(
-  image: np.ndarray, image_shape: tuple[int, int, int], args
-) -> list[photographs.Candidate]:
-  """Returns what may be an image's digits; with --raw, it is one digit."""
-  if not args.raw:
-    return photographs.candidates(image, args.invert, args.single)
-  height, width = image.shape[:2]
-  seen = to_network(image, image_shape, args.invert)
-  digit = photographs.Digit(seen, (0, 0, width, height))
-  return [photographs.Candidate([digit], is_dark=False, prior=0.0)]
-
-
-def read(
-  pictures: list[Picture],
-  judge: Callable[[np.ndarray], np.ndarray],
-  image_shape: tuple[int, int, int],
-) -> tuple[list[Loaded], np.ndarray]:
-  """Returns the likeliest digits of all images, and their probabilities.
-
-  Args:
-    pictures: the images; all their candidates are judged at once.
-    judge: returns the probabilities, [n, classes], of images.
-    image_shape: the shape of the images that it takes.
-  """
-  seen = [
-    np.stack(
-      [digit.seen for each in picture.candidates for digit in each.digits]
-    )
-    for picture in pictures
-  ]
-  probabilities = judge(np.concatenate(seen).reshape(-1, *image_shape))
-  ends = np.cumsum([len(each) for each in seen])
-  result: list[Loaded] = []
-  chosen: list[np.ndarray] = []
-  for picture, judged in zip(
-    pictures, np.split(probabilities, ends[:-1]), strict=True
-  ):
-    scores, rows = photographs.scores(picture.candidates, judged)
-    best = int(scores.argmax())
-    rival = _rival(picture.candidates, scores, rows)
-    digits = picture.candidates[best].digits
-    chosen.append(rows[best])
-    for part, digit in enumerate(digits, 1):
-      given = picture.given if len(result) < _MAX_ON_SHEET else None
-      doubt = "; ".join(filter(None, (digit.doubt, rival)))
-      digit = digit._replace(seen=digit.seen.reshape(image_shape), doubt=doubt)
-      result.append(Loaded(picture.file, part, len(digits), given, digit))
-  return result, np.concatenate(chosen)
-
-
-def _rival(
-  candidates: list[photographs.Candidate],
-  scores: np.ndarray,
-  rows: list[np.ndarray],
-) -> str:
-  """Returns the second likeliest reading and how to get it, if it is close.
-
-  Args:
-    candidates: of one picture.
-    scores: the logarithms of how likely they are.
-    rows: the probabilities of each one's digits.
-  """
-  readings = ["".join(map(str, each.argmax(axis=1))) for each in rows]
-  order = [int(i) for i in np.argsort(-scores, kind="stable")]
-  best = order[0]
-  rival = next((i for i in order if readings[i] != readings[best]), best)
-  if rival == best or scores[rival] < scores[best] - _CLOSE:
-    return ""
-  is_dark = candidates[rival].is_dark
-  first = next(i for i in order if candidates[i].is_dark == is_dark)
-  if rival == first:
-    option = f"with --invert={'yes' if is_dark else 'no'}"
-  else:
-    option = "if cropped to its digits"
-  return f"could be {readings[rival]} {option}"
+def _digits(
+  image: np.ndarray, image_shape: tuple[int, int, int], args, judge
+) -> list[photographs.Digit]:
+  """Returns the digits in an image; with --raw, the image is one digit."""
+  if args.raw:
+    height, width = image.shape[:2]
+    seen = to_network(image, image_shape, args.invert)
+    return [photographs.Digit(seen, (0, 0, width, height))]
+  digits = photographs.find_digits(image, args.invert, args.single, judge)
+  return [d._replace(seen=d.seen.reshape(image_shape)) for d in digits]
 
 
 def doubts_about(
-  images: list[Loaded], probabilities: np.ndarray, usual: float
+  digits: list[photographs.Digit], probabilities: np.ndarray, usual: float
 ) -> list[str]:
   """Returns why each prediction is unsure; "" if it is not."""
+  # Below one half, all other classes together are likelier.
+  is_low = probabilities.max(axis=1) < max(usual, 0.5)
+  low = "probability lower than usual for this network"
   return [
-    "; ".join(
-      [image.digit.doubt] * bool(image.digit.doubt)
-      + ["probability lower than usual for this network"] * bool(top < usual)
-    )
-    for image, top in zip(images, probabilities.max(axis=1), strict=True)
+    (digit.doubted(low) if is_low else digit).doubt
+    for digit, is_low in zip(digits, is_low, strict=True)
   ]
 
 
@@ -327,17 +256,12 @@ def _print(
       )
 
 
-def _report(args, opened: list[runs.Run], pictures: list[Picture]) -> None:
+def _report(args, opened: list[runs.Run], judge, images: list[Loaded]) -> None:
   """Prints the predictions and draws them if --sheet is given."""
-  predictors = [predictor(run) for run in opened]
-  images, probabilities = read(
-    pictures,
-    lambda seen: np.mean([predict(seen) for predict in predictors], axis=0),
-    opened[0].image_shape,
-  )
   seen = np.stack([image.digit.seen for image in images])
+  probabilities = judge(seen)
   usual = float(np.mean([run.usual_probability for run in opened]))
-  doubts = doubts_about(images, probabilities, usual)
+  doubts = doubts_about([image.digit for image in images], probabilities, usual)
   class_names = opened[0].class_names
   _print(images, probabilities, doubts, class_names, args.json)
   if not args.sheet:
@@ -418,12 +342,13 @@ def main() -> None:
         " can only be brought to mnist's form; --raw takes images of"
         f" {list(run.image_shape)} as they are"
       )
-    pictures, all_good = load(args, run.image_shape)
-    if pictures:
+    judge = ensemble(opened)
+    images, all_good = load(args, run.image_shape, judge)
+    if images:
       # File names may have characters that the terminal cannot encode.
       if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-      _report(args, opened, pictures)
+      _report(args, opened, judge, images)
   sys.exit(0 if all_good else 1)
 
 

@@ -120,36 +120,32 @@ def main() -> None:
   result = {}
   shown: list[tuple] = []
   for name, (images, labels) in make_sets().items():
-    pictures = [
-      predict.Picture(str(index), image, photographs.candidates(image))
-      for index, image in enumerate(tqdm.tqdm(images, desc=name, disable=None))
+    digits = [
+      photographs.find_digits(image, judge=predictor)
+      for image in tqdm.tqdm(images, desc=name, disable=None)
     ]
-    found, rows = predict.read(pictures, predictor, run.image_shape)
-    doubts = predict.doubts_about(found, rows, run.usual_probability)
-    # Of each picture, the first digit is shown, and must be the only one.
-    first = [k for k, digit in enumerate(found) if digit.part == 1]
-    digits, probabilities = [found[k].digit for k in first], rows[first]
+    seen = np.stack([found[0].seen[..., None] for found in digits])
+    probabilities = predictor(seen)
     correct = probabilities.argmax(axis=1) == labels
-    correct &= np.array([found[k].parts == 1 for k in first])
-    is_unsure = np.array([bool(doubts[k]) for k in first])
+    correct &= np.array([len(found) == 1 for found in digits])
+    first = [found[0] for found in digits]
+    doubts = predict.doubts_about(first, probabilities, run.usual_probability)
+    is_unsure = np.array(doubts) != ""
     result[name] = {
       "n": len(labels),
       "accuracy": float(correct.mean()),
-      "unsure": {
-        "of wrong": f"{is_unsure[~correct].sum()} of {(~correct).sum()}",
-        "of right": f"{is_unsure[correct].sum()} of {correct.sum()}",
-      },
+      "unsure_of_wrong": f"{is_unsure[~correct].sum()} of {(~correct).sum()}",
+      "unsure_of_right": f"{is_unsure[correct].sum()} of {correct.sum()}",
       "accuracy_by_class": {
         str(digit): float(correct[labels == digit].mean())
         for digit in range(10)
       },
     }
-    print(f"{name}: {correct.mean():.4f} of {len(labels)}")
-    print("  unsure:", *result[name]["unsure"].items())
+    print({name: list(result[name].values())[:4]})
     index = np.random.default_rng(len(shown)).integers(len(labels))
     title = f"{name.split(',')[0]}: {labels[index]}"
-    digit = digits[index]
-    row = images[index], digit.seen, probabilities[index], title, digit.box
+    box = digits[index][0].box
+    row = images[index], seen[index], probabilities[index], title, box
     shown.append((*row, correct[index]))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

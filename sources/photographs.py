@@ -18,10 +18,12 @@ _MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
 _SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
 _SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
-_MAX_MASKS, _MAX_CANDIDATES = 8, 16  # Per polarity, and per picture.
+_MAX_CANDIDATES = 6  # Per picture; more read no kind of picture better.
+_COARSE = 140  # Pixels per side that are enough to tell ink from surroundings.
 # Weights of a logistic regression on such pictures, rounded. Doubling or
 # halving one of them changes less than one reading in a hundred.
 _TRUST, _AT_EDGE = 4, 2
+_CLOSE = np.log(5)  # A fifth as likely as the best is too likely to ignore.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
 _EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
 
@@ -31,7 +33,10 @@ class Digit(NamedTuple):
 
   seen: np.ndarray  # In MNIST's form: uint8 [28, 28].
   box: tuple[int, int, int, int]  # Left, top, right, bottom, in the picture.
-  doubt: str = ""  # Why it may be only part of a digit, if there is a reason.
+  doubt: str = ""  # Why it may be another digit, if there is a reason.
+
+  def doubted(self, doubt: str) -> "Digit":
+    return self._replace(doubt="; ".join(filter(None, (self.doubt, doubt))))
 
 
 class Candidate(NamedTuple):
@@ -39,7 +44,7 @@ class Candidate(NamedTuple):
 
   digits: list[Digit]
   is_dark: bool  # Whether the ink is darker than the paper.
-  prior: float  # How likely it is before a network has judged it; see `scores`.
+  prior: float  # The logarithm of how likely it is before a network has judged.
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -72,15 +77,28 @@ def find_digits(
   Raises:
     ValueError: if there is no ink.
   """
-  found = candidates(image, invert, is_single)
+  found = _candidates(image, invert, is_single)
   if not judge:
     return found[0].digits
   seen = np.stack([digit.seen for each in found for digit in each.digits])
-  return found[scores(found, judge(seen[..., None]))[0].argmax()].digits
+  ends = np.cumsum([len(each.digits) for each in found])
+  rows = np.split(judge(seen[..., None]), ends[:-1])
+  sure = np.array([np.log(row.max(axis=1) + 1e-9).mean() for row in rows])
+  scores = _TRUST * sure + [each.prior for each in found]
+  readings = ["".join(map(str, row.argmax(axis=1))) for row in rows]
+  best, *others = np.argsort(-scores, kind="stable")
+  for i in others:
+    if readings[i] != readings[best] and scores[i] > scores[best] - _CLOSE:
+      option = "if cropped to its digits"
+      if found[i].is_dark != found[best].is_dark:
+        option = f"with --invert={'yes' if found[i].is_dark else 'no'}"
+      doubt = f"could be {readings[i]} {option}"
+      return [digit.doubted(doubt) for digit in found[best].digits]
+  return found[best].digits
 
 
-def candidates(
-  image: np.ndarray, invert: str = "auto", is_single: bool = False
+def _candidates(
+  image: np.ndarray, invert: str, is_single: bool
 ) -> list[Candidate]:
   """Returns what `find_digits` chooses from, the most prominent first."""
   result: dict[bytes, Candidate] = {}
@@ -108,20 +126,6 @@ def candidates(
   return sorted(result.values(), key=lambda each: -each.prior)[:_MAX_CANDIDATES]
 
 
-def scores(
-  found: list[Candidate], probabilities: np.ndarray
-) -> tuple[np.ndarray, list[np.ndarray]]:
-  """Returns how likely a picture's candidates are, and their probabilities.
-
-  The former are logarithms, up to a constant. The argument has a network's
-  probabilities, [n, classes], for all digits of the candidates in order.
-  """
-  ends = np.cumsum([len(each.digits) for each in found])
-  rows = np.split(probabilities, ends[:-1])
-  sure = [np.log(each.max(axis=1) + 1e-9).mean() for each in rows]
-  return _TRUST * np.array(sure) + [each.prior for each in found], rows
-
-
 def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns the luma and the least similar channel, each with a smooth copy."""
   if max(image.shape[:2]) > _MAX_SIDE:
@@ -138,15 +142,21 @@ def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields the paper, and a mask of what is narrow and lighter than it.
 
-  What may surround a digit, and so hide it, is then removed step by step: what
-  touches the edge, what has something else inside, and ruled lines.
+  What may surround a digit, and so hide it, is then removed: what touches the
+  edge, what has something else inside, and ruled lines. It is removed twice, as
+  there may be lines, or a frame, in what has come to light.
   """
+  height, width = light.shape
+  step = 1 + max(light.shape) // (_COARSE + 1)
+  coarse = light[::step, ::step]
   waiting, known = [], set()
   for share in _SHARES:
-    width = [min(n, max(8, int(share * max(light.shape)))) for n in light.shape]
-    paper = ndimage.grey_opening(light, width)
-    waiting.append((paper, np.maximum(light - paper, 0)))
-  for paper, contrast in waiting:  # More are added meanwhile.
+    size = [
+      min(n, max(8, int(share * max(coarse.shape)))) for n in coarse.shape
+    ]
+    paper = ndimage.grey_opening(coarse, size)
+    waiting.append((paper, np.maximum(coarse - paper, 0), 0))
+  for paper, contrast, times in waiting:  # More are added meanwhile.
     if contrast.max() < MIN_CONTRAST:
       continue
     labels, _ = ndimage.label(contrast > _otsu(contrast), _EIGHT)
@@ -157,16 +167,16 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if strokes.tobytes() in known:
       continue
     known.add(strokes.tobytes())
-    yield paper, strokes
-    if len(waiting) >= _MAX_MASKS:
+    fine = (x.repeat(step, 0).repeat(step, 1) for x in (paper, strokes))
+    yield tuple(x[:height, :width] for x in fine)
+    if times == 2:
       continue
     gone = np.zeros((2, sizes.size), bool)
     gone[0, _border(labels)] = gone[1, [*_enclosing(labels)]] = True
     gone[:, 0] = False  # The paper.
-    reach = 2 + max(light.shape) // 100  # Includes the soft edges.
-    for each in (*(_grown(g[labels], reach) for g in gone), _lines(strokes)):
-      if each.any() and len(waiting) < _MAX_MASKS:
-        waiting.append((paper, np.where(each, 0, contrast)))
+    for each in (*(_grown(g[labels], 2) for g in gone), _lines(strokes)):
+      if each.any():  # With its soft edges.
+        waiting.append((paper, np.where(each, 0, contrast), times + 1))
 
 
 def _enclosing(labels: np.ndarray) -> Iterator[int]:
