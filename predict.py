@@ -219,7 +219,7 @@ def doubts_about(
   is_low = probabilities.max(axis=1) < max(usual, 0.5)
   low = "probability lower than usual for this network"
   return [
-    (digit.doubted(low) if is_low else digit).doubt
+    "; ".join([digit.doubt] * bool(digit.doubt) + [low] * bool(is_low))
     for digit, is_low in zip(digits, is_low, strict=True)
   ]
 

@@ -244,7 +244,9 @@ def _written(
   return np.asarray(sheet, np.float32)[..., None] / 255
 
 
-_PENS = np.float32([(35, 35, 38), (38, 55, 130), (30, 40, 90), (150, 30, 40)])
+_PENS = np.array(
+  [(35, 35, 38), (38, 55, 130), (30, 40, 90), (150, 30, 40)], np.float32
+)
 
 
 def lamp(ink, rng):

@@ -35,9 +35,6 @@ class Digit(NamedTuple):
   box: tuple[int, int, int, int]  # Left, top, right, bottom, in the picture.
   doubt: str = ""  # Why it may be another digit, if there is a reason.
 
-  def doubted(self, doubt: str) -> "Digit":
-    return self._replace(doubt="; ".join(filter(None, (self.doubt, doubt))))
-
 
 class Candidate(NamedTuple):
   """What may be the digits of a picture, from left to right."""
@@ -93,7 +90,7 @@ def find_digits(
       if found[i].is_dark != found[best].is_dark:
         option = f"with --invert={'yes' if found[i].is_dark else 'no'}"
       doubt = f"could be {readings[i]} {option}"
-      return [digit.doubted(doubt) for digit in found[best].digits]
+      return [digit._replace(doubt=doubt) for digit in found[best].digits]
   return found[best].digits
 
 
@@ -106,8 +103,7 @@ def _candidates(
   polarities = {"auto": (True, False), "yes": (True,), "no": (False,)}[invert]
   for view, smooth in _views(image):
     across = 3 + 2 * (max(view.shape) // 100)  # A blurred outline.
-    steps = ndimage.maximum_filter(smooth, across)
-    steps -= ndimage.minimum_filter(smooth, across)
+    steps = ndimage.morphological_gradient(smooth, across)
     for is_dark in polarities:
       light, even = (255 - view, 255 - smooth) if is_dark else (view, smooth)
       for paper, strokes in _strokes(even):
@@ -118,8 +114,7 @@ def _candidates(
         digits = [_digit(ink, part, side) for part in parts if part.any()]
         key = b"".join(digit.seen.tobytes() for digit in digits)
         if digits and key not in result:
-          strokes = strokes & np.logical_or.reduce(parts)
-          prior = _prior(digits, strokes, steps, side)
+          prior = _prior(digits, strokes & np.any(parts, axis=0), steps, side)
           result[key] = Candidate(digits, is_dark, prior)
   if not result:
     raise ValueError("has no ink")
@@ -128,8 +123,7 @@ def _candidates(
 
 def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns the luma and the least similar channel, each with a smooth copy."""
-  if max(image.shape[:2]) > _MAX_SIDE:
-    image = _resize(image, _MAX_SIDE)
+  image = _resize(image, min(_MAX_SIDE, max(image.shape[:2])))
   views = [to_gray(image)]
   if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
     views += [*np.moveaxis(image.astype(np.float32), -1, 0)]
@@ -142,20 +136,17 @@ def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields the paper, and a mask of what is narrow and lighter than it.
 
-  What may surround a digit, and so hide it, is then removed: what touches the
-  edge, what has something else inside, and ruled lines. It is removed twice, as
-  there may be lines, or a frame, in what has come to light.
+  What may hide a digit is then removed, twice or, from small strokes, once: what
+  touches the edge or has something else inside, ruled lines, and what is faint.
   """
-  height, width = light.shape
   step = 1 + max(light.shape) // (_COARSE + 1)
-  coarse = light[::step, ::step]
+  fine = np.ix_(*(np.arange(n) // step for n in light.shape))
+  light = light[::step, ::step]
   waiting, known = [], set()
-  for share in _SHARES:
-    size = [
-      min(n, max(8, int(share * max(coarse.shape)))) for n in coarse.shape
-    ]
-    paper = ndimage.grey_opening(coarse, size)
-    waiting.append((paper, np.maximum(coarse - paper, 0), 0))
+  for times, share in enumerate(_SHARES):
+    width = max(8, int(share * max(light.shape)))  # Pixels; 8 in tiny pictures.
+    paper = ndimage.grey_opening(light, [min(n, width) for n in light.shape])
+    waiting.append((paper, np.maximum(light - paper, 0), times))
   for paper, contrast, times in waiting:  # More are added meanwhile.
     if contrast.max() < MIN_CONTRAST:
       continue
@@ -167,15 +158,15 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if strokes.tobytes() in known:
       continue
     known.add(strokes.tobytes())
-    fine = (x.repeat(step, 0).repeat(step, 1) for x in (paper, strokes))
-    yield tuple(x[:height, :width] for x in fine)
+    yield paper[fine], strokes[fine]
     if times == 2:
       continue
-    gone = np.zeros((2, sizes.size), bool)
-    gone[0, _border(labels)] = gone[1, [*_enclosing(labels)]] = True
-    gone[:, 0] = False  # The paper.
-    for each in (*(_grown(g[labels], 2) for g in gone), _lines(strokes)):
-      if each.any():  # With its soft edges.
+    faint = strokes & (contrast <= _otsu(contrast[strokes]))
+    faint &= faint.sum() > strokes.sum() / 2  # Otherwise, these are soft edges.
+    around = (_border(labels), [*_enclosing(labels)])
+    parts = [_grown(np.isin(labels, x) & strokes, 2) for x in around]
+    for each in (*parts, _lines(strokes), faint):  # Parts have soft edges.
+      if each.any():
         waiting.append((paper, np.where(each, 0, contrast), times + 1))
 
 
@@ -209,7 +200,7 @@ def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
   paper = 0 if near.all() else np.median(contrast[~near][::8])  # A sample.
   high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
   low = paper + (high - paper) / 8  # As in exporting/page.html.
-  return np.where(near, np.clip((contrast - low) / max(high - low, 1), 0, 1), 0)
+  return near * np.clip((contrast - low) / max(high - low, 1), 0, 1)
 
 
 def _separate(ink: np.ndarray) -> list[np.ndarray]:
@@ -226,24 +217,23 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   boxes = ndimage.find_objects(labels)
   starts = np.array([[side.start for side in box] for box in boxes])
   stops = np.array([[side.stop for side in box] for box in boxes])
-  near = 0.4 * (stops - starts)[:, 0].max()
+  heights = (stops - starts)[:, 0]
+  near = 0.4 * heights.max()
   digits: list[int] = []
-  for i in np.argsort(
-    (starts - stops)[:, 0], kind="stable"
-  ):  # Tall ones first.
+  for i in np.argsort(-heights, kind="stable"):
     sizes = stops - starts
     apart = np.maximum(starts[i], starts[digits])
     apart -= np.minimum(stops[i], stops[digits])
     is_above = -apart[:, 1] >= 0.5 * np.minimum(sizes[i, 1], sizes[digits, 1])
     gaps = np.hypot(*np.maximum(apart, 0).T)
-    if sizes[i, 0] >= near:
+    if heights[i] >= near:
       gaps[~is_above] = np.inf  # It is a digit of its own.
     if gaps.min(initial=np.inf) < near:
       digit = digits[gaps.argmin()]
       labels[labels == i + 1] = digit + 1
       starts[digit] = np.minimum(starts[digit], starts[i])
       stops[digit] = np.maximum(stops[digit], stops[i])
-    elif sizes[i, 0] >= near:
+    elif heights[i] >= near:
       digits.append(i)
   digits.sort(key=lambda digit: starts[digit, 1])
   is_row = len(digits) <= _MAX_DIGITS
@@ -253,7 +243,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
 def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
   """Puts a part of the ink of a picture with this side in MNIST's form."""
   box = rows, columns = ndimage.find_objects(part.astype(np.uint8))[0]
-  form = _resize(np.float32(np.where(part[box], ink[box], 0)), _BOX)
+  form = _resize(ink[box] * part[box], _BOX)
   form = np.round(255 * np.clip(form / form.max(), 0, 1))
   # The center of mass goes to 14.0, its mean over MNIST.
   corner = np.round(_SIDE / 2 - np.array(ndimage.center_of_mass(form)))
@@ -261,8 +251,8 @@ def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
   seen = np.zeros((_SIDE, _SIDE), np.uint8)
   seen[top : top + form.shape[0], left : left + form.shape[1]] = form
   # A tight crop touches opposite sides; a digit that is cut off does not.
-  sides = zip(box, part.shape, strict=True)
-  touches = [(x.start == 0, x.stop == size) for x, size in sides]
+  edges = zip(box, part.shape, strict=True)
+  touches = [(x.start == 0, x.stop == size) for x, size in edges]
   ends = columns.start, rows.start, columns.stop, rows.stop
   left, top, right, bottom = (round(x * side / max(part.shape)) for x in ends)
   is_cut = np.any(touches) and not np.all(touches, axis=1).any()
@@ -281,9 +271,9 @@ def _prior(
   sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) / side for d in digits]
   fill = np.mean([digit.seen.sum() for digit in digits]) / 255 / _BOX**2
   unusual = np.log(fill / 0.24) / 0.5  # MNIST's median, and 1.5 deviations.
-  at_edge = _AT_EDGE * _border(strokes).any()
   prominence = np.log(max(step, 1) * np.mean(sides) ** 2)
-  return float(prominence - unusual**2 / 2 - at_edge)
+  at_edge = _border(strokes).any()
+  return float(prominence - unusual**2 / 2 - _AT_EDGE * at_edge)
 
 
 def _otsu(x: np.ndarray) -> int:
@@ -297,7 +287,7 @@ def _otsu(x: np.ndarray) -> int:
 
 def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
   """Scales an image of bytes or of float32, keeping its aspect ratio."""
-  scale = longer_side / max(x.shape)
+  scale = longer_side / max(x.shape[:2])
   size = [max(1, round(n * scale)) for n in x.shape[1::-1]]
   return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC))
 
