@@ -136,8 +136,8 @@ def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields the paper, and a mask of what is narrow and lighter than it.
 
-  What may hide a digit is then removed, twice or, from small strokes, once: what
-  touches the edge or has something else inside, ruled lines, and what is faint.
+  What may hide a digit is then removed, twice or, from small strokes, once: all
+  that touches the edge or has something else inside, ruled lines, faint ink.
   """
   step = 1 + max(light.shape) // (_COARSE + 1)
   fine = np.ix_(*(np.arange(n) // step for n in light.shape))
