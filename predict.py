@@ -4,11 +4,12 @@
 
 Takes image files, folders and .npy arrays; - is standard input. Drawings and
 photographs of digits are first brought to MNIST's form: light ink on black,
-scaled and centered. Several digits in a row are read one by one, from left to
-right. A prediction is marked unsure if the ink touches the edge of the picture
-or sheet, if there is ink in more than 20 places, or if the probability is lower
-than for 98% of the run's validation images (if the run did not record that,
-lower than 0.5). With several --workdir, the runs' probabilities are averaged.
+scaled and centered. What is ink is the network's choice among a few candidates.
+Several digits in a row are read one by one, from left to right. A prediction is
+marked unsure if another candidate is nearly as likely and reads differently, if
+the digit seems cut off by the edge of the picture, or if the probability is
+lower than 0.5 or than for 98% of the run's validation images. With several
+--workdir, the runs' probabilities are averaged.
 From Python, `predictor(runs.open_run("runs/default"))(images)` takes arrays in
 MNIST's form.
 """
@@ -37,7 +38,7 @@ from sources import image_files
 from sources import photographs
 import steps
 
-_BATCH_SIZE = 100
+_BATCH_SIZE = 20  # About as many candidates as a picture has.
 _MAX_ON_SHEET = 50
 
 
@@ -77,6 +78,12 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
     return np.concatenate(probabilities)[: len(images)]
 
   return predict
+
+
+def ensemble(opened: list[runs.Run]) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a predictor with the mean probabilities of several runs."""
+  predictors = [predictor(run) for run in opened]
+  return lambda images: np.mean([each(images) for each in predictors], axis=0)
 
 
 def find(
@@ -150,9 +157,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-  args: argparse.Namespace, image_shape: tuple[int, int, int]
+  args: argparse.Namespace,
+  image_shape: tuple[int, int, int],
+  judge: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[list[Loaded], bool]:
   """Reads all images and reports those that cannot be read.
+
+  `judge` returns the probabilities of what may be digits.
 
   Returns:
     The digits, and whether all images could be read.
@@ -178,7 +189,7 @@ def load(
     for index, image in enumerate(images):
       member = f"{name}[{index}]" if len(images) > 1 else name
       try:
-        digits = _digits(image, image_shape, args)
+        digits = _digits(image, image_shape, args, judge)
       except ValueError as error:
         complain(member, error)
         continue
@@ -189,27 +200,27 @@ def load(
 
 
 def _digits(
-  image: np.ndarray, image_shape: tuple[int, int, int], args
+  image: np.ndarray, image_shape: tuple[int, int, int], args, judge
 ) -> list[photographs.Digit]:
   """Returns the digits in an image; with --raw, the image is one digit."""
   if args.raw:
     height, width = image.shape[:2]
     seen = to_network(image, image_shape, args.invert)
     return [photographs.Digit(seen, (0, 0, width, height))]
-  digits = photographs.find_digits(image, args.invert, args.single)
+  digits = photographs.find_digits(image, args.invert, args.single, judge)
   return [d._replace(seen=d.seen.reshape(image_shape)) for d in digits]
 
 
-def _doubts(
-  images: list[Loaded], probabilities: np.ndarray, usual: float
+def doubts_about(
+  digits: list[photographs.Digit], probabilities: np.ndarray, usual: float
 ) -> list[str]:
   """Returns why each prediction is unsure; "" if it is not."""
+  # Below one half, all other classes together are likelier.
+  is_low = probabilities.max(axis=1) < max(usual, 0.5)
+  low = "probability lower than usual for this network"
   return [
-    "; ".join(
-      [image.digit.doubt] * bool(image.digit.doubt)
-      + ["probability lower than usual for this network"] * bool(top < usual)
-    )
-    for image, top in zip(images, probabilities.max(axis=1), strict=True)
+    "; ".join([digit.doubt] * bool(digit.doubt) + [low] * bool(is_low))
+    for digit, is_low in zip(digits, is_low, strict=True)
   ]
 
 
@@ -245,12 +256,12 @@ def _print(
       )
 
 
-def _report(args, opened: list[runs.Run], images: list[Loaded]) -> None:
+def _report(args, opened: list[runs.Run], judge, images: list[Loaded]) -> None:
   """Prints the predictions and draws them if --sheet is given."""
   seen = np.stack([image.digit.seen for image in images])
-  probabilities = np.mean([predictor(run)(seen) for run in opened], axis=0)
+  probabilities = judge(seen)
   usual = float(np.mean([run.usual_probability for run in opened]))
-  doubts = _doubts(images, probabilities, usual)
+  doubts = doubts_about([image.digit for image in images], probabilities, usual)
   class_names = opened[0].class_names
   _print(images, probabilities, doubts, class_names, args.json)
   if not args.sheet:
@@ -327,12 +338,13 @@ def main() -> None:
         " can only be brought to mnist's form; --raw takes images of"
         f" {list(run.image_shape)} as they are"
       )
-    images, all_good = load(args, run.image_shape)
+    judge = ensemble(opened)
+    images, all_good = load(args, run.image_shape, judge)
     if images:
       # File names may have characters that the terminal cannot encode.
       if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-      _report(args, opened, images)
+      _report(args, opened, judge, images)
   sys.exit(0 if all_good else 1)
 
 

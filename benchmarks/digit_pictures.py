@@ -212,10 +212,151 @@ def colored(ink, rng):
   return _noisy(paper + ink * (color - paper), rng)
 
 
+def _turned(sheet: np.ndarray, around: np.ndarray, angle: float) -> np.ndarray:
+  """Turns a sheet so that slivers of what is around it show at the corners."""
+  image = Image.fromarray(np.uint8(np.clip(sheet, 0, 255)))
+  mask = Image.new("L", image.size, 255)
+  image, mask = (
+    x.rotate(angle, Image.Resampling.BICUBIC) for x in (image, mask)
+  )
+  share = np.asarray(mask, np.float32)[..., None] / 255
+  return np.asarray(image, np.float32) * share + around * (1 - share)
+
+
+def _lamplight(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+  """Returns a lamp's light, [height, width, 1], which falls off to one side."""
+  rows, columns = np.indices(shape) / max(shape)
+  center = rng.uniform(0.1, 0.9, 2)
+  distance = np.hypot(rows - center[0], columns - center[1])
+  return (1 - rng.uniform(0.3, 0.6) * distance**1.3)[..., None]
+
+
+def _written(
+  ink: np.ndarray, rng: np.random.Generator, height: int = 380, width: int = 480
+) -> np.ndarray:
+  """Puts a digit anywhere on a larger sheet, [height, width, 1]."""
+  side = int(rng.integers(130, min(230, width - 45)))
+  small = Image.fromarray(np.uint8(255 * np.clip(ink, 0, 1)))
+  small = small.resize((side, side), Image.Resampling.LANCZOS)
+  sheet = Image.new("L", (width, height))
+  left = int(rng.integers(20, width - side - 20))
+  sheet.paste(small, (left, int(rng.integers(20, height - side - 20))))
+  return np.asarray(sheet, np.float32)[..., None] / 255
+
+
+_PENS = np.array(
+  [(35, 35, 38), (38, 55, 130), (30, 40, 90), (150, 30, 40)], np.float32
+)
+
+
+def lamp(ink, rng):
+  """Draws pen on cream paper under a lamp, with slivers of the table."""
+  ink = _written(ink, rng)
+  paper = np.float32([240, 230, 205])
+  sheet = paper + ink * (_PENS[rng.integers(3)] - paper)
+  table = np.float32([(105, 65, 45), (45, 38, 36)])[rng.integers(2)]
+  angle = rng.choice([-1, 1]) * rng.uniform(2, 6)
+  image = _turned(sheet, table, angle) * _lamplight(ink.shape[:2], rng)
+  return _noisy(ndimage.gaussian_filter(image, (0.7, 0.7, 0)), rng)
+
+
+def whiteboard(ink, rng):
+  """Draws a marker on a glossy board, with a reflection and wiped-off ink."""
+  old = ndimage.gaussian_filter(np.roll(ink, 60, 1)[::-1], 9)
+  ink = _written(ink, rng)
+  board = np.float32([205, 210, 214])
+  pens = np.float32([(25, 25, 30), (30, 60, 170), (190, 35, 40), (20, 120, 60)])
+  pen = pens[rng.integers(4)]
+  image = board + 0.9 * ink * (pen - board)
+  old = np.asarray(Image.fromarray(old).resize(ink.shape[1::-1]))[..., None]
+  image += 0.15 * old * (pen - board)
+  rows, columns = np.indices(ink.shape[:2])
+  center = rng.uniform(0, 1, 2) * ink.shape[:2]
+  distance = np.hypot(rows - center[0], columns - center[1])[..., None]
+  glare = np.exp(-((distance / rng.uniform(40, 90)) ** 2))
+  image += 0.6 * glare * (255 - image)
+  if rng.random() < 0.5:
+    image[-int(rng.integers(8, 30)) :] = rng.uniform(90, 160)  # The tray.
+  return _noisy(image * _lamplight(ink.shape[:2], rng) ** 0.5, rng)
+
+
+def squared_lamp(ink, rng):
+  """Draws a pen on squared paper under a lamp, a little turned."""
+  ink = _written(ink, rng)
+  sheet = np.broadcast_to(np.float32([243, 240, 232]), (*ink.shape[:2], 3))
+  sheet = sheet.copy()
+  spacing, start = rng.integers(18, 36), rng.integers(0, 18)
+  for lines in (sheet[start::spacing], sheet[:, start::spacing]):
+    lines[:] = (165, 185, 215)
+  sheet = ndimage.gaussian_filter(sheet, (0.6, 0.6, 0))
+  sheet += ink * (_PENS[rng.integers(4)] - sheet)
+  image = _turned(sheet, np.float32([70, 50, 40]), rng.uniform(-4, 4))
+  return _noisy(image * _lamplight(ink.shape[:2], rng), rng)
+
+
+def receipt(ink, rng):
+  """Draws a pen on a receipt, a narrow strip with print at its top."""
+  width = int(rng.integers(240, 300))
+  ink = _written(ink, rng, 400, width)
+  paper = np.float32([232, 232, 236])
+  sheet = Image.fromarray(
+    np.uint8(paper + ink * (_PENS[rng.integers(4)] - paper))
+  )
+  draw = ImageDraw.Draw(sheet)
+  for row in range(2):
+    text = "".join(rng.choice(list("ABCDEHKLMNORSTU 0123"), 22))
+    draw.text((14, 4 + 11 * row), text, (120, 120, 130), font_size=9)
+  curl = 0.8 + 0.2 * np.sin(np.linspace(0.2, np.pi - 0.2, width))[:, None]
+  sheet = np.asarray(sheet, np.float32) * curl
+  wood = (
+    np.float32([92, 66, 48])
+    + ndimage.gaussian_filter(rng.normal(0, 50, (400, 480)), (1, 12))[..., None]
+  )
+  left = int(rng.integers(20, 460 - width))
+  image = wood.copy()
+  image[:, left : left + width] = sheet
+  return _noisy(ndimage.gaussian_filter(image, (0.6, 0.6, 0)), rng)
+
+
+def chalk(ink, rng):
+  """Draws grainy chalk on a dusty board."""
+  ink = _written(ink, rng)
+  grain = ndimage.gaussian_filter(rng.normal(0.75, 0.5, ink.shape), (1, 1, 0))
+  dust = ndimage.gaussian_filter(rng.normal(0, 1, ink.shape), (20, 20, 0))
+  board = np.float32([(38, 66, 54), (45, 47, 50)])[rng.integers(2)]
+  board = board + 16 * np.clip(dust / dust.std(), -1, 2)
+  image = board + ink * np.clip(grain, 0, 1) * (
+    np.float32([232, 232, 225]) - board
+  )
+  if rng.random() < 0.5:
+    image[: int(rng.integers(8, 30))] = (150, 110, 70)  # The wooden frame.
+  return _noisy(image, rng, 4)
+
+
+def screen(ink, rng):
+  """Draws a photographed screen: pixel pattern, bezel and a blue cast."""
+  ink = _written(ink, rng)
+  page, color = (245, 20) if rng.random() < 0.7 else (30, 235)
+  sheet = page + ink * np.float32([color - page] * 3)
+  rows, columns = np.indices(ink.shape[:2])
+  angle, period = rng.uniform(0, np.pi), rng.uniform(5, 14)
+  wave = np.cos(angle) * rows + np.sin(angle) * columns
+  sheet *= (1 + 0.06 * np.sin(2 * np.pi * wave / period))[..., None]
+  sheet *= np.float32([0.88, 0.95, 1])
+  bezel = int(rng.integers(0, 30))
+  if bezel:
+    sheet[-bezel:] = 15
+    if rng.random() < 0.5:
+      sheet[:, :bezel] = 15
+  image = _turned(sheet, np.float32([15, 15, 18]), rng.uniform(-3, 3))
+  return _noisy(ndimage.gaussian_filter(image, (0.8, 0.8, 0)), rng, 4)
+
+
 KINDS: dict[str, Callable] = {
   draw.__name__: draw
   for draw in (
     *(plain, tight, inverted, lined, squared, vignette, thin, faint, frame),
     *(cell, line_below, box, strip, table, lid, window, shadow, colored),
+    *(lamp, whiteboard, squared_lamp, receipt, chalk, screen),
   )
 }

@@ -8,7 +8,8 @@ and made to look like photographs of paper (uneven light, noise, blur, a few
 degrees of rotation); scikit-learn's `load_digits`, 1,797 handwritten digits of
 8x8 pixels; and MNIST's test digits in each kind of picture of
 digit_pictures.py. All are processed as predict.py would process a file; a
-picture in which more than one digit is found counts as wrong.
+picture in which more than one digit is found counts as wrong. Of wrong and of
+right pictures, it also counts those that predict.py would mark unsure.
 """
 
 import argparse
@@ -120,22 +121,27 @@ def main() -> None:
   shown: list[tuple] = []
   for name, (images, labels) in make_sets().items():
     digits = [
-      photographs.find_digits(image)
+      photographs.find_digits(image, judge=predictor)
       for image in tqdm.tqdm(images, desc=name, disable=None)
     ]
     seen = np.stack([found[0].seen[..., None] for found in digits])
     probabilities = predictor(seen)
     correct = probabilities.argmax(axis=1) == labels
     correct &= np.array([len(found) == 1 for found in digits])
+    first = [found[0] for found in digits]
+    doubts = predict.doubts_about(first, probabilities, run.usual_probability)
+    is_unsure = np.array(doubts) != ""
     result[name] = {
       "n": len(labels),
       "accuracy": float(correct.mean()),
+      "unsure_of_wrong": f"{is_unsure[~correct].sum()} of {(~correct).sum()}",
+      "unsure_of_right": f"{is_unsure[correct].sum()} of {correct.sum()}",
       "accuracy_by_class": {
         str(digit): float(correct[labels == digit].mean())
         for digit in range(10)
       },
     }
-    print(f"{name}: {correct.mean():.4f} of {len(labels)}")
+    print({name: list(result[name].values())[:4]})
     index = np.random.default_rng(len(shown)).integers(len(labels))
     title = f"{name.split(',')[0]}: {labels[index]}"
     box = digits[index][0].box

@@ -12,7 +12,6 @@ from PIL import Image
 from PIL import ImageOps
 
 from sources import photographs
-from sources import sheets
 
 # Formats decoded in this process; for others, Pillow may start other programs.
 _FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF HEIF".split()
@@ -205,7 +204,7 @@ def _flatten(rgba: np.ndarray) -> np.ndarray:
   alpha = alpha / max(alpha.max(), 1)  # Makes faint ink opaque.
   visible = photographs.to_gray(rgb)[alpha[..., 0] > 0.5]
   background = 255.0
-  if visible.size and np.ptp(visible) > 2 * sheets.MIN_CONTRAST:
+  if visible.size and np.ptp(visible) > 2 * photographs.MIN_CONTRAST:
     background = np.median(visible)  # The image has its own paper.
   elif visible.size and visible.mean() > 127:
     background = 0.0

@@ -1,33 +1,47 @@
-"""Finds digits in drawings and photographs; converts them to MNIST's form."""
+"""Finds digits in drawings and photographs; converts them to MNIST's form.
 
+No rule tells ink from a shadow, a ruled line or a table in every picture. So
+there are a few candidates for the ink, and a network judges which looks right.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from sources import sheets
-
+MIN_CONTRAST = 20.0  # Between ink and paper, out of 255.
 _SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
-_MAX_SIDE = 400  # Pictures are shrunk to this; more detail only takes time.
-_COARSE_SIDE = 100  # For a square; enough to tell a sheet from the background.
+_MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
 _MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
+_SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
+_SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
+_MAX_CANDIDATES = 6  # Per picture; more read no kind of picture better.
+_COARSE = 140  # Pixels per side that are enough to tell ink from surroundings.
+# Weights of a logistic regression on such pictures, rounded. Doubling or
+# halving one of them changes less than one reading in a hundred.
+_TRUST, _AT_EDGE = 4, 2
+_CLOSE = np.log(5)  # A fifth as likely as the best is too likely to ignore.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
+_EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
 
 
 class Digit(NamedTuple):
-  """A digit found in a picture.
+  """A digit found in a picture."""
 
-  Attributes:
-    seen: the digit in MNIST's form, uint8 [28, 28].
-    box: (left, top, right, bottom), in pixels of the picture.
-    doubt: why it may not be a digit or may be only part of one; empty if there
-      is no doubt.
-  """
+  seen: np.ndarray  # In MNIST's form: uint8 [28, 28].
+  box: tuple[int, int, int, int]  # Left, top, right, bottom, in the picture.
+  doubt: str = ""  # Why it may be another digit, if there is a reason.
 
-  seen: np.ndarray
-  box: tuple[int, int, int, int]
-  doubt: str = ""
+
+class Candidate(NamedTuple):
+  """What may be the digits of a picture, from left to right."""
+
+  digits: list[Digit]
+  is_dark: bool  # Whether the ink is darker than the paper.
+  prior: float  # The logarithm of how likely it is before a network has judged.
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -37,290 +51,250 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
-  """Converts an image of one digit to MNIST's form, uint8 [28, 28].
-
-  The arguments and errors are those of `find_digits`.
-  """
-  (digit,) = find_digits(image, invert, is_single=True)
-  return digit.seen
+  """Converts an image of one digit to MNIST's form, uint8 [28, 28]."""
+  return find_digits(image, invert, is_single=True)[0].seen
 
 
 def find_digits(
-  image: np.ndarray, invert: str = "auto", is_single: bool = False
+  image: np.ndarray,
+  invert: str = "auto",
+  is_single: bool = False,
+  judge: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Digit]:
   """Finds the digits in a row, left to right, and puts them in MNIST's form.
-
-  MNIST's authors scaled each digit to fit into 20x20 pixels, keeping its aspect
-  ratio, and put its center of mass at the center of 28x28 pixels, with light
-  ink on black: http://yann.lecun.com/exdb/mnist/. Before doing the same, this
-  removes uneven light, specks, ruled lines and the surroundings of the sheet.
 
   Args:
     image: uint8 [height, width] or [height, width, 3].
     invert: "yes" if the ink is darker than the paper, "no" if it is lighter,
       "auto" to find out.
     is_single: whether all ink belongs to one digit.
+    judge: returns the probabilities, [n, classes], of images uint8 [n, 28, 28,
+      1]. Without it, what stands out most is taken for the ink.
 
   Raises:
     ValueError: if there is no ink.
   """
-  ink, at_edge = _find_ink(image, invert)
-  parts = [ink > 0] if is_single else _separate(ink > 0)
-  doubt = ""
-  if len(parts) > _MAX_DIGITS:
-    doubt = f"ink in {len(parts)} places"
-    parts = [ink > 0]
-  scale = np.array(image.shape[:2]) / ink.shape
-  digits = []
-  for part in parts:
-    box = sheets.bounding_box(part)
-    digit = _resize(np.where(part, ink, 0)[box], _BOX)
-    seen = _center(np.clip(digit / digit.max(), 0, 1))
-    top, bottom = np.round(scale[0] * np.array([box[0].start, box[0].stop]))
-    left, right = np.round(scale[1] * np.array([box[1].start, box[1].stop]))
-    corners = int(left), int(top), int(right), int(bottom)
-    touches = (part & at_edge).any()
-    why = doubt or ("ink touches the edge" if touches else "")
-    digits.append(Digit(seen, corners, why))
-  return digits
+  found = _candidates(image, invert, is_single)
+  if not judge:
+    return found[0].digits
+  seen = np.stack([digit.seen for each in found for digit in each.digits])
+  ends = np.cumsum([len(each.digits) for each in found])
+  rows = np.split(judge(seen[..., None]), ends[:-1])
+  sure = np.array([np.log(row.max(axis=1) + 1e-9).mean() for row in rows])
+  scores = _TRUST * sure + [each.prior for each in found]
+  readings = ["".join(map(str, row.argmax(axis=1))) for row in rows]
+  best, *others = np.argsort(-scores, kind="stable")
+  for i in others:
+    if readings[i] != readings[best] and scores[i] > scores[best] - _CLOSE:
+      option = "if cropped to its digits"
+      if found[i].is_dark != found[best].is_dark:
+        option = f"with --invert={'yes' if found[i].is_dark else 'no'}"
+      doubt = f"could be {readings[i]} {option}"
+      return [digit._replace(doubt=doubt) for digit in found[best].digits]
+  return found[best].digits
+
+
+def _candidates(
+  image: np.ndarray, invert: str, is_single: bool
+) -> list[Candidate]:
+  """Returns what `find_digits` chooses from, the most prominent first."""
+  result: dict[bytes, Candidate] = {}
+  side = max(image.shape[:2])
+  polarities = {"auto": (True, False), "yes": (True,), "no": (False,)}[invert]
+  for view, smooth in _views(image):
+    across = 3 + 2 * (max(view.shape) // 100)  # A blurred outline.
+    steps = ndimage.morphological_gradient(smooth, across)
+    for is_dark in polarities:
+      light, even = (255 - view, 255 - smooth) if is_dark else (view, smooth)
+      for paper, strokes in _strokes(even):
+        # In shadow, ink of the same darkness has less contrast.
+        gain = 255 / np.maximum(255 - paper, MIN_CONTRAST) if is_dark else 1
+        ink = _ink(np.maximum(light - paper, 0) * gain, strokes)
+        parts = [ink > 0] if is_single else _separate(ink > 0)
+        digits = [_digit(ink, part, side) for part in parts if part.any()]
+        key = b"".join(digit.seen.tobytes() for digit in digits)
+        if digits and key not in result:
+          prior = _prior(digits, strokes & np.any(parts, axis=0), steps, side)
+          result[key] = Candidate(digits, is_dark, prior)
+  if not result:
+    raise ValueError("has no ink")
+  return sorted(result.values(), key=lambda each: -each.prior)[:_MAX_CANDIDATES]
+
+
+def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns the luma and the least similar channel, each with a smooth copy."""
+  image = _resize(image, min(_MAX_SIDE, max(image.shape[:2])))
+  views = [to_gray(image)]
+  if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
+    views += [*np.moveaxis(image.astype(np.float32), -1, 0)]
+  sigma = max(views[0].shape) / 200  # Enough against noise, less than a stroke.
+  smooth = [ndimage.gaussian_filter(view, sigma) for view in views]
+  differs = [np.ptp(each - smooth[0]) for each in smooth]
+  return [(views[i], smooth[i]) for i in sorted({0, int(np.argmax(differs))})]
+
+
+def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the paper, and a mask of what is narrow and lighter than it.
+
+  What may hide a digit is then removed, twice or, from small strokes, once: all
+  that touches the edge or has something else inside, ruled lines, faint ink.
+  """
+  step = 1 + max(light.shape) // (_COARSE + 1)
+  fine = np.ix_(*(np.arange(n) // step for n in light.shape))
+  light = light[::step, ::step]
+  waiting, known = [], set()
+  for times, share in enumerate(_SHARES):
+    width = max(8, int(share * max(light.shape)))  # Pixels; 8 in tiny pictures.
+    paper = ndimage.grey_opening(light, [min(n, width) for n in light.shape])
+    waiting.append((paper, np.maximum(light - paper, 0), times))
+  for paper, contrast, times in waiting:  # More are added meanwhile.
+    if contrast.max() < MIN_CONTRAST:
+      continue
+    labels, _ = ndimage.label(contrast > _otsu(contrast), _EIGHT)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    labels[(sizes <= _SPECK * sizes.max())[labels]] = 0
+    strokes = labels > 0
+    if strokes.tobytes() in known:
+      continue
+    known.add(strokes.tobytes())
+    yield paper[fine], strokes[fine]
+    if times == 2:
+      continue
+    faint = strokes & (contrast <= _otsu(contrast[strokes]))
+    faint &= faint.sum() > strokes.sum() / 2  # Otherwise, these are soft edges.
+    around = (_border(labels), [*_enclosing(labels)])
+    parts = [_grown(np.isin(labels, x) & strokes, 2) for x in around]
+    for each in (*parts, _lines(strokes), faint):  # Parts have soft edges.
+      if each.any():
+        waiting.append((paper, np.where(each, 0, contrast), times + 1))
+
+
+def _enclosing(labels: np.ndarray) -> Iterator[int]:
+  """Yields the labels of the parts that have another part inside."""
+  for label, box in enumerate(ndimage.find_objects(labels), 1):
+    if box:  # It is not a speck.
+      part = labels[box] == label
+      others = (labels[box] > 0) & ~part
+      if others.any() and (others & ndimage.binary_fill_holes(part)).any():
+        yield label
+
+
+def _lines(strokes: np.ndarray) -> np.ndarray:
+  """Returns the thin lines from edge to edge, but not where ink crosses."""
+  lines = np.zeros_like(strokes)
+  thick = 1 + max(strokes.shape) // 25  # More than a ruler's line, or a box's.
+  for mask, out in ((strokes, lines), (strokes.T, lines.T)):
+    length = int(0.9 * mask.shape[1])  # Its ends may be faint.
+    if mask.sum(axis=1).max() >= length:
+      long = ndimage.grey_opening(mask, (1, length), mode="constant")
+      thin = long & ~ndimage.grey_opening(long, (thick, 1), mode="constant")
+      thin = ndimage.maximum_filter(thin, (3, 1)) & mask
+      out |= thin & ~ndimage.grey_closing(mask & ~thin, (thick + 2, 1))
+  return lines
+
+
+def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
+  """Returns how much of each pixel is ink, 0 to 1: 0 away from the strokes."""
+  near = _grown(strokes, 1 + max(contrast.shape) // 100)
+  paper = 0 if near.all() else np.median(contrast[~near][::8])  # A sample.
+  high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
+  low = paper + (high - paper) / 8  # As in exporting/page.html.
+  return near * np.clip((contrast - low) / max(high - low, 1), 0, 1)
 
 
 def _separate(ink: np.ndarray) -> list[np.ndarray]:
-  """Returns the ink of each digit in a row, [height, width], from the left.
+  """Returns the mask of each digit in a row, [height, width], from the left.
 
   A part of the ink belongs to a digit nearby if it is above, below or inside
-  it, or small. A small part with no digit nearby is dropped.
+  it, or small, as the bar of a five is. Other small parts are dropped.
   """
-  height = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
-  near = ndimage.binary_dilation(ink, iterations=1 + height // 40)
-  labels, count = ndimage.label(near, sheets.EIGHT)
-  parts = [ink & (labels == label) for label in range(1, count + 1)]
-  parts = [part for part in parts if part.any()]
-  if len(parts) > 10 * _MAX_DIGITS:
-    return parts
-  boxes = [sheets.bounding_box(part) for part in parts]
-  order = sorted(range(len(parts)), key=lambda i: -_height(boxes[i]))
-  tallest = _height(boxes[order[0]])
-  digits: list[np.ndarray] = []
-  digit_boxes: list[tuple[slice, slice]] = []
-  for i in order:
-    is_small = _height(boxes[i]) < 0.4 * tallest
-    gaps = [_gap(boxes[i], other, is_small) for other in digit_boxes]
-    if gaps and min(gaps) < 0.4 * tallest:
-      nearest = int(np.argmin(gaps))
-      digits[nearest] = digits[nearest] | parts[i]
-      digit_boxes[nearest] = sheets.bounding_box(digits[nearest])
-    elif not is_small:
-      digits.append(parts[i])
-      digit_boxes.append(boxes[i])
-  lefts = [box[1].start for box in digit_boxes]
-  return [digits[i] for i in np.argsort(lefts, kind="stable")]
+  height = ink.any(axis=1).sum()
+  labels, count = ndimage.label(_grown(ink, 1 + height // 40), _EIGHT)
+  if not 1 < count <= 10 * _MAX_DIGITS:
+    return [ink]
+  labels[~ink] = 0
+  boxes = ndimage.find_objects(labels)
+  starts = np.array([[side.start for side in box] for box in boxes])
+  stops = np.array([[side.stop for side in box] for box in boxes])
+  heights = (stops - starts)[:, 0]
+  near = 0.4 * heights.max()
+  digits: list[int] = []
+  for i in np.argsort(-heights, kind="stable"):
+    sizes = stops - starts
+    apart = np.maximum(starts[i], starts[digits])
+    apart -= np.minimum(stops[i], stops[digits])
+    is_above = -apart[:, 1] >= 0.5 * np.minimum(sizes[i, 1], sizes[digits, 1])
+    gaps = np.hypot(*np.maximum(apart, 0).T)
+    if heights[i] >= near:
+      gaps[~is_above] = np.inf  # It is a digit of its own.
+    if gaps.min(initial=np.inf) < near:
+      digit = digits[gaps.argmin()]
+      labels[labels == i + 1] = digit + 1
+      starts[digit] = np.minimum(starts[digit], starts[i])
+      stops[digit] = np.maximum(stops[digit], stops[i])
+    elif heights[i] >= near:
+      digits.append(i)
+  digits.sort(key=lambda digit: starts[digit, 1])
+  is_row = len(digits) <= _MAX_DIGITS
+  return [labels == digit + 1 for digit in digits] if is_row else [ink]
 
 
-def _gap(a, b, is_small: bool) -> float:
-  """Returns how far part a is from digit b; infinity if a is a digit beside b.
-
-  Both are bounding boxes.
-  """
-  across = min(a[1].stop, b[1].stop) - max(a[1].start, b[1].start)
-  down = min(a[0].stop, b[0].stop) - max(a[0].start, b[0].start)
-  narrower = min(box[1].stop - box[1].start for box in (a, b))
-  if not is_small and across < 0.5 * narrower:
-    return np.inf
-  return np.hypot(max(-across, 0), max(-down, 0))
-
-
-def _height(box: tuple[slice, slice]) -> int:
-  return box[0].stop - box[0].start
-
-
-def _find_ink(image: np.ndarray, invert: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns how much of each pixel is ink, 0 to 1, and the edge of the sheet.
-
-  Both are [height, width], with at most 400 pixels per side.
-  """
-  x = _best_channel(image)
-  sheet = None
-  if min(x.shape) >= sheets.MIN_SIDE:
-    sheet = sheets.find(_coarse(x))
-  is_dark = sheet.has_dark_ink if sheet else _has_dark_ink(x)
-  if invert != "auto":
-    is_dark = invert == "yes"
-    sheet = sheet if sheet and sheet.has_dark_ink == is_dark else None
-  within = np.ones(x.shape, bool)
-  if sheet and sheet.hull.mean() < 0.97:
-    x, within = sheets.with_paper_around(x, sheet)
-  box = sheets.bounding_box(within)
-  x = 255 - x[box] if is_dark else x[box]
-  contrast = _on_sheet(x, is_dark) if sheet else _without_surroundings(x)
-  ink = np.zeros(within.shape, np.float32)
-  ink[box] = _clean(contrast)
-  width = 1 + (max(within.shape) > _COARSE_SIDE)
-  inner = ndimage.binary_erosion(within, iterations=width)
-  return ink, within & ~inner
+def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
+  """Puts a part of the ink of a picture with this side in MNIST's form."""
+  box = rows, columns = ndimage.find_objects(part.astype(np.uint8))[0]
+  form = _resize(ink[box] * part[box], _BOX)
+  form = np.round(255 * np.clip(form / form.max(), 0, 1))
+  # The center of mass goes to 14.0, its mean over MNIST.
+  corner = np.round(_SIDE / 2 - np.array(ndimage.center_of_mass(form)))
+  top, left = np.clip(corner, 0, _SIDE - np.array(form.shape)).astype(int)
+  seen = np.zeros((_SIDE, _SIDE), np.uint8)
+  seen[top : top + form.shape[0], left : left + form.shape[1]] = form
+  # A tight crop touches opposite sides; a digit that is cut off does not.
+  edges = zip(box, part.shape, strict=True)
+  touches = [(x.start == 0, x.stop == size) for x, size in edges]
+  ends = columns.start, rows.start, columns.stop, rows.stop
+  left, top, right, bottom = (round(x * side / max(part.shape)) for x in ends)
+  is_cut = np.any(touches) and not np.all(touches, axis=1).any()
+  doubt = "ink touches the edge" if is_cut else ""
+  return Digit(seen, (left, top, right, bottom), doubt)
 
 
-def _clean(contrast: np.ndarray) -> np.ndarray:
-  """Returns how much of each pixel is ink, 0 to 1, without lines and specks."""
-  smooth = sheets.smoothed(contrast)
-  if smooth.max() < sheets.MIN_CONTRAST:
-    raise ValueError("has no ink")
-  threshold = sheets.otsu(smooth)
-  strokes = _without_specks(_without_lines(smooth > threshold))
-  width = 1 + max(contrast.shape) // 100
-  near = ndimage.binary_dilation(strokes, iterations=width)
-  # As in MNIST, paper becomes 0, however noisy, and half of the ink becomes 1.
-  far = contrast[~near & (smooth <= threshold)]
-  paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 0)
-  high = np.median(contrast[strokes])
-  # Without noise, low is an eighth of high, as in exporting/page.html.
-  low = max(paper + threshold / 4, noise) if noise else high / 8
-  ink = np.clip((contrast - low) / max(high - low, 1), 0, 1)
-  ink[~near] = 0
-  if not ink.any():
-    raise ValueError("has no ink that stands out from its noise")
-  return ink
+def _prior(
+  digits: list[Digit], strokes: np.ndarray, steps: np.ndarray, side: int
+) -> float:
+  """Returns how likely strokes are to be digits: large, clear, not solid."""
+  outline = strokes & ~ndimage.binary_erosion(strokes)
+  # Ink ends all around. Light and the paper between strokes do not, so what
+  # counts is how much the weakest tenth of the outline stands out.
+  step = np.percentile(steps[outline], 10) if outline.any() else 0
+  sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) / side for d in digits]
+  fill = np.mean([digit.seen.sum() for digit in digits]) / 255 / _BOX**2
+  unusual = np.log(fill / 0.24) / 0.5  # MNIST's median, and 1.5 deviations.
+  prominence = np.log(max(step, 1) * np.mean(sides) ** 2)
+  at_edge = _border(strokes).any()
+  return float(prominence - unusual**2 / 2 - _AT_EDGE * at_edge)
 
 
-def _best_channel(image: np.ndarray) -> np.ndarray:
-  """Returns the luma, or a color channel if ink stands out much more in it."""
-  gray = _shrink(to_gray(image), _MAX_SIDE)
-  if image.ndim == 2 or np.ptp(image, axis=-1).max() < sheets.MIN_CONTRAST:
-    return gray
-  colors = np.moveaxis(image.astype(np.float32), -1, 0)
-  channels = [gray, *(_shrink(color, _MAX_SIDE) for color in colors)]
-  coarse = [_coarse(channel) for channel in channels]
-  peaks = [
-    max(sheets.relief_of(x).max(), sheets.relief_of(255 - x).max())
-    for x in coarse
-  ]
-  if max(peaks) < sheets.MIN_CONTRAST:  # The ink may reach from edge to edge.
-    peaks = [np.ptp(sheets.smoothed(x)) for x in coarse]
-  peaks[0] *= 1.5
-  return channels[int(np.argmax(peaks))]
-
-
-def _on_sheet(x: np.ndarray, is_dark: bool) -> np.ndarray:
-  """Returns the contrast of ink, corrected for shadows if the ink was dark.
-
-  Args:
-    x: [height, width], with light ink.
-    is_dark: whether x is the negative of a picture with dark ink.
-  """
-  paper = sheets.paper_of(x)
-  contrast = np.maximum(x - paper, 0)
-  if not is_dark:
-    return contrast
-  light = np.maximum(255 - paper, 1)
-  return contrast * np.clip(light.max() / light, 1, 2.5)
-
-
-def _without_surroundings(x: np.ndarray) -> np.ndarray:
-  """Returns the contrast of light ink that may touch the edges.
-
-  Parts that only run along an edge, such as a frame, are left out.
-  """
-  inner = np.maximum(x - sheets.paper_of(x), 0)
-  whole = np.maximum(x - sheets.paper_of(x, reaches_out=False), 0)
-  smooth = sheets.smoothed(whole)
-  if (
-    smooth.max() < sheets.MIN_CONTRAST
-    or sheets.smoothed(inner).max() < sheets.MIN_CONTRAST
-  ):
-    return whole
-  labels, count = ndimage.label(smooth > sheets.otsu(smooth), sheets.EIGHT)
-  index = np.arange(1, count + 1)
-  share = ndimage.sum(inner, labels, index) / np.maximum(
-    ndimage.sum(whole, labels, index), 1
-  )
-  digit = index[np.isin(index, sheets.border(labels)) & (share >= 0.3)]
-  width = 1 + max(x.shape) // 100
-  digit = ndimage.binary_dilation(np.isin(labels, digit), iterations=width)
-  return np.where(digit, whole, inner)
-
-
-def _without_lines(strokes: np.ndarray) -> np.ndarray:
-  """Removes thin straight lines from edge to edge, except where ink crosses."""
-  if min(strokes.shape) < sheets.MIN_SIDE:
-    return strokes
-  rest = _without_rows(_without_rows(strokes).T).T
-  return rest if rest.any() else strokes
-
-
-def _without_rows(strokes: np.ndarray) -> np.ndarray:
-  """Removes lines from left to right that have the slope of the longest line.
-
-  This is a Hough transform: a line's length is the pixel count of its level.
-  """
-  width = strokes.shape[1]
-  rows, columns = np.nonzero(strokes)
-  best: np.ndarray = np.zeros(1)
-  for slope in np.linspace(-0.08, 0.08, 3 + 2 * round(0.08 * width)):
-    levels = np.round(rows - slope * columns).astype(int) + width
-    counts = np.bincount(levels)
-    if counts.max(initial=0) > best.max():
-      best, level = counts, levels
-  rest = strokes.copy()
-  bands, count = ndimage.label(best > 0.6 * width)
-  for (band,) in ndimage.find_objects(bands, count):
-    thickness = band.stop - band.start
-    is_thin = thickness <= 2 + max(strokes.shape) // 25
-    if not is_thin or best[band].max() < 0.85 * width:
-      continue
-    first, stop = band.start - 2, band.stop + 2  # Includes the soft edges.
-    in_line = (level >= first) & (level < stop)
-    beside = (level >= first - 2) & (level < stop + 2) & ~in_line
-    is_crossed = np.zeros(width + 2, bool)
-    for shift in range(3):
-      is_crossed[columns[beside] + shift] = True
-    gone = in_line & ~is_crossed[columns + 1]
-    rest[rows[gone], columns[gone]] = False
-  return rest
-
-
-def _coarse(x: np.ndarray) -> np.ndarray:
-  return _shrink(x, round(_COARSE_SIDE * (max(x.shape) / min(x.shape)) ** 0.5))
-
-
-def _shrink(x: np.ndarray, longer_side: int) -> np.ndarray:
-  return _resize(x, longer_side) if max(x.shape) > longer_side else x
-
-
-def _center(digit: np.ndarray) -> np.ndarray:
-  """Returns a uint8 [28, 28] image with the center of mass at its center."""
-  center = _SIDE / 2  # The mean over MNIST is 14.0, not 13.5.
-  height, width = digit.shape
-  top, left = (
-    int(np.clip(round(center - mass), 0, _SIDE - size))
-    for mass, size in zip(
-      ndimage.center_of_mass(digit), digit.shape, strict=True
-    )
-  )
-  image = np.zeros((_SIDE, _SIDE), np.uint8)
-  image[top : top + height, left : left + width] = np.round(digit * 255)
-  return image
+def _otsu(x: np.ndarray) -> int:
+  """Returns the threshold between two classes of bytes (Otsu, 1979)."""
+  counts = np.bincount(np.uint8(x).ravel(), minlength=256)
+  below, sums = np.cumsum(counts), np.cumsum(counts * np.arange(256))
+  above = x.size - below
+  gap = sums / np.maximum(below, 1) - (sums[-1] - sums) / np.maximum(above, 1)
+  return int(np.argmax(below * above * gap**2))
 
 
 def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
-  """Scales an image, keeping its aspect ratio."""
-  scale = longer_side / max(x.shape)
-  height, width = (max(1, round(n * scale)) for n in x.shape)
-  image = Image.fromarray(np.asarray(x, np.float32))
-  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+  """Scales an image of bytes or of float32, keeping its aspect ratio."""
+  scale = longer_side / max(x.shape[:2])
+  size = [max(1, round(n * scale)) for n in x.shape[1::-1]]
+  return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC))
 
 
-def _has_dark_ink(x: np.ndarray) -> bool:
-  """Returns whether what differs most from the border is darker than it."""
-  paper = np.median(sheets.border(x))
-  # Not percentiles: they would miss a thin stroke, which has few pixels.
-  smooth = sheets.smoothed(x)
-  low, high = smooth.min(), smooth.max()
-  return paper - low > high - paper
+def _grown(mask: np.ndarray, width: int) -> np.ndarray:
+  return ndimage.maximum_filter(mask, 2 * width + 1) if mask.any() else mask
 
 
-def _without_specks(mask: np.ndarray) -> np.ndarray:
-  """Removes the connected parts that are tiny compared with the largest."""
-  parts, _ = ndimage.label(mask, sheets.EIGHT)
-  sizes = np.bincount(parts.ravel())
-  sizes[0] = 0
-  return (sizes > 0.05 * sizes.max())[parts]
+def _border(x: np.ndarray) -> np.ndarray:
+  return np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])

@@ -393,7 +393,8 @@ def test_several_digits_are_read_one_by_one(
   left, right = map(json.loads, capsys.readouterr().out.splitlines())
   assert [(x["part"], x["parts"]) for x in (left, right)] == [(1, 2), (2, 2)]
   assert left["box"][2] < 280 < right["box"][0]
-  assert left["unsure"] is None and right["unsure"] is None
+  low = "probability lower than usual for this network"
+  assert {left["unsure"], right["unsure"]} <= {None, low}
   draw = mock.Mock(wraps=figures.predictions)
   monkeypatch.setattr(figures, "predictions", draw)
   sheet = tmp_path / "sheet.png"
@@ -409,7 +410,7 @@ def test_several_digits_are_read_one_by_one(
     ]
   *_, boxes, doubts = draw.call_args.args
   assert boxes == [tuple(left["box"]), tuple(right["box"])]
-  assert doubts == ["", ""]
+  assert doubts == [left["unsure"] or "", right["unsure"] or ""]
   assert_not_blank(sheet)
   assert predict_in_process(monkeypatch, *args, "--single", "--json") == 0
   (single,) = capsys.readouterr().out.splitlines()
@@ -425,6 +426,50 @@ def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
   assert predict_in_process(monkeypatch, *args) == 0
   record = json.loads(capsys.readouterr().out)
   assert f"unsure: {record['unsure']}" == doubt
+
+
+def test_another_likely_reading_is_told_with_the_option_that_picks_it(
+  tiny_run, tmp_path, monkeypatch, capsys
+):
+  """A dark nought has something light inside, which runs may take for a 1."""
+  picture = np.full((280, 280), 128, np.uint8)
+  rows, columns = np.indices(picture.shape) - 140
+  picture[np.abs(np.hypot(rows / 1.2, columns) - 95) < 12] = 28
+  picture[90:190, 132:148] = 228
+  Image.fromarray(picture).save(tmp_path / "0.png")
+
+  def read(sure, *options):
+    def predictor(run):
+      share = sure + differences.pop()
+
+      def predict_all(images):
+        rows = np.zeros((len(images), 10))
+        has_center = images[:, 14, 14, 0] > 0
+        rows[:, :3] = 0.5, 0.3, 0.2
+        rows[has_center, :3] = 1 - share, share, 0
+        return rows
+
+      return predict_all
+
+    differences = [0.1, -0.1]  # Both runs judge together.
+    monkeypatch.setattr(predict, "predictor", predictor)
+    args = [f"--workdir={tiny_run}"] * 2 + ["--json", tmp_path / "0.png"]
+    monkeypatch.setattr(runs.Run, "usual_probability", 0.0)
+    assert predict_in_process(monkeypatch, *args, *options) == 0
+    record = json.loads(capsys.readouterr().out)
+    return record["class"], record["unsure"]
+
+  assert read(0.55) == ("0", None)
+  assert read(0.8) == ("0", "could be 1 with --invert=no")
+  assert read(0.8, "--invert=no") == ("1", None)
+
+
+def test_less_than_one_half_is_unsure():
+  rows = np.array([[0.45, 0.3, 0.25], [0.55, 0.45, 0.0]])
+  digits = [photographs.Digit(np.zeros((28, 28)), (0, 0, 1, 1))] * 2
+  low = "probability lower than usual for this network"
+  assert predict.doubts_about(digits, rows, usual=0.2) == [low, ""]
+  assert predict.doubts_about(digits, rows, usual=0.6) == [low, low]
 
 
 def test_several_runs_are_an_ensemble(
