@@ -49,27 +49,41 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
     run: from `runs.open_run`.
 
   Returns:
-    A function from uint8 images [n, *run.image_shape], [n, 28, 28, 1] for
-    MNIST, to the probabilities of run.class_names, float32 [n, classes]. It
-    raises ValueError if the images have another shape or dtype.
+    A function from images to the probabilities of run.class_names, float32 [n,
+    classes]. The images are uint8 or floats in [0, 1], [n, *run.image_shape];
+    one image needs no n, and gray ones no channels, so MNIST's are [n, 28, 28,
+    1], [n, 28, 28] or [28, 28]. It raises ValueError if they are not.
   """
+  shape = run.image_shape
+  of_one = (shape, shape[:2]) if shape[2] == 1 else (shape,)
 
   @compiling.jit
   def predict_batch(state, images):
-    return jax.nn.softmax(
-      steps.eval_step(state, input_pipeline.to_float(images))
-    )
+    if images.dtype == np.uint8:
+      images = input_pipeline.to_float(images)
+    return jax.nn.softmax(steps.eval_step(state, images))
 
   def predict(images):
     images = np.asarray(images)
-    if images.shape[1:] != run.image_shape or images.dtype != np.uint8:
+    if images.shape in of_one:
+      images = images[None]
+    if images.dtype.kind == "f" and images.size:
+      low, high = images.min(), images.max()
+      if not (low >= 0 and high <= 1):  # Also true for NaN.
+        raise ValueError(f"images are from {low} to {high}; must be in [0, 1]")
+      images = images.astype(np.float32)
+    if images.shape[1:] not in of_one or images.dtype not in (
+      np.uint8,
+      np.float32,
+    ):
       raise ValueError(
-        f"images are {images.dtype} {list(images.shape)}; must be uint8 [n,"
-        f" {', '.join(map(str, run.image_shape))}]"
+        f"images are {images.dtype} {list(images.shape)}; must be uint8 or"
+        f" floats in [0, 1], [n, {', '.join(map(str, shape))}]"
       )
+    images = images.reshape(-1, *shape)
     # Only full batches: another size would have to be compiled too.
     padded = -(-len(images) // _BATCH_SIZE) * _BATCH_SIZE or _BATCH_SIZE
-    batches = np.zeros((padded, *run.image_shape), np.uint8)
+    batches = np.zeros((padded, *shape), images.dtype)
     batches[: len(images)] = images
     probabilities = [
       np.asarray(predict_batch(run.state, batches[start : start + _BATCH_SIZE]))

@@ -9,6 +9,7 @@ from conftest import read_jsonl
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto import plugin_hparams_pb2
 import tqdm
 
 from configs import default
@@ -148,7 +149,7 @@ def test_the_time_left_is_estimated_from_this_start(
 def test_hparams_begin_with_what_differs_from_the_defaults(tiny_run):
   """TensorBoard shows only the first few."""
   found = [
-    plugin_data_pb2.HParamsPluginData.FromString(
+    plugin_hparams_pb2.HParamsPluginData.FromString(
       value.metadata.plugin_data.content
     )
     for event in read_events(tiny_run)
