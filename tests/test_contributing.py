@@ -37,7 +37,7 @@ def changes(is_residual):
 def copy(request, tmp_path):
   """A copy of the project without data, with the changes applied."""
   copy = tmp_path / "copy"
-  for pattern in ("*.py", "*/*.py"):
+  for pattern in ("*.py", "*/*.py", "exporting/*.html"):
     for path in PROJECT.glob(pattern):
       target = copy / path.relative_to(PROJECT)
       target.parent.mkdir(parents=True, exist_ok=True)

@@ -95,15 +95,25 @@ def test_arrays_of_another_shape_or_dtype_are_refused(tiny_run, mnist):
   assert (none.shape, none.dtype) == ((0, 10), np.float32)
   images = np.asarray(pixels(mnist.test)[:3])
   for wrong, found in (
-    (images[..., 0], r"uint8 \[3, 28, 28\]"),
-    (images[0], r"uint8 \[28, 28, 1\]"),
-    (images[:, :14], r"uint8 \[3, 14, 28, 1\]"),
-    (images / 255, r"float64 \[3, 28, 28, 1\]"),
-    (images.tolist(), r"int64 \[3, 28, 28, 1\]"),
+    (images[:, :14], r"uint8 \[3, 14, 28, 1\]; must be uint8 or floats in"),
+    (images[0, 0], r"uint8 \[28, 1\]; must be .* \[n, 28, 28, 1\]"),
+    (images.tolist(), r"int64 \[3, 28, 28, 1\]; must be uint8"),
+    (images / 1.0, r"from 0.0 to 255.0; must be in \[0, 1\]"),
+    (images / np.nan, r"from nan to nan; must be in \[0, 1\]"),
   ):
-    message = rf"images are {found}; must be uint8 \[n, 28, 28, 1\]"
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValueError, match=f"^images are {found}"):
       predictor(wrong)
+
+
+def test_arrays_have_any_of_the_forms_that_the_network_takes(tiny_run, mnist):
+  predictor = predict.predictor(runs.open_run(tiny_run))
+  images = np.asarray(pixels(mnist.test)[:3])
+  expected = predictor(images)
+  for same in (images[..., 0], images / 255, images[..., 0] / np.float16(255)):
+    atol = 1e-3 if same.dtype == np.float16 else 1e-6
+    np.testing.assert_allclose(predictor(same), expected, rtol=0, atol=atol)
+  for one in (images[1], images[1, ..., 0]):
+    np.testing.assert_allclose(predictor(one), expected[1:2], atol=1e-6)
 
 
 def test_raw_images_reach_the_network_unchanged(
