@@ -12,6 +12,7 @@ import zlib
 from absl import logging
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -26,7 +27,7 @@ from steps import TrainState
 _NUM_NEWEST = 3
 _MAX_PENDING = 3  # States held in memory until they are written.
 _BEST = "validation_accuracy"
-_NO_STATE = TrainState(step=0, apply_fn=None, params={}, tx=None, opt_state={})
+_NO_STATE = TrainState.create(apply_fn=None, params={}, tx=optax.identity())
 _UNKNOWN = -1.0  # The accuracy of a state that was not validated.
 
 
