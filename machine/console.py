@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 import contextlib
 import functools
+import io
 import logging as python_logging
 import os
 import pathlib
@@ -132,6 +133,9 @@ class Parser(argparse.ArgumentParser):
 def program() -> Iterator[None]:
   """Runs the body as a program: with our logs, cache and one-line errors."""
   setup()
+  # Names may have characters that the terminal cannot encode.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
   compiling.cache_compilations()
   with one_line_errors():
     yield

@@ -206,7 +206,7 @@ def _describe_presets() -> str:
   """Lists the files in configs/ with the first line of each docstring."""
   result = ["Available configs:", ""]
   for path in _presets():
-    first_line = re.match(r'\s*"""(.*)', path.read_text())
+    first_line = re.match(r'\s*"""(.*)', path.read_text("utf-8"))
     text = f"  {os.path.relpath(path)}"
     result.append(_columns(text, first_line[1] if first_line else "", width=28))
   return "\n".join(result)

@@ -1,6 +1,7 @@
 """Checks paths; reads and writes whole files."""
 
 from collections.abc import Collection
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -45,6 +46,22 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(expanded)
 
 
+def walk(
+  folder: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+  """Does what os.walk does, through links too, but yields no folder twice."""
+  seen = set()
+  for path, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(path)
+    if real in seen:
+      folders.clear()  # It may be a link to a folder above.
+      continue
+    seen.add(real)
+    # Visit a folder by its own name if it is beside a link to it.
+    folders.sort(key=lambda name: (os.path.islink(f"{path}/{name}"), name))
+    yield pathlib.Path(path), folders, names
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
@@ -54,7 +71,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     if path.stat().st_size > _MAX_JSON_SIZE:
       raise errors.UserError(f"{path}: has more than {_MAX_JSON_SIZE} bytes")
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text("utf-8"))
   except FileNotFoundError as error:
     raise errors.UserError(
       f"{path}: no such file; expected a run directory made by train.py"
@@ -67,7 +84,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl, up to a line that is still being written."""
+  """Reads metrics.jsonl: numbers, up to a line that is still being written."""
   path = workdir / "metrics.jsonl"
   records = []
   for line in (
@@ -77,8 +94,9 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
       record = json.loads(line)
     except (ValueError, RecursionError):
       break
-    if isinstance(record, dict):
-      records.append(record)
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
+      numbers = {k: x for k, x in record.items() if isinstance(x, int | float)}
+      records.append(numbers)
   return records
 
 
