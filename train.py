@@ -139,7 +139,7 @@ def _jit_steps(config: ml_collections.ConfigDict) -> Callable[..., Any]:
     label_smoothing=config.label_smoothing,
     limits=augmentation.from_config(config),
   )
-  return compiling.jit_loop(step, compiling.training_options())
+  return compiling.jit_loop(step)
 
 
 def _train(

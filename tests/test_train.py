@@ -140,7 +140,6 @@ def test_parameters_order_and_dropout_use_separate_keys(tiny_run, tiny_config):
   )
   run = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, batch_size=16),
-    compiling.training_options(),
   )
   training = run(training, 12, data.train, order_rng, dropout_rng)
   assert_same_state(training.state, restore(tiny_run, 12))
