@@ -204,8 +204,8 @@ def main() -> None:
   parser.add_argument(
     "--manual_dir", help="the folder of your own images; by default the run's"
   )
-  args = parser.parse_args()
   with console.program():
+    args = parser.parse_args()
     print(json.dumps(export(**vars(args)), sort_keys=True))
 
 

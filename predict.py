@@ -18,7 +18,6 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-import io
 import json
 import pathlib
 import sys
@@ -111,7 +110,11 @@ def find(
     elif path.is_dir():
       images = [
         file
-        for file in sorted(path.rglob("*"))
+        for file in sorted(
+          parent / name
+          for parent, _, names in files.walk(path)
+          for name in names
+        )
         if file.suffix.lower() in image_files.SUFFIXES
         and not _is_macs_own(file.relative_to(path))
         and file.is_file()
@@ -338,8 +341,8 @@ def main() -> None:
     "--json", action="store_true", help="print one JSON object per line"
   )
   parser.add_argument("--sheet", help="a file to draw the predictions in")
-  args = parser.parse_args()
   with console.program():
+    args = parser.parse_args()
     args.sheet = args.sheet and files.local_path(args.sheet)
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
@@ -355,9 +358,6 @@ def main() -> None:
     judge = ensemble(opened)
     images, all_good = load(args, run.image_shape, judge)
     if images:
-      # File names may have characters that the terminal cannot encode.
-      if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
       _report(args, opened, judge, images)
   sys.exit(0 if all_good else 1)
 

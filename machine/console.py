@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 import contextlib
 import functools
+import io
 import logging as python_logging
 import os
 import pathlib
@@ -103,6 +104,9 @@ class Parser(argparse.ArgumentParser):
 def program() -> Iterator[None]:
   """Runs the body as a program: with our logs, cache and one-line errors."""
   setup()
+  # Names may have characters that the terminal cannot encode.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
   compiling.cache_compilations()
   try:
     yield

@@ -192,7 +192,8 @@ def _describe_presets() -> str:
   """Lists the files in configs/ with the first line of each docstring."""
   result = ["Available configs:"]
   for path in _presets():
-    first_line = path.read_text().split('"""')[1].partition("\n")[0]
+    text = path.read_text("utf-8")
+    first_line = text.split('"""')[1].partition("\n")[0]
     result += [f"  {os.path.relpath(path)}", f"      {first_line}"]
   return "\n".join(result)
 

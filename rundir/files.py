@@ -1,5 +1,6 @@
 """Checks paths; reads and writes whole files."""
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -43,6 +44,22 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(expanded)
 
 
+def walk(
+  folder: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+  """Does what os.walk does, through links too, but yields no folder twice."""
+  seen = set()
+  for path, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(path)
+    if real in seen:
+      folders.clear()  # It may be a link to a folder above.
+      continue
+    seen.add(real)
+    # Visit a folder by its own name if it is beside a link to it.
+    folders.sort(key=lambda name: (os.path.islink(f"{path}/{name}"), name))
+    yield pathlib.Path(path), folders, names
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
@@ -54,7 +71,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       f"{path}: no such file; expected a run directory made by train.py"
     )
   try:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text("utf-8"))
   except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(f"{path}: is not JSON: {error}") from error
   if not isinstance(found, dict):
@@ -63,15 +80,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl, without lines that are cut off or have no step."""
+  """Reads the numbers in metrics.jsonl, without lines that are cut off."""
   path = workdir / "metrics.jsonl"
   if not path.exists():
     return []
   records = []
   for line in path.read_text(errors="replace").splitlines():
     with contextlib.suppress(ValueError, RecursionError):
-      records.append(json.loads(line))
-  return [r for r in records if isinstance(r, dict) and "step" in r]
+      record = json.loads(line)
+      if isinstance(record, dict) and isinstance(record.get("step"), int):
+        numbers = record.items()
+        records.append({k: x for k, x in numbers if isinstance(x, int | float)})
+  return records
 
 
 def to_file_name(text: str) -> str:

@@ -80,6 +80,20 @@ def test_folders_are_searched_at_any_depth(tmp_path):
   ]
 
 
+def test_linked_folders_are_searched_once(tmp_path):
+  (tmp_path / "scratch").mkdir()
+  (tmp_path / "scratch/1.png").touch()
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  (photos / "linked").symlink_to(tmp_path / "scratch")
+  (photos / "again").symlink_to(photos)
+  (photos / "2.png").symlink_to(tmp_path / "scratch/1.png")
+  assert [path for _, path in predict.find([str(photos)])] == [
+    photos / "2.png",
+    photos / "linked/1.png",
+  ]
+
+
 def test_folders_may_hold_every_kind_of_image(tmp_path):
   kinds = "avif bmp gif heic heif jpeg jpg npy pgm png ppm tif tiff".split()
   kinds.append("webp")
