@@ -9,7 +9,6 @@ import pytest
 
 import input_pipeline
 from machine import errors
-from rundir import experiment
 from sources import image_files
 from sources import image_folder
 
@@ -313,8 +312,6 @@ def test_each_image_size_is_prepared_separately(
     config.image_size = size
     assert input_pipeline.load(config).test.image_shape[0] == height
   assert len([*(tmp_path / "data").rglob("*.npz")]) == 3
-  config.image_size = 8
-  assert "image_size=8" in experiment.name(config, default_config, "default")
 
 
 def test_without_a_test_folder_the_error_gives_splits_that_work(
