@@ -16,7 +16,6 @@ MNIST's form.
 
 import argparse
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 import json
 import pathlib
@@ -99,31 +98,25 @@ def ensemble(opened: list[runs.Run]) -> Callable[[np.ndarray], np.ndarray]:
   return lambda images: np.mean([each(images) for each in predictors], axis=0)
 
 
-def find(
-  arguments: Iterable[str],
-) -> Iterator[tuple[str, pathlib.Path | bytes]]:
+def find(argument: str) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   """Yields the name and the path or content of each image to read."""
-  for argument in arguments:
-    path = files.local_path(argument)
-    if argument == "-":
-      yield "-", sys.stdin.buffer.read()
-    elif path.is_dir():
-      images = [
-        file
-        for file in sorted(
-          parent / name
-          for parent, _, names in files.walk(path)
-          for name in names
-        )
-        if file.suffix.lower() in image_files.SUFFIXES
-        and not _is_macs_own(file.relative_to(path))
-        and file.is_file()
-      ]
-      yield from ((str(file), file) for file in images)
-      if not images:
-        yield argument, path
-    else:
-      yield argument, path
+  path = files.local_path(argument)
+  if argument == "-":
+    yield "-", sys.stdin.buffer.read()
+    return
+  found = [
+    file
+    for file in sorted(
+      parent / name for parent, _, names in files.walk(path) for name in names
+    )
+    if file.suffix.lower() in image_files.SUFFIXES
+    and not _is_macs_own(file.relative_to(path))
+    and file.is_file()
+  ]
+  if found:  # It is a folder.
+    yield from ((str(file), file) for file in found)
+  else:
+    yield argument, path
 
 
 def _is_macs_own(path: pathlib.Path) -> bool:
@@ -194,7 +187,12 @@ def load(
     line = console.printable(f"predict.py: {name}: {error}")
     tqdm.tqdm.write(line, file=sys.stderr)
 
-  sources = list(find(args.images))
+  sources: list[tuple[str, pathlib.Path | bytes]] = []
+  for argument in args.images:
+    try:
+      sources += find(argument)
+    except errors.UserError as error:  # It is a URL.
+      complain(argument, str(error).removeprefix(f"{argument}: "))
   for name, source in tqdm.tqdm(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):

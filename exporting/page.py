@@ -78,11 +78,14 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     params.append(entry)
     blobs.append(values.tobytes())
   is_drawing = run.config.dataset == "mnist"
+  accuracy = metadata["accuracy"]
+  scored = "not scored"
+  if accuracy != "None":
+    scored = f"test accuracy {float(accuracy):.2%}"
   description = {
     "title": "Draw a digit" if is_drawing else "Choose an image",
     "subtitle": (
-      f"{metadata['run']} · test accuracy {float(metadata['accuracy']):.2%} ·"
-      f" {run.step:,} steps · {dtype} weights"
+      f"{metadata['run']} · {scored} · {run.step:,} steps · {dtype} weights"
     ),
     "form": "drawing" if is_drawing else "file",
     "image_shape": run.image_shape,

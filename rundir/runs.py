@@ -30,6 +30,8 @@ from rundir import provenance
 from rundir import trees
 import steps
 
+_OWN_IMAGES = ("arrays", "idx", "image_folder")  # Their users name the classes.
+
 
 class Run(NamedTuple):
   """What a run directory holds.
@@ -213,18 +215,48 @@ def load_test(
   workdirs: Sequence[pathlib.Path],
   opened: Sequence[Run],
 ) -> input_pipeline.Data:
-  """Loads the test split and checks that the runs can be scored on it."""
-  data, run = input_pipeline.load(config, ["test"]), opened[0]
-  shape, classes = data.test.image_shape, len(data.class_names)
-  if (shape, classes) != (run.image_shape, len(run.class_names)):
+  """Loads the test split, with the labels of the runs.
+
+  Classes are matched by their names; some may be missing. A well-known data set
+  with as many other classes, such as Fashion-MNIST for MNIST, is scored too,
+  with a warning.
+
+  Raises:
+    errors.UserError: if the data cannot be read, or the runs cannot be scored
+      on them.
+  """
+  run = opened[0]
+  try:
+    data = input_pipeline.load(config, ["test"])
+  except errors.UserError as error:
+    if "_dir" in str(error):
+      raise errors.UserError(
+        f"{error}; if the data have moved, use --data_dir or --manual_dir"
+      ) from error
+    raise
+  for workdir, each in zip(workdirs, opened, strict=True):
+    _warn_of_other_data(workdir, each.config, config, data.crc32["test"])
+  shape, names = data.test.image_shape, data.class_names
+  what = f"--dataset={config.dataset}: has "
+  if shape != run.image_shape:
     raise errors.UserError(
-      f"--dataset={config.dataset}: has {classes} classes and images of shape"
-      f" {list(shape)}; must have {len(run.class_names)} and"
+      f"{what}images of shape {list(shape)}; must have the shape"
       f" {list(run.image_shape)}, as in training"
     )
-  for workdir, run in zip(workdirs, opened, strict=True):
-    _warn_of_other_data(workdir, run.config, config, data.crc32["test"])
-  return data
+  other = f"{what}the classes {', '.join(names)}; the run has"
+  other = f"{other} {', '.join(run.class_names)}"
+  if {*names} <= {*run.class_names}:
+    indices = np.array([run.class_names.index(name) for name in names])
+  elif config.dataset.split("/")[0] in _OWN_IMAGES or len(names) != len(
+    run.class_names
+  ):
+    raise errors.UserError(f"{other}; all must be among these")
+  else:
+    logging.warning("%s: the first counts as the first, and so on", other)
+    indices = np.arange(len(names))
+  labels = devices.replicate(indices.astype(np.int32)[data.test.labels])
+  splits = {"test": data.test.replace(labels=labels)}
+  return data._replace(class_names=run.class_names, splits=splits)
 
 
 def _warn_of_other_data(

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+from PIL import ImageSequence
 
 from sources import photographs
 
@@ -27,7 +28,7 @@ _MAX_GIVEN = 1200  # Longer sides are shrunk to this, to save memory.
 def read(
   source: pathlib.Path | bytes, fit: int | None = None
 ) -> Iterator[np.ndarray]:
-  """Yields the images in a file: one, or any number from a .npy array.
+  """Yields the images in a file; TIFF, GIF and .npy files can have several.
 
   Args:
     source: a path, or the content of a file.
@@ -55,8 +56,10 @@ def read(
   if head.startswith(_NPY_MAGIC):
     yield from _read_array(file)
   else:
-    with _opened(file, head) as image:
-      yield _as_drawn(image) if fit is None else _fitted(image, fit)
+    with _opened(file, head) as opened_image:
+      for page in ImageSequence.Iterator(opened_image):
+        image = ImageOps.exif_transpose(page)
+        yield _as_drawn(image) if fit is None else _fitted(image, fit)
 
 
 def _read_array(file) -> Iterator[np.ndarray]:
@@ -120,13 +123,12 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(file, head: bytes) -> Iterator[Image.Image]:
-  """Opens an image, turned as its EXIF data say; decoding it may fail too."""
+  """Opens an image; decoding it may fail too."""
   formats = supported_formats()
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
       with Image.open(file, formats=formats) as image:
-        ImageOps.exif_transpose(image, in_place=True)
         yield image
   except Image.UnidentifiedImageError as error:
     brand = head[8:12] if head[4:8] == b"ftyp" else b""

@@ -74,10 +74,13 @@ def test_folders_are_searched_at_any_depth(tmp_path):
     path.touch()
   (tmp_path / "folder/a folder.png").mkdir()
   empty = tmp_path / "folder/a folder.png"  # `read` will refuse it.
-  arguments = [str(path) for path in (alone, tmp_path / "folder", empty)]
-  assert list(predict.find(arguments)) == [
-    (str(path), path) for path in (alone, *found, empty)
-  ]
+  for argument, expected in (
+    (alone, [alone]),
+    (tmp_path / "folder", found),
+    (empty, [empty]),
+  ):
+    actual = list(predict.find(str(argument)))
+    assert actual == [(str(path), path) for path in expected]
 
 
 def test_linked_folders_are_searched_once(tmp_path):
@@ -88,7 +91,7 @@ def test_linked_folders_are_searched_once(tmp_path):
   (photos / "linked").symlink_to(tmp_path / "scratch")
   (photos / "again").symlink_to(photos)
   (photos / "2.png").symlink_to(tmp_path / "scratch/1.png")
-  assert [path for _, path in predict.find([str(photos)])] == [
+  assert [path for _, path in predict.find(str(photos))] == [
     photos / "2.png",
     photos / "linked/1.png",
   ]
@@ -100,7 +103,7 @@ def test_folders_may_hold_every_kind_of_image(tmp_path):
   files = [tmp_path / f"1.{kind}" for kind in kinds]
   for file in files:
     file.touch()
-  assert [path for _, path in predict.find([str(tmp_path)])] == files
+  assert [path for _, path in predict.find(str(tmp_path))] == files
 
 
 def test_arrays_of_another_shape_or_dtype_are_refused(tiny_run, mnist):
@@ -522,3 +525,33 @@ def test_names_that_the_terminal_cannot_encode_are_printed(
   assert predict_in_process(monkeypatch, *args) == 0
   _, line = terminal.buffer.getvalue().decode().splitlines()
   assert line.startswith(rf"{tmp_path}/sept-\xe9\u6570.png ")
+
+
+def test_every_page_is_read_and_a_url_does_not_end_the_command(
+  tiny_run, digits, tmp_path
+):
+  pages = [Image.open(digits / f"good/{index}.png") for index in range(3)]
+  for kind in ("tiff", "gif"):
+    pages[0].save(
+      tmp_path / f"pages.{kind}", save_all=True, append_images=pages[1:]
+    )
+  found = []
+  for arguments in (
+    ["https://example.org/1.png", "pages.tiff"],
+    ["pages.gif"],
+    [digits / f"good/{index}.png" for index in range(3)],
+  ):
+    completed = run_program(
+      *("predict.py", f"--workdir={tiny_run}", "--raw", "--json", *arguments),
+      cwd=tmp_path,
+    )
+    records = [json.loads(line) for line in completed.stdout.splitlines()]
+    found.append([record["probabilities"] for record in records])
+    if len(found) == 1:
+      assert completed.returncode == 1
+      assert completed.stderr.count("\n") == 1
+      assert "https://example.org/1.png: must be a path on" in completed.stderr
+      assert [r["file"] for r in records] == [
+        f"pages.tiff[{page}]" for page in range(3)
+      ]
+  assert found[0] == found[1] == found[2]
