@@ -91,7 +91,10 @@ def compare_curves(
     legend: two lines of a header, then one for each experiment.
   """
   count = min(len(groups), 50)
-  size = 7 + 0.075 * max(map(len, legend)), max(4.5, 1 + 0.17 * count)
+  width, height = 0.6 + 0.075 * max(map(len, legend)), 0.6 + 0.17 * count
+  size = 6.4 + width, max(4.5, 0.4 + height)
+  if is_wide := width > 4.5:  # Then the legend is below the plot.
+    size = max(8, width), 4.5 + height
   picture = figure.Figure(figsize=size, layout="constrained")
   axes = picture.subplots()
   title, palette = "error rate: validation (dots)", list(_CYCLE)
@@ -121,7 +124,7 @@ def compare_curves(
   axes.set_title(title)
   box = picture.legend(
     *(handles, ["\n".join(filter(None, legend[:2])), *legend[2:]][: count + 1]),
-    loc="outside right upper",
+    loc="outside lower center" if is_wide else "outside right upper",
     handlelength=3,
     prop={"family": "monospace", "size": 8},
   )

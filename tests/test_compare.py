@@ -255,7 +255,7 @@ def test_the_legend_says_what_differs(tmp_path):
   assert [line.split() for line in lines] == [
     ["run", "size"],
     ["default,batch_si...dropout_rate=0.5", "128"],
-    ["default,batch_size=64,dropout_rate=0.5", "64"],
+    ["default,batch_si...dropout_rate=0.5", "64"],
     ["again", "128"],
   ]
 
