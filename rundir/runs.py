@@ -90,7 +90,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   config = experiment.read(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
-  state = _shapes(config, image_shape, class_names)
+  state = _shapes(workdir, config, image_shape, class_names)
   state = _restore(workdir, checkpoint, state)
   step = int(state.step)
   usual = _usual_probability(workdir, step)
@@ -162,7 +162,8 @@ def opened_for_training(
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)
   what = config, data.train.image_shape, data.class_names
-  _check_memory(_shapes(*what), data.train.image_shape)
+  where = f"config.dataset={config.dataset}"
+  _check_memory(_shapes(where, *what), data.train.image_shape)
   state = create_state(steps.rngs(config.seed).init, *what)
   if config.init_from and not checkpoints.all_steps(workdir):
     state = starting_from(config.init_from, state)
@@ -314,18 +315,19 @@ def starting_from(
 
 
 def _shapes(
+  where: str | os.PathLike,
   config: ml_collections.ConfigDict,
   image_shape: tuple[int, int, int],
   class_names: Sequence[str],
 ) -> steps.TrainState:
-  """Returns the shapes in a run's state; raises errors.UserError."""
+  """Returns the shapes in a run's state; an error begins with `where`."""
   try:
     return jax.eval_shape(
       lambda: create_state(jax.random.key(0), config, image_shape, class_names)
     )
   except (ArithmeticError, ValueError) as error:
     raise errors.UserError(
-      f"model.py cannot take images of {list(image_shape)}: {error}"
+      f"{where}: model.py cannot take images of {list(image_shape)}: {error}"
     ) from error
 
 
