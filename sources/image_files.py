@@ -57,8 +57,8 @@ def read(
     yield from _read_array(file)
   else:
     with _opened(file, head) as opened_image:
-      for page in ImageSequence.Iterator(opened_image):
-        image = ImageOps.exif_transpose(page)
+      for image in ImageSequence.Iterator(opened_image):
+        ImageOps.exif_transpose(image, in_place=True)
         yield _as_drawn(image) if fit is None else _fitted(image, fit)
 
 
