@@ -196,10 +196,13 @@ def _lines(strokes: np.ndarray) -> np.ndarray:
 
 def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
   """Returns how much of each pixel is ink, 0 to 1: 0 away from the strokes."""
-  near = _grown(strokes, 1 + max(contrast.shape) // 100)
-  paper = 0 if near.all() else np.median(contrast[~near][::8])  # A sample.
+  near = _grown(strokes, 2 + max(contrast.shape) // 100)
   high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
-  low = paper + (high - paper) / 8  # As in exporting/page.html.
+  is_far = ~near & (contrast < high / 2)  # What has more is not paper.
+  far = contrast[is_far][:: 1 + near.size // 10_000]  # A sample is enough.
+  paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 1)
+  # A drawing has sharp edges; its threshold is that of exporting/page.html.
+  low = max(paper + (high - paper) / (4 if noise else 8), noise)
   return near * np.clip((contrast - low) / max(high - low, 1), 0, 1)
 
 
@@ -269,11 +272,11 @@ def _prior(
   # counts is how much the weakest tenth of the outline stands out.
   step = np.percentile(steps[outline], 10) if outline.any() else 0
   sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) / side for d in digits]
-  fill = np.mean([digit.seen.sum() for digit in digits]) / 255 / _BOX**2
-  unusual = np.log(fill / 0.24) / 0.5  # MNIST's median, and 1.5 deviations.
-  prominence = np.log(max(step, 1) * np.mean(sides) ** 2)
-  at_edge = _border(strokes).any()
-  return float(prominence - unusual**2 / 2 - _AT_EDGE * at_edge)
+  prominence = 2 * np.log(max(step, 1) * min(sides))
+  # MNIST's median and deviation; thin strokes are common in other pictures.
+  fill = np.log([digit.seen.sum() / 255 / _BOX**2 / 0.25 for digit in digits])
+  unusual = np.where(fill > 0, fill / 0.34, fill / 0.5) ** 2 / 2
+  return float(prominence - unusual.mean() - _AT_EDGE * _border(strokes).any())
 
 
 def _otsu(x: np.ndarray) -> int:
