@@ -84,6 +84,12 @@ class TrainState(train_state.TrainState):
       (self.ema_params, self.ema_model_state),
       1 - decay,
     )
+    # An average of counters would have another type.
+    ema_model_state = jax.tree.map(
+      lambda new, average: average.astype(new.dtype),
+      model_state,
+      ema_model_state,
+    )
     return state.replace(ema_params=ema_params, ema_model_state=ema_model_state)
 
 

@@ -121,7 +121,10 @@ def history(workdir: str | os.PathLike) -> dict[str, Series]:
     for name, value in record.items():
       if name != "step":
         logged[name].append((record["step"], value))
-  return {name: Series(*np.array(x).T) for name, x in logged.items()}
+  return {
+    name: Series(*map(np.array, zip(*x, strict=True)))
+    for name, x in logged.items()
+  }
 
 
 class TrainingRun(NamedTuple):

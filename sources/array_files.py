@@ -20,6 +20,8 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   """Returns the files of "arrays", or those of "arrays/NAME": NAME*."""
   name = dataset.partition("/")[2]
   paths = sorted(manual_dir.glob(f"{name}*"), reverse=True)
+  # MedMNIST has pathmnist.npz and pathmnist_64.npz.
+  paths = [path for path in paths if path.stem == name] or paths
   return {path.name: path for path in paths if _FILE.fullmatch(path.name)}
 
 
@@ -32,7 +34,7 @@ def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
       if not found and not splits:
         raise ValueError("has no column `label`")
       if found.keys() & splits:
-        raise ValueError(f"is another set; pick one by {dataset}/NAME")
+        raise ValueError(f"is another set; pick one by arrays/{path.name}")
       splits |= {split: _checked(*pair) for split, pair in found.items()}
       if len({images.shape[1:] for images, _ in splits.values()}) > 1:
         raise ValueError("has images of several sizes; all must have one")
@@ -54,7 +56,7 @@ def _read_npz(path):
 
 
 def _read_csv(path):
-  with open(path) as file:
+  with open(path, encoding="utf-8-sig") as file:
     header = [cell.strip('" \n') for cell in file.readline().split(",")]
   split = image_folder.SPLITS[_FILE.fullmatch(path.name)[1].lower()]
   if "label" not in header:

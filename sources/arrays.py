@@ -55,7 +55,8 @@ def from_values(
   splits: Mapping[str, Examples], name: Callable[[int], str] = str
 ) -> Source:
   """Makes a Source of labels of any values, whose classes `name` names."""
-  values = np.unique(np.concatenate([labels for _, labels in splits.values()]))
+  labels = [labels.astype(np.int64) for _, labels in splits.values()]
+  values = np.unique(np.concatenate(labels))
   return Source(
     tuple(map(name, values.tolist())),
     {
@@ -112,7 +113,7 @@ def _read(path: pathlib.Path, *names: str) -> list:
     raise
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise DamagedError(
-      f"{path}: is damaged ({error}); remove it to make it again"
+      f"{path}: is damaged; remove it to make it again"
     ) from error
 
 

@@ -37,12 +37,20 @@ def prepared(config: ml_collections.ConfigDict) -> arrays.Prepared:
   Raises:
     errors.UserError: if a key or a file is wrong; the message names it.
   """
-  if config.dataset.partition("/")[0] not in _MODULES:
+  kind, _, name = config.dataset.partition("/")
+  if kind not in _MODULES or name and kind not in ("idx", "arrays"):
     return arrays.open_records(_tfds_builder(config))
   found = _find(config)
   path = _path(config, found)
   if not path.exists():
     logging.info("Preparing %s in %s", config.dataset, path)
+    arrays.write(path, _read(config, found))
+  try:
+    return arrays.open_file(path)
+  except arrays.DamagedError as error:
+    if config.manual_dir and not found:
+      raise
+    logging.warning("%s: this is done now", error)
     arrays.write(path, _read(config, found))
   return arrays.open_file(path)
 

@@ -60,6 +60,8 @@ def read(
       for image in ImageSequence.Iterator(opened_image):
         ImageOps.exif_transpose(image, in_place=True)
         yield _as_drawn(image) if fit is None else _fitted(image, fit)
+        if image.format not in ("TIFF", "GIF"):
+          break  # A telephone's JPEG may also have a preview.
 
 
 def _read_array(file) -> Iterator[np.ndarray]:

@@ -36,7 +36,12 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   extensions = Image.registered_extensions()
   images: list[tuple[str, ...]] = []
   others: list[tuple[str, ...]] = []
-  for folder, _, names in os.walk(manual_dir, followlinks=True):
+  seen = set()
+  for folder, folders, names in os.walk(manual_dir, followlinks=True):
+    if (real := os.path.realpath(folder)) in seen:
+      folders.clear()  # It is a link to a folder above.
+      continue
+    seen.add(real)
     for name in names:
       path = pathlib.Path(folder, name)
       parts = path.relative_to(manual_dir).parts
@@ -50,9 +55,9 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
   # A class may be called "train" too, but then its images lie directly in it.
   depths = collections.Counter((p[0], len(p) > 2) for p in images)
-  folders = {folder for folder, _ in depths}
-  splits = {folder for folder in folders if folder.lower() in SPLITS}
-  has_splits = splits == folders or any(
+  tops = {folder for folder, _ in depths}
+  splits = {folder for folder in tops if folder.lower() in SPLITS}
+  has_splits = splits == tops or any(
     depths[folder, True] > depths[folder, False] for folder in splits
   )
   found: dict[str, pathlib.Path] = {}

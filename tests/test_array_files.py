@@ -83,18 +83,20 @@ def test_kaggles_csv_files_are_read(default_config, tmp_path):
 
 
 def test_a_name_picks_one_of_several_files(tmp_path):
-  for name, value in (("blood", 0), ("path", 1)):
+  for name, value in (("bloodmnist", 0), ("pathmnist", 1), ("pathmnist_64", 2)):
     np.savez(
-      tmp_path / f"{name}mnist.npz",
+      tmp_path / f"{name}.npz",
       train_images=IMAGES * 0 + value,
       train_labels=LABELS,
     )
-  images, _ = read(tmp_path, "arrays/path").splits["train"]
-  assert (images == 1).all()
+  for name, value in (("pathmnist", 1), ("pathmnist_64", 2), ("blood", 0)):
+    images, _ = read(tmp_path, f"arrays/{name}").splits["train"]
+    assert (images == value).all()
   with pytest.raises(errors.UserError) as error:
     read(tmp_path)
   assert str(error.value) == (
-    f"{tmp_path}/bloodmnist.npz: is another set; pick one by arrays/NAME"
+    f"{tmp_path}/pathmnist.npz: is another set; pick one by"
+    " arrays/pathmnist.npz"
   )
   assert array_files.find(tmp_path, "arrays/blod") == {}
 

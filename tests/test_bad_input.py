@@ -482,15 +482,6 @@ def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
   assert not list((tmp_path / "data").rglob("dataset_info.json"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "PK\3\4"])
-def test_damaged_prepared_data_are_refused(content, tmp_path):
-  write("data/own_images/mnist.npz", content)(tmp_path)
-  check(
-    *(tmp_path, "train.py", "--config.data_dir=data"),
-    culprit="data/own_images/mnist.npz: is damaged (",
-  )
-
-
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("case", RUNS)
 def test_a_damaged_run_directory_is_refused(case, tmp_path):

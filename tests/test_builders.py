@@ -140,19 +140,6 @@ def overwrite(path):
   path.write_bytes(b"not a zip file")
 
 
-@pytest.mark.parametrize("damage", [overwrite, cut_off])
-def test_the_error_for_damaged_arrays_names_their_file(damage, family_config):
-  builders.prepared(family_config)
-  (path,) = prepared_files(family_config)
-  damage(path)
-  with pytest.raises(errors.UserError) as error:
-    read_test_images(family_config)
-  assert str(error.value).startswith(f"{path}: is damaged (")
-  assert str(error.value).endswith("); remove it to make it again")
-  path.unlink()
-  assert num_test_examples(builders.prepared(family_config)) == 100
-
-
 def test_a_full_disk_is_reported_in_one_line(family_config, tmp_path):
   with files_of_at_most(50_000):
     with pytest.raises(errors.UserError) as error:
@@ -213,4 +200,27 @@ def test_manual_dir_is_refused_with_a_tfds_data_set(family_config):
   with pytest.raises(
     errors.UserError, match='must be "" with config.dataset=c'
   ):
+    builders.prepared(family_config)
+
+
+@pytest.mark.parametrize("damage", [overwrite, cut_off])
+def test_damaged_prepared_data_are_made_again(damage, family_config, family):
+  _, images, _ = family
+  builders.prepared(family_config)
+  (path,) = prepared_files(family_config)
+  damage(path)
+  found, _ = builders.prepared(family_config).read("test")
+  np.testing.assert_array_equal(found[..., 0], images)
+  damage(path)
+  for file in pathlib.Path(family_config.manual_dir).iterdir():
+    file.unlink()
+  with pytest.raises(errors.UserError) as error:
+    builders.prepared(family_config)
+  assert str(error.value) == f"{path}: is damaged; remove it to make it again"
+
+
+@pytest.mark.parametrize("name", ["image_folder/cats", "mnist/x"])
+def test_a_name_below_that_of_a_data_set_is_refused(name, family_config):
+  family_config.update(dataset=name, manual_dir="")
+  with pytest.raises(errors.UserError, match=f"dataset={name}: must be one of"):
     builders.prepared(family_config)

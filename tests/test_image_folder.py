@@ -334,3 +334,9 @@ def test_without_a_test_folder_the_error_gives_splits_that_work(
   data = input_pipeline.load(config)
   sizes = [len(s.labels) for s in (data.train, data.validation, data.test)]
   assert sizes == [48, 6, 6]
+
+
+def test_a_link_to_a_folder_above_adds_nothing(animals):
+  expected = [*image_folder.find(animals)]
+  (animals / "train/cat/all").symlink_to(animals)
+  assert [*image_folder.find(animals)] == expected

@@ -620,3 +620,10 @@ def test_the_error_for_heic_or_avif_says_what_is_needed_to_read_it(
   monkeypatch.setattr(image_files, "supported_formats", lambda: ["PNG"])
   with pytest.raises(ValueError, match=f"^{message}$"):
     read_one(b"\0\0\0\x18ftyp" + brand + bytes(99))
+
+
+def test_the_preview_in_a_jpeg_is_not_a_picture():
+  pages = [Image.new("RGB", (60, 40), color) for color in ("red", "blue")]
+  content = encode(pages[0], "MPO", save_all=True, append_images=pages[1:])
+  (read,) = image_files.read(content)
+  assert read.shape == (40, 60, 3) and (read.mean(axis=(0, 1)) > 200)[0]
