@@ -1,6 +1,7 @@
 """Good image files are converted to MNIST's form, and bad ones are refused."""
 
 import io
+import itertools
 import os
 import pickle
 import re
@@ -419,9 +420,6 @@ def judge(mnist):
   return probabilities
 
 
-UNLIKE = ("thin", "lamp", "whiteboard", "squared_lamp", "chalk")
-
-
 @pytest.mark.parametrize("kind", digit_pictures.KINDS)
 def test_the_surroundings_of_a_digit_do_not_change_it(mnist, judge, kind):
   rng = np.random.default_rng(0)
@@ -430,8 +428,12 @@ def test_the_surroundings_of_a_digit_do_not_change_it(mnist, judge, kind):
     picture = digit_pictures.KINDS[kind](ink, rng)
     (digit,) = photographs.find_digits(picture, judge=judge)
     expected = photographs.to_mnist_form(digit_pictures.plain(ink, rng))
-    # A shift by one pixel gives 0.3. Some draw thinner or smaller strokes.
-    assert differs(digit.seen, expected) < (0.9 if kind in UNLIKE else 0.5)
+    # The center of mass may be rounded to the next pixel.
+    nearest = min(
+      differs(np.roll(digit.seen, shift, (0, 1)), expected)
+      for shift in itertools.product((-1, 0, 1), repeat=2)
+    )
+    assert nearest < 0.5
 
 
 def test_mnists_own_digits_change_little(mnist, judge):
