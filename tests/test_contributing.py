@@ -179,8 +179,9 @@ def test_a_residual_network_is_trained_resumed_scored_and_exported(
   run("check.py")
 
   # Another head: with other classes, all but the logits is kept.
-  labels = tmp_path / "train-labels-idx1-ubyte"
-  labels.write_bytes(idx_bytes(np.arange(300) % 7))
+  for prefix, size in SIZES.items():
+    labels = tmp_path / f"{prefix}-labels-idx1-ubyte"
+    labels.write_bytes(idx_bytes(np.arange(size) % 7))
   _, stderr = run(
     "train.py",
     "--workdir=next",
