@@ -22,6 +22,7 @@ from flax import traverse_util
 
 from configs import default
 from machine import console
+from machine import directories
 from machine import errors
 from rundir import checkpoints
 from rundir import experiment
@@ -49,7 +50,7 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
   for folder in folders:
     folder = files.local_path(folder)
     found = []
-    for path, inner, names in files.walk(folder):
+    for path, inner, names in directories.walk(folder):
       if "config.json" in names:
         found.append(path)
         # Links inside of a run must not lead out of it.

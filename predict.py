@@ -29,6 +29,7 @@ import tqdm
 import input_pipeline
 from machine import compiling
 from machine import console
+from machine import directories
 from machine import errors
 from rundir import files
 from rundir import runs
@@ -107,7 +108,9 @@ def find(argument: str) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   found = [
     file
     for file in sorted(
-      parent / name for parent, _, names in files.walk(path) for name in names
+      parent / name
+      for parent, _, names in directories.walk(path)
+      for name in names
     )
     if file.suffix.lower() in image_files.SUFFIXES
     and not _is_macs_own(file.relative_to(path))

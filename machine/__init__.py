@@ -1,1 +1,1 @@
-"""Where a run takes place: devices, processes, compiler, console."""
+"""Where a run takes place: devices, processes, compiler, disk, console."""

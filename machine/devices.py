@@ -69,9 +69,12 @@ def check() -> None:
 def memory() -> int:
   """Returns the memory of a device in bytes; a CPU's is that of the machine."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get("bytes_limit") or (
-    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  )
+  return stats.get("bytes_limit") or host_memory()
+
+
+def host_memory() -> int:
+  """Returns the memory of this machine in bytes."""
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def on_host() -> contextlib.AbstractContextManager:

@@ -92,7 +92,11 @@ def restore(
     saved["state"] = state.replace(**saved["state"])
     # TensorStore does not notice a changed byte in an array.
     checksum = saved.pop("checksum")
-    if saved["state"].step != step or checksum not in _checksums(saved):
+    # Older versions took the arrays in the order of the state's fields.
+    orders = (_by_name(saved), jax.tree.leaves(saved))
+    if saved["state"].step != step or not any(
+      checksum == _checksum(arrays) for arrays in orders
+    ):
       raise DamagedError("its checksum is wrong")
   except trees.OtherNetworkError:
     raise
@@ -203,7 +207,7 @@ class Manager:
     self._manager.close()
 
   def _save(self, step, saved, metrics):
-    saved["checksum"] = _checksums(saved)[0]
+    saved["checksum"] = _checksum(_by_name(saved))
     self._manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
   def _save_and_wait(self, *args):
@@ -274,22 +278,17 @@ def _accuracies(workdir: pathlib.Path) -> dict[int, float]:
   return found
 
 
-def _checksums(
-  tree: dict[str, TrainState | Metrics],
-) -> tuple[np.uint32, np.uint32]:
-  """Returns CRC-32s of all values: in the order of their names, and of fields.
+def _by_name(tree: dict[str, TrainState | Metrics]) -> list[jax.Array]:
+  """Returns all arrays in the order of their names."""
+  return [x for _, x in sorted(trees.named(tree), key=lambda pair: pair[0])]
 
-  Older versions saved the latter.
-  """
-  tree = jax.device_get(tree)
-  by_name = sorted(trees.named(tree), key=lambda pair: pair[0])
-  checksums = []
-  for arrays in ([x for _, x in by_name], jax.tree.leaves(tree)):
-    checksum = 0
-    for array in arrays:
-      checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    checksums.append(np.uint32(checksum))
-  return checksums[0], checksums[1]
+
+def _checksum(arrays: list[jax.Array]) -> np.uint32:
+  """Returns the CRC-32 of all values."""
+  checksum = 0
+  for array in jax.device_get(arrays):
+    checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+  return np.uint32(checksum)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Checks paths; reads and writes whole files."""
 
-from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -42,22 +41,6 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   if expanded == "~" or expanded.startswith("~/"):
     raise errors.UserError(f"{path}: HOME is not set; give the full path")
   return pathlib.Path(expanded)
-
-
-def walk(
-  folder: pathlib.Path,
-) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
-  """Does what os.walk does, through links too, but yields no folder twice."""
-  seen = set()
-  for path, folders, names in os.walk(folder, followlinks=True):
-    real = os.path.realpath(path)
-    if real in seen:
-      folders.clear()  # It may be a link to a folder above.
-      continue
-    seen.add(real)
-    # Visit a folder by its own name if it is beside a link to it.
-    folders.sort(key=lambda name: (os.path.islink(f"{path}/{name}"), name))
-    yield pathlib.Path(path), folders, names
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
 
 import collections
 import math
-import os
 import pathlib
 import random
 
@@ -14,6 +13,8 @@ import numpy as np
 from PIL import Image
 import tqdm
 
+from machine import devices
+from machine import directories
 from machine import errors
 from sources import arrays
 from sources import image_files
@@ -36,14 +37,9 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   extensions = Image.registered_extensions()
   images: list[tuple[str, ...]] = []
   others: list[tuple[str, ...]] = []
-  seen = set()
-  for folder, folders, names in os.walk(manual_dir, followlinks=True):
-    if (real := os.path.realpath(folder)) in seen:
-      folders.clear()  # It is a link to a folder above.
-      continue
-    seen.add(real)
+  for folder, _, names in directories.walk(manual_dir):
     for name in names:
-      path = pathlib.Path(folder, name)
+      path = folder / name
       parts = path.relative_to(manual_dir).parts
       is_image = (
         len(parts) > 1
@@ -104,7 +100,7 @@ def read(paths: dict[str, pathlib.Path], image_size: int = 0) -> arrays.Source:
   shape = (image_size, image_size)
   if not image_size:
     shape = _read(first, 0).shape[:2]
-  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  memory = devices.host_memory()
   each = memory // 6 // len(paths)  # Pixels, if they are RGB and copied once.
   if math.prod(shape) > each:
     raise errors.UserError(

@@ -37,9 +37,8 @@ def animals(tmp_path):
   return folder
 
 
-def test_a_folder_of_images_loads_as_a_data_set(
-  animals, default_config, tmp_path
-):
+@pytest.fixture
+def animals_config(animals, default_config, tmp_path):
   config = default_config.copy_and_resolve_references()
   config.update(
     dataset="image_folder",
@@ -48,7 +47,13 @@ def test_a_folder_of_images_loads_as_a_data_set(
     train_split="train[20%:]",
     validation_split="train[:20%]",
   )
-  data = input_pipeline.load(config)
+  return config
+
+
+def test_a_folder_of_images_loads_as_a_data_set(
+  animals, animals_config, tmp_path
+):
+  data = input_pipeline.load(animals_config)
   assert data.class_names == ("cat", "dog", "owl")
   seen = {}
   for split in ("train", "validation", "test"):
@@ -65,7 +70,7 @@ def test_a_folder_of_images_loads_as_a_data_set(
     (label, i) for label in range(3) for i in range(20)
   }
   animals.rename(tmp_path / "moved")
-  assert input_pipeline.load(config).crc32 == data.crc32
+  assert input_pipeline.load(animals_config).crc32 == data.crc32
 
 
 def test_a_folder_without_splits_is_the_train_split(animals):
@@ -297,35 +302,19 @@ def test_images_that_exceed_the_memory_are_refused(animals, monkeypatch):
   assert image_folder.read(found, image_size=9).splits["test"][0].shape[1] == 9
 
 
-def test_each_image_size_is_prepared_separately(
-  animals, default_config, tmp_path
-):
-  config = default_config.copy_and_resolve_references()
-  config.update(
-    dataset="image_folder",
-    data_dir=str(tmp_path / "data"),
-    manual_dir=str(animals),
-    train_split="train[20%:]",
-    validation_split="train[:20%]",
-  )
+def test_each_image_size_is_prepared_separately(animals_config, tmp_path):
   for size, height in ((0, 5), (8, 8), (4, 4), (0, 5)):
-    config.image_size = size
-    assert input_pipeline.load(config).test.image_shape[0] == height
+    animals_config.image_size = size
+    assert input_pipeline.load(animals_config).test.image_shape[0] == height
   assert len([*(tmp_path / "data").rglob("*.npz")]) == 3
 
 
 def test_without_a_test_folder_the_error_gives_splits_that_work(
-  animals, default_config, tmp_path
+  animals, animals_config
 ):
   shutil.rmtree(animals / "test")
-  config = default_config.copy_and_resolve_references()
-  config.update(
-    dataset="image_folder",
-    data_dir=str(tmp_path / "data"),
-    manual_dir=str(animals),
-    train_split="train[10%:]",
-    validation_split="train[:10%]",
-  )
+  config = animals_config
+  config.update(train_split="train[10%:]", validation_split="train[:10%]")
   with pytest.raises(errors.UserError) as error:
     input_pipeline.load(config)
   given = re.findall(r"--config\.(\w+_split)='(\S+)'", str(error.value))

@@ -1,0 +1,21 @@
+"""Walks through folders."""
+
+from collections.abc import Iterator
+import os
+import pathlib
+
+
+def walk(
+  folder: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+  """Does what os.walk does, through links too, but yields no folder twice."""
+  seen = set()
+  for path, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(path)
+    if real in seen:
+      folders.clear()  # It may be a link to a folder above.
+      continue
+    seen.add(real)
+    # Visit a folder by its own name if it is beside a link to it.
+    folders.sort(key=lambda name: (os.path.islink(f"{path}/{name}"), name))
+    yield pathlib.Path(path), folders, names
