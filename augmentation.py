@@ -23,6 +23,7 @@ class Limits(NamedTuple):
     shear: the largest sideways shift, in pixels per row from the center.
     shift: the largest shift along each axis, in pixels.
     elastic: the largest random displacement before smoothing, in pixels.
+    flip: whether to flip half of the images, left to right.
     num_steps: how many training steps see deformed images; None for all.
   """
 
@@ -31,6 +32,7 @@ class Limits(NamedTuple):
   shear: float
   shift: float
   elastic: float
+  flip: bool = False
   num_steps: int | None = None
 
 
@@ -42,6 +44,7 @@ def from_config(config: ml_collections.ConfigDict) -> Limits | None:
     shear=config.augment_shear,
     shift=config.augment_shift,
     elastic=config.augment_elastic,
+    flip=config.augment_flip,
   )
   if not any(result):
     return None
@@ -65,6 +68,12 @@ def augment(rng: jax.Array, images: jax.Array, limits: Limits) -> jax.Array:
   Returns:
     Images of the same shape; pixels taken from outside an image are 0.
   """
+  if limits.flip:
+    flip_rng = jax.random.fold_in(rng, 5)
+    is_flipped = jax.random.bernoulli(flip_rng, shape=(len(images), 1, 1, 1))
+    images = jnp.where(is_flipped, images[:, :, ::-1], images)
+  if not any(limits[:5]):
+    return images
   rngs = jax.random.split(rng, 5)
   sources = _affine_sources(rngs, images.shape, limits)
   if limits.elastic:

@@ -2,10 +2,12 @@
 
     python compare.py runs/ --plot=comparison.png
 
-Runs that differ only in their seed share a row: mean ± standard deviation.
+Runs that differ only in their seed share a row, with the mean and the standard
+deviation, and a line of the plot, the mean in a band from lowest to highest.
 """
 
 import argparse
+import collections
 from collections.abc import Iterable
 import csv
 import os
@@ -14,157 +16,195 @@ import re
 import statistics
 import sys
 from typing import Any
+from typing import NamedTuple
+
+from flax import traverse_util
 
 from configs import default
 from machine import console
 from machine import errors
-from rundir import directory
+from rundir import checkpoints
 from rundir import experiment
 from rundir import files
 
 _WIDTH = 100  # The widest table, in characters.
+_CELL = 36  # The widest cell, except for the names of runs.
+
+
+class Row(NamedTuple):
+  """A run, its values of the settings that differ, and its results."""
+
+  run: str
+  settings: dict[str, Any]
+  results: dict[str, Any]
 
 
 def find_runs(folders: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-  """Finds all run directories in the folders, at any depth.
+  """Finds all run directories in the folders, at any depth, each once.
 
   Raises:
     errors.UserError: if a folder contains none.
   """
-  runs = []
+  runs: dict[pathlib.Path, pathlib.Path] = {}
   for folder in folders:
     folder = files.local_path(folder)
-    found = sorted(path.parent for path in folder.rglob("config.json"))
+    found = []
+    for path, inner, names in files.walk(folder):
+      if "config.json" in names:
+        found.append(path)
+        # Links inside of a run must not lead out of it.
+        inner[:] = [name for name in inner if not (path / name).is_symlink()]
     if not found:
       raise errors.UserError(f"{folder}: contains no run directory")
-    runs += [path for path in found if path not in runs]
-  return runs
+    for path in found:
+      runs.setdefault(path.resolve(), path)
+  return list(runs.values())
 
 
-def is_readable(run: pathlib.Path) -> bool:
-  """Returns whether a run can be read; if not, prints what is wrong."""
-  try:
-    directory.check_contained(run)
-    files.read_json(run / "config.json")
-    files.read_metrics(run)
-  except (errors.UserError, OSError) as error:
-    console.complain(str(error))
-    return False
-  return True
-
-
-def summarize(run: pathlib.Path, num_steps: int | None) -> dict[str, Any]:
+def summarize(run: pathlib.Path, num_steps: Any) -> dict[str, Any]:
   """Returns the progress, newest metrics and median speed of a run.
 
   Args:
     run: the run directory.
     num_steps: the planned number of steps, if its config has one.
   """
-  newest, rates = {}, []
+  newest, tested, rates = {"step": 0}, 0, []
   for record in files.read_metrics(run):
-    numbers = {k: x for k, x in record.items() if isinstance(x, int | float)}
-    newest.update(numbers)
-    if "steps_per_second" in numbers:
-      rates.append(numbers["steps_per_second"])
-  summary = {"steps_done": newest.get("step", 0)}
+    newest |= record
+    if any(key.startswith("test_") for key in record):
+      tested = record["step"]
+    if "steps_per_second" in record:
+      rates.append(record["steps_per_second"])
+  # A run may stop, and save, between two logs.
+  done = max([newest["step"], *checkpoints.all_steps(run)])
+  summary = {"steps_done": done}
   if isinstance(num_steps, int):
-    summary["steps_left"] = num_steps - summary["steps_done"]
-  for split in ("validation_", "test_"):
+    summary["steps_left"] = num_steps - done
+  # An extended run still has the test results of its first end.
+  for split in ("validation_", "test_") if tested == done else ("validation_",):
     summary |= {key: newest[key] for key in newest if key.startswith(split)}
   if rates:
     summary["steps_per_second"] = statistics.median(rates)
   return summary
 
 
-def compare(runs: list[pathlib.Path]) -> list[dict[str, Any]]:
-  """Returns one row per run, the best validation accuracy first.
+def compare(runs: Iterable[pathlib.Path]) -> list[Row]:
+  """Returns the rows of all readable runs, the best validation accuracy first.
 
-  A row has the run directory, the config keys that differ between the runs, and
-  what `summarize` returns. Missing values are None.
+  Says what is wrong with the others. Missing values are None.
   """
   defaults = default.get_config().to_dict()  # For older runs.
-  configs = [defaults | files.read_json(run / "config.json") for run in runs]
-  keys = sorted(set().union(*configs) - {*experiment.INCIDENTAL})
+  configs, summaries = {}, {}
+  for run in runs:
+    try:
+      config = defaults | files.read_json(run / "config.json")
+      summaries[run] = summarize(run, config["num_steps"])
+      configs[run] = traverse_util.flatten_dict(config, sep=".")
+    except (errors.UserError, OSError) as error:
+      console.complain(str(error))
+  first: dict[str, Any] = next(iter(configs.values()), {})
   differing = [
     key
-    for key in keys
-    if any(config.get(key) != configs[0].get(key) for config in configs)
+    for key in sorted(set().union(*configs.values()))
+    if key not in experiment.INCIDENTAL
+    and any(config.get(key) != first.get(key) for config in configs.values())
   ]
-  summaries = [
-    summarize(run, config.get("num_steps"))
-    for run, config in zip(runs, configs, strict=True)
-  ]
-  metrics = dict.fromkeys(key for summary in summaries for key in summary)
+  metrics = dict.fromkeys(key for each in summaries.values() for key in each)
   rows = [
-    {
-      "run": str(run),
-      **{key: config.get(key) for key in differing},
-      **{key: summary.get(key) for key in metrics},
-    }
-    for run, config, summary in zip(runs, configs, summaries, strict=True)
+    Row(
+      str(run),
+      {key: configs[run].get(key) for key in differing},
+      {key: summary.get(key) for key in metrics},
+    )
+    for run, summary in summaries.items()
   ]
-  return sorted(rows, key=lambda row: -(row.get("validation_accuracy") or 0))
+  return sorted(rows, key=_error)
 
 
-def _is_result(key: str) -> bool:
-  """Returns whether a column holds results; test_split is a config key."""
-  is_named_so = key.startswith(("run", "steps_", "validation_", "test_"))
-  return is_named_so and not key.endswith("_split")
+def _error(row: Row) -> float:
+  return 1 - (row.results.get("validation_accuracy") or 0)
 
 
-def group_seeds(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-  """Groups the rows that differ only in the seed and the results."""
-  groups: dict[str, list[dict[str, Any]]] = {}
-  for row in rows:
-    same = {key: x for key, x in row.items() if not _is_result(key)}
-    same |= {"seed": None, "steps_done": row["steps_done"]}
-    groups.setdefault(str(same), []).append(row)
-  return list(groups.values())
+def _without_seed(path: str) -> str:
+  """Returns the path of a run that train.py named, without its seed."""
+  return re.sub(r",seed=\d+(?=,|$)", "", path)
 
 
-def _cell(key: str, group: list[dict[str, Any]]) -> str:
+def group_seeds(rows: list[Row]) -> list[list[Row]]:
+  """Groups the runs that differ only in the seed, the best group first.
+
+  A group has no seed twice: a second run with it starts another group.
+  """
+  groups: dict[tuple[str, int], list[Row]] = {}
+  seen: list[tuple[str, Any]] = []
+  # Runs that were named or stored together stay together.
+  names = collections.Counter(_without_seed(row.run) for row in rows)
+  for row in sorted(rows, key=lambda x: (-names[_without_seed(x.run)], x.run)):
+    steps, test = map(row.results.get, ("steps_done", "test_accuracy"))
+    same = str(({**row.settings, "seed": None}, steps, test is None))
+    seen.append((same, row.settings.get("seed")))
+    groups.setdefault((same, seen.count(seen[-1])), []).append(row)
+  return sorted(groups.values(), key=lambda x: statistics.mean(map(_error, x)))
+
+
+def _name(group: list[Row]) -> str:
+  """Returns what the paths of a group have in common."""
+  paths = [row.run for row in group]
+  names = {_without_seed(path) for path in paths}
+  common = [*names] if len(names) == 1 else [f"{os.path.commonprefix(paths)}*"]
+  return console.printable((paths if len(group) == 1 else common)[0])
+
+
+def _cell(key: str, group: list[Row]) -> str:
   """Returns the text of one column for a group of runs."""
-  values = [row[key] for row in group if row[key] is not None]
-  if not values:
-    return "-"
-  if key == "run":
-    if len(values) == 1:
-      return console.printable(values[0])
-    prefix = os.path.commonprefix(values)
-    name = re.sub(r",seed=\d*$", "", prefix)
-    # If the runs were named by hand, the common prefix is not a name.
-    is_named = name != prefix or name in values
-    return console.printable(name if is_named else f"{prefix}…")
-  if key == "steps_done" and (left := group[0].get("steps_left")):
+  found = [{**row.results, **row.settings}[key] for row in group]
+  values = [value for value in found if value is not None]
+  if key == "steps_done" and (left := group[0].results.get("steps_left")):
     return f"{values[0]} of {values[0] + left}"
-  if _is_result(key) and isinstance(values[0], float):
-    decimals = 1 if key == "steps_per_second" else 4
-    text = f"{statistics.mean(values):.{decimals}f}"
-    if len(values) > 1:
-      text += f" ± {statistics.stdev(values):.{decimals}f}"
-    return text
-  return console.printable(", ".join(map(str, dict.fromkeys(values))))
+  if key in group[0].settings or key == "steps_done" or not values:
+    return _short(", ".join(dict.fromkeys(map(str, values))) or "-")
+  decimals = 1 if key == "steps_per_second" else 4
+  text = f"{statistics.mean(values):.{decimals}f}"
+  if len(values) > 1:
+    has_sign = "±".encode(sys.stdout.encoding or "ascii", "ignore")
+    deviation = f"{statistics.stdev(values):.{decimals}f}"
+    text += f" {'±' if has_sign else '+-'} {deviation}"
+  return text
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-  """Prints a row per group of seeds; two tables if one is too wide."""
-  groups = group_seeds(rows)
-  columns = {
-    key: [
-      *["", *key.split("_", 1)][-2:],
-      *(_cell(key, group) for group in groups),
-    ]
-    for key in rows[0]
-    if key != "steps_left"
-  }
-  if len(groups) < len(rows):
-    columns["runs"] = ["", "runs", *(str(len(group)) for group in groups)]
-  lines = _align(columns.values())
-  if max(map(len, lines)) > _WIDTH:
-    settings = [cells for key, cells in columns.items() if not _is_result(key)]
-    results = [cells for key, cells in columns.items() if _is_result(key)]
-    lines = [*_align([columns["run"], *settings]), "", *_align(results)]
-  print("\n".join(lines))
+def _short(text: str) -> str:
+  """Returns the two ends of a text that is too long for a cell."""
+  text, half = console.printable(text), _CELL // 2 - 2
+  return text if len(text) <= _CELL else f"{text[:half]}...{text[-half:]}"
+
+
+def _columns(keys: Iterable[str], groups: list[list[Row]]) -> list[list[str]]:
+  """Returns columns of cells with two header cells each."""
+  return [
+    ["", *_short(key).split("_", 1)][-2:] + [_cell(key, x) for x in groups]
+    for key in keys
+  ]
+
+
+def print_table(groups: list[list[Row]]) -> None:
+  """Prints a row per group; if it is too wide, tables and a list of names."""
+  names = [_name(group) for group in groups]
+  settings, results = groups[0][0][1:]
+  keys = [key for key in (*settings, *results) if key != "steps_left"]
+  columns = _columns(keys, groups)
+  sizes = [len(group) for group in groups]
+  if max(sizes) > 1:
+    columns.append(["", "runs", *map(str, sizes)])
+  tables = [[["", "run", *names], *columns]]
+  if _width(tables[0]) > _WIDTH:
+    numbers = ["", "", *map(str, range(1, len(groups) + 1))]
+    tables = [[numbers]]
+    for column in columns:
+      if _width([*tables[-1], column]) > _WIDTH:
+        tables.append([numbers])
+      tables[-1].append(column)
+    tables.append([[f"{n}  {name}" for n, name in enumerate(names, 1)]])
+  print("\n\n".join("\n".join(_align(table)) for table in tables))
 
 
 def _align(columns: Iterable[list[str]]) -> list[str]:
@@ -176,23 +216,37 @@ def _align(columns: Iterable[list[str]]) -> list[str]:
   return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
-def show(
-  rows: list[dict[str, Any]], as_csv: bool, plot: pathlib.Path | None
-) -> None:
+def _width(columns: Iterable[list[str]]) -> int:
+  return max(map(len, _align(columns)))
+
+
+def legend(groups: list[list[Row]]) -> list[str]:
+  """Returns the table's settings, or its names if they do not tell enough."""
+  keys = [key for key in groups[0][0].settings if key != "seed"]
+  columns = _columns(keys, groups)
+  if len(set(zip(*columns, strict=True))) < len(groups) + 2:
+    columns.insert(0, ["", "run", *map(_short, map(_name, groups))])
+  return _align(columns)
+
+
+def show(rows: list[Row], as_csv: bool, plot: pathlib.Path | None) -> None:
   """Prints a table or CSV and, if asked, plots the learning curves."""
+  groups = group_seeds(rows)
   if as_csv:
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["run", *rows[0].settings, *rows[0].results])
+    for run, settings, results in rows:
+      writer.writerow([run, *settings.values(), *results.values()])
   else:
-    print_table(rows)
+    print_table(groups)
   if plot:
     from report import figures
 
-    curves = {
-      row["run"]: files.read_metrics(pathlib.Path(row["run"])) for row in rows
-    }
-    figures.save(figures.compare_curves(curves), plot)
+    curves = [
+      [files.read_metrics(pathlib.Path(row.run)) for row in group]
+      for group in groups
+    ]
+    figures.save(figures.compare_curves(curves, legend(groups)), plot)
 
 
 def main() -> None:
@@ -206,14 +260,14 @@ def main() -> None:
     "--csv", action="store_true", help="print CSV instead of a table"
   )
   parser.add_argument("--plot", help="a file to draw the learning curves in")
-  args = parser.parse_args()
   with console.program():
+    args = parser.parse_args()
     plot = args.plot and files.local_path(args.plot)
     found = find_runs(args.folders)
-    runs = [run for run in found if is_readable(run)]
-    if runs:
-      show(compare(runs), args.csv, plot)
-  sys.exit(int(runs != found))
+    rows = compare(found)
+    if rows:
+      show(rows, args.csv, plot)
+  sys.exit(int(len(rows) < len(found)))
 
 
 if __name__ == "__main__":

@@ -212,8 +212,8 @@ def main() -> None:
     "--output",
     help="where to write; by default a folder in the run's evaluation/",
   )
-  args = parser.parse_args()
   with console.program():
+    args = parser.parse_args()
     compiling.keep_freed_memory()
     result, report = evaluate(**vars(args))
     print(report)

@@ -16,8 +16,10 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import jax.export
+import ml_collections
 import numpy as np
 
 from exporting import page
@@ -64,7 +66,7 @@ def export(
 
   Returns:
     The accuracy on the run's test split, the size of the file in bytes and
-    global_step.
+    global_step. Without the data, the accuracy is that in result.json, or None.
 
   Raises:
     errors.UserError: if an argument or the run directory is invalid, or the
@@ -75,22 +77,22 @@ def export(
   run = runs.open_run(workdir, checkpoint)
   files.check_writable(output.parent)  # Fail before the work.
   if format == "html":
-    params = page.round_weights(run.state.eval_params, weights or "float16")
-    state = run.state.replace(params=params, ema_params=None)
-    run = run._replace(state=state)
+    variables = page.round_weights(
+      run.state.eval_variables, weights or "float16"
+    )
+    run = run._replace(state=run.state.starting_from(variables))
   config = experiment.changed(
     run.config,
     data_dir=data_dir,
     manual_dir=manual_dir,
   )
-  data = runs.load_test(config, [workdir], [run])
-  scores, _ = steps.evaluator(data.test, run.config.eval_batch_size)(run.state)
+  accuracy = _accuracy(workdir, config, run)
   metadata = {
     "run": workdir.resolve().name,
     "dataset": run.config.dataset,
     "class_names": json.dumps(run.class_names),
     "test_split": run.config.test_split,
-    "accuracy": str(scores["accuracy"]),
+    "accuracy": str(accuracy),
     "global_step": str(run.step),
   }
   match format:
@@ -104,10 +106,35 @@ def export(
       content = page.build(run, weights or "float16", metadata).encode()
   files.write_bytes(output, content)
   return {
-    "accuracy": scores["accuracy"],
+    "accuracy": accuracy,
     "bytes": len(content),
     "global_step": run.step,
   }
+
+
+def _accuracy(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict, run: runs.Run
+) -> float | None:
+  """Returns the accuracy of a run's network, or what is known without data."""
+  try:
+    data = runs.load_test(config, [workdir], [run])
+  except errors.UserError as error:
+    if config != run.config:  # The user has said where the data are.
+      raise
+    path, accuracy = workdir / "result.json", None
+    if path.exists():
+      result = files.read_json(path)
+      if result.get("global_step") == run.step:
+        accuracy = result.get("accuracy")
+    what = "its accuracy is unknown"
+    if accuracy is not None:
+      what = f"its accuracy, {accuracy}, is that in {path}"
+    logging.warning(
+      "The exported network was not scored, so %s: %s", what, error
+    )
+    return accuracy
+  evaluate = steps.evaluator(data.test, run.config.eval_batch_size)
+  return evaluate(run.state)[0]["accuracy"]
 
 
 def _check(
@@ -168,8 +195,8 @@ def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
 def _to_safetensors(run: runs.Run, metadata: dict[str, str]) -> bytes:
   from safetensors import numpy
 
-  params = dict(trees.named(jax.device_get(run.state.eval_params)))
-  return numpy.save(params, metadata)
+  variables = jax.device_get(run.state.eval_variables)
+  return numpy.save(dict(trees.of_variables(variables)), metadata)
 
 
 def main() -> None:
@@ -203,8 +230,8 @@ def main() -> None:
   parser.add_argument(
     "--manual_dir", help="the folder of your own images; by default the run's"
   )
-  args = parser.parse_args()
   with console.program():
+    args = parser.parse_args()
     print(json.dumps(export(**vars(args)), sort_keys=True))
 
 

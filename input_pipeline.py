@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import functools
 import importlib
 import importlib.util
+import itertools
 from typing import Any
 from typing import NamedTuple
 import zlib
@@ -91,7 +92,7 @@ def load(
   """Prepares `config.dataset` if necessary, and puts splits on the device.
 
   Args:
-    config: its `dataset`, `*_split`, `data_dir` and `manual_dir` are read.
+    config: its `dataset`, `*_split`, `*_dir` and `image_size` are read.
     splits: which of the three to load.
 
   Raises:
@@ -142,18 +143,25 @@ def _load(
 ) -> tuple[tuple[str, ...], dict[str, tuple[np.ndarray, np.ndarray]]]:
   """Returns the names of the classes, and each split's images and labels."""
   builders = _import_builders()
-  builder = builders.prepared(config)
-  # Several of our splits may be parts of one TFDS split.
-  read_whole = functools.cache(
-    functools.partial(builders.read_split, config, builder)
-  )
-  class_names = tuple(builder.info.features["label"].names)
+  if config.image_size and config.dataset != "image_folder":
+    logging.warning(
+      "config.image_size=%d has no effect with config.dataset=%s",
+      *(config.image_size, config.dataset),
+    )
+  prepared = builders.prepared(config)
+  # Several of our splits may be parts of one of its splits.
+  read_whole = functools.cache(prepared.read)
+  class_names = prepared.class_names
+  keys = [f"{split}_split" for split in splits]
+  parsed = {
+    key: builders.parse_split(config, key, prepared.splits) for key in keys
+  }
+  _warn_of_overlaps(config, parsed)
   loaded = {}
-  for split in splits:
-    key = f"{split}_split"
+  for split, key in zip(splits, keys, strict=True):
     parts = [
-      [array[part.from_ : part.to] for array in read_whole(part.splitname)]
-      for part in builders.parse_split(config, key, builder.info.splits)
+      [array[part.start : part.stop] for array in read_whole(name)]
+      for name, part in parsed[key]
     ]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     if not labels.size:
@@ -167,6 +175,23 @@ def _load(
       )
     loaded[split] = images, labels
   return class_names, loaded
+
+
+def _warn_of_overlaps(config, parsed: dict[str, list[Any]]) -> None:
+  """Warns of splits that share examples."""
+  for (key, parts), (other, others) in itertools.combinations(
+    parsed.items(), 2
+  ):
+    shared = sum(
+      len(range(max(a.start, b.start), min(a.stop, b.stop)))
+      for (name, a), (other_name, b) in itertools.product(parts, others)
+      if name == other_name
+    )
+    if shared:
+      logging.warning(
+        "config.%s=%s and config.%s=%s share %d examples",
+        *(key, config[key], other, config[other], shared),
+      )
 
 
 def _import_builders():

@@ -32,7 +32,6 @@ class ConvPool(nn.Module):
       use_bias=False,
       kernel_init=_glorot_uniform,
       dtype=self.dtype,
-      conv_general_dilated=ops.conv_general_dilated,
     )
     nn.share_scope(self, conv)  # The kernel's name is conv1/kernel.
     x = conv(x)

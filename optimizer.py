@@ -71,4 +71,7 @@ def create(
   rate = schedule(config)
   if config.schedule == "constant":  # Given a number, optax counts no steps.
     rate = config.learning_rate
-  return _call(OPTIMIZERS[config.optimizer], rate, config)
+  tx = _call(OPTIMIZERS[config.optimizer], rate, config)
+  if not config.clip_norm:
+    return tx
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)

@@ -16,9 +16,7 @@ MNIST's form.
 
 import argparse
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
-import io
 import json
 import pathlib
 import sys
@@ -49,27 +47,41 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
     run: from `runs.open_run`.
 
   Returns:
-    A function from uint8 images [n, *run.image_shape], [n, 28, 28, 1] for
-    MNIST, to the probabilities of run.class_names, float32 [n, classes]. It
-    raises ValueError if the images have another shape or dtype.
+    A function from images to the probabilities of run.class_names, float32 [n,
+    classes]. The images are uint8 or floats in [0, 1], [n, *run.image_shape];
+    one image needs no n, and gray ones no channels, so MNIST's are [n, 28, 28,
+    1], [n, 28, 28] or [28, 28]. It raises ValueError if they are not.
   """
+  shape = run.image_shape
+  of_one = (shape, shape[:2]) if shape[2] == 1 else (shape,)
 
   @compiling.jit
   def predict_batch(state, images):
-    return jax.nn.softmax(
-      steps.eval_step(state, input_pipeline.to_float(images))
-    )
+    if images.dtype == np.uint8:
+      images = input_pipeline.to_float(images)
+    return jax.nn.softmax(steps.eval_step(state, images))
 
   def predict(images):
     images = np.asarray(images)
-    if images.shape[1:] != run.image_shape or images.dtype != np.uint8:
+    if images.shape in of_one:
+      images = images[None]
+    if images.dtype.kind == "f" and images.size:
+      low, high = images.min(), images.max()
+      if not (low >= 0 and high <= 1):  # Also true for NaN.
+        raise ValueError(f"images are from {low} to {high}; must be in [0, 1]")
+      images = images.astype(np.float32)
+    if images.shape[1:] not in of_one or images.dtype not in (
+      np.uint8,
+      np.float32,
+    ):
       raise ValueError(
-        f"images are {images.dtype} {list(images.shape)}; must be uint8 [n,"
-        f" {', '.join(map(str, run.image_shape))}]"
+        f"images are {images.dtype} {list(images.shape)}; must be uint8 or"
+        f" floats in [0, 1], [n, {', '.join(map(str, shape))}]"
       )
+    images = images.reshape(-1, *shape)
     # Only full batches: another size would have to be compiled too.
     padded = -(-len(images) // _BATCH_SIZE) * _BATCH_SIZE or _BATCH_SIZE
-    batches = np.zeros((padded, *run.image_shape), np.uint8)
+    batches = np.zeros((padded, *shape), images.dtype)
     batches[: len(images)] = images
     probabilities = [
       np.asarray(predict_batch(run.state, batches[start : start + _BATCH_SIZE]))
@@ -86,27 +98,25 @@ def ensemble(opened: list[runs.Run]) -> Callable[[np.ndarray], np.ndarray]:
   return lambda images: np.mean([each(images) for each in predictors], axis=0)
 
 
-def find(
-  arguments: Iterable[str],
-) -> Iterator[tuple[str, pathlib.Path | bytes]]:
+def find(argument: str) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   """Yields the name and the path or content of each image to read."""
-  for argument in arguments:
-    path = files.local_path(argument)
-    if argument == "-":
-      yield "-", sys.stdin.buffer.read()
-    elif path.is_dir():
-      images = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in image_files.SUFFIXES
-        and not _is_macs_own(file.relative_to(path))
-        and file.is_file()
-      ]
-      yield from ((str(file), file) for file in images)
-      if not images:
-        yield argument, path
-    else:
-      yield argument, path
+  path = files.local_path(argument)
+  if argument == "-":
+    yield "-", sys.stdin.buffer.read()
+    return
+  found = [
+    file
+    for file in sorted(
+      parent / name for parent, _, names in files.walk(path) for name in names
+    )
+    if file.suffix.lower() in image_files.SUFFIXES
+    and not _is_macs_own(file.relative_to(path))
+    and file.is_file()
+  ]
+  if found:  # It is a folder.
+    yield from ((str(file), file) for file in found)
+  else:
+    yield argument, path
 
 
 def _is_macs_own(path: pathlib.Path) -> bool:
@@ -177,12 +187,17 @@ def load(
     line = console.printable(f"predict.py: {name}: {error}")
     tqdm.tqdm.write(line, file=sys.stderr)
 
-  sources = list(find(args.images))
+  sources: list[tuple[str, pathlib.Path | bytes]] = []
+  for argument in args.images:
+    try:
+      sources += find(argument)
+    except errors.UserError as error:  # It is a URL.
+      complain(argument, str(error).removeprefix(f"{argument}: "))
   for name, source in tqdm.tqdm(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
     try:
-      images = list(image_files.read(source, args.layout))
+      images = list(image_files.read(source, args.fit))
     except ValueError as error:
       complain(name, error)
       continue
@@ -321,21 +336,17 @@ def main() -> None:
     "--single", action="store_true", help="read each image as one digit"
   )
   parser.add_argument(
-    "--layout",
-    choices=image_files.LAYOUTS,
-    default="auto",
-    help="the axes of .npy arrays: n images of height h, width w and c colors;"
-    f" flat is [n, {28**2}]",
-  )
-  parser.add_argument(
     "--json", action="store_true", help="print one JSON object per line"
   )
   parser.add_argument("--sheet", help="a file to draw the predictions in")
-  args = parser.parse_args()
   with console.program():
+    args = parser.parse_args()
     args.sheet = args.sheet and files.local_path(args.sheet)
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
+    args.fit = None
+    if run.config.dataset == "image_folder":
+      args.raw, args.fit = True, run.config.image_size
     if run.config.dataset != "mnist" and not args.raw:
       raise errors.UserError(
         f"{args.workdirs[0]}: was trained on {run.config.dataset}, but pictures"
@@ -345,9 +356,6 @@ def main() -> None:
     judge = ensemble(opened)
     images, all_good = load(args, run.image_shape, judge)
     if images:
-      # File names may have characters that the terminal cannot encode.
-      if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
       _report(args, opened, judge, images)
   sys.exit(0 if all_good else 1)
 

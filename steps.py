@@ -7,6 +7,7 @@ import math
 from typing import Any
 from typing import NamedTuple
 
+import flax
 from flax import struct
 from flax.training import train_state
 import jax
@@ -21,7 +22,7 @@ from machine import compiling
 from machine import devices
 from model import CNN
 
-Params = Mapping[str, Any]  # Nested dicts of arrays.
+Variables = Mapping[str, Any]  # Nested dicts of arrays.
 
 
 class Rngs(NamedTuple):
@@ -38,33 +39,87 @@ def rngs(seed: int) -> Rngs:
 
 
 class TrainState(train_state.TrainState):
-  """Flax's TrainState, plus an optional moving average of the parameters.
+  """Flax's TrainState, plus other variables and an optional moving average.
 
   Attributes:
-    ema_params: the average, or None.
-    ema_decay: the fraction of the average that each step keeps.
+    model_state: the network's collections of variables that are not parameters,
+      such as BatchNorm's "batch_stats", by name; often {}.
+    ema_params: the moving average of the parameters, or None.
+    ema_model_state: the same of model_state.
+    ema_decay: the fraction of the averages that each step keeps.
   """
 
-  ema_params: Params | None = None
+  model_state: Variables = struct.field(default_factory=dict)
+  ema_params: Variables | None = None
+  ema_model_state: Variables | None = None
   ema_decay: float = struct.field(pytree_node=False, default=0.0)
 
   @property
-  def eval_params(self) -> Params:
-    """The parameters to evaluate with."""
-    return self.params if self.ema_params is None else self.ema_params
+  def eval_variables(self) -> Variables:
+    """The variables to evaluate with: averages, if there are any."""
+    if self.ema_params is None:
+      return {"params": self.params, **self.model_state}
+    return {"params": self.ema_params, **(self.ema_model_state or {})}
 
-  def apply_gradients(self, *, grads):
-    state = super().apply_gradients(grads=grads)
+  def starting_from(self, variables: Variables) -> "TrainState":
+    """Returns a state with other variables, and averages equal to them."""
+    model_state = {k: v for k, v in variables.items() if k != "params"}
+    state = self.replace(params=variables["params"], model_state=model_state)
+    if self.ema_params is None:
+      return state
+    return state.replace(
+      ema_params=jax.tree.map(jnp.copy, state.params),
+      ema_model_state=jax.tree.map(jnp.copy, model_state),
+    )
+
+  def apply_gradients(self, *, grads, model_state):
+    state = super().apply_gradients(grads=grads, model_state=model_state)
     if self.ema_params is None:
       return state
     # Average over fewer steps at first, like TensorFlow's
     # ExponentialMovingAverage, so the initial parameters are soon forgotten.
     decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
-    return state.replace(
-      ema_params=optax.incremental_update(
-        state.params, self.ema_params, 1 - decay
-      )
+    ema_params, ema_model_state = optax.incremental_update(
+      (state.params, model_state),
+      (self.ema_params, self.ema_model_state),
+      1 - decay,
     )
+    # An average of counters would have another type.
+    ema_model_state = jax.tree.map(
+      lambda new, average: average.astype(new.dtype),
+      model_state,
+      ema_model_state,
+    )
+    return state.replace(ema_params=ema_params, ema_model_state=ema_model_state)
+
+
+def compute_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Computes the loss of each example, which training minimizes.
+
+  Args:
+    logits: float32 [B, classes].
+    labels: int32 [B].
+
+  Returns:
+    The cross-entropy in nats, [B].
+  """
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def smooth_loss(
+  logits: jax.Array, labels: jax.Array, smoothing: float
+) -> jax.Array:
+  """Computes the loss that is expected if some labels are replaced, [B].
+
+  Each label is replaced by a random class with the probability `smoothing`. For
+  the cross-entropy, this is label smoothing (Szegedy et al., arXiv 1512.00567).
+  """
+  classes = jnp.arange(logits.shape[-1])
+  of_class = jax.vmap(lambda k: compute_loss(logits, jnp.full_like(labels, k)))(
+    classes
+  )
+  kept = (1 - smoothing) * compute_loss(logits, labels)
+  return kept + smoothing * of_class.mean(axis=0)
 
 
 def compute_metrics(
@@ -78,10 +133,10 @@ def compute_metrics(
 
   Returns:
     The values of each metric by name, [B], one per example; their means are
-    logged. "loss" is in nats; training minimizes it unless labels are smoothed.
+    logged.
   """
   return {
-    "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+    "loss": compute_loss(logits, labels),
     "accuracy": logits.argmax(axis=-1) == labels,
   }
 
@@ -106,9 +161,13 @@ class Metrics(struct.PyTreeNode):
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
   @classmethod
-  def of(cls, logits: jax.Array, labels: jax.Array) -> "Metrics":
+  def of(
+    cls, logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+  ) -> "Metrics":
     """Sums the metrics of one batch from logits [B, classes] and labels [B]."""
     values = compute_metrics(logits, labels)
+    if label_smoothing:
+      values["loss"] = smooth_loss(logits, labels, label_smoothing)
     for name, value in values.items():
       if value.shape != labels.shape:
         raise ValueError(
@@ -134,46 +193,32 @@ def create_train_state(
   tx: optax.GradientTransformation,
   ema_decay: float = 0.0,
 ) -> TrainState:
-  """Initializes the parameters and the optimizer.
+  """Initializes the variables and the optimizer.
 
   Args:
     rng: the key for the parameters.
     model: the network.
     tx: the optimizer.
-    ema_decay: see `TrainState`; 0 keeps no average.
-
-  Raises:
-    ValueError: if the network has variables that are not parameters, such as
-      batch statistics.
+    ema_decay: see `TrainState`; 0 keeps no averages.
   """
 
   @jax.jit
   def create():
     images = jnp.zeros((1, *model.image_shape))
-    variables = model.init(rng, images)
-    if set(variables) != {"params"}:
-      raise ValueError(
-        f"the network has the variables {', '.join(variables)}; must have only"
-        " params, because nothing else is trained or saved"
-      )
-    params = variables["params"]
+    model_state, params = flax.core.pop(model.init(rng, images), "params")
+    averages = (params, model_state) if ema_decay else (None, None)
     state = TrainState.create(
       apply_fn=model.apply,
       params=params,
       tx=tx,
-      ema_params=params if ema_decay else None,
+      model_state=model_state,
+      ema_params=averages[0],
+      ema_model_state=averages[1],
       ema_decay=ema_decay,
     )
     return state.replace(step=jnp.zeros((), jnp.int32))
 
   return create()
-
-
-def _smoothed_loss(logits, labels, label_smoothing):
-  """Cross-entropy with label smoothing (Szegedy et al., arXiv 1512.00567)."""
-  targets = jax.nn.one_hot(labels, logits.shape[-1])
-  targets = optax.smooth_labels(targets, label_smoothing)
-  return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def train_step(
@@ -190,7 +235,7 @@ def train_step(
     images: float32 [B, height, width, channels] in [0, 1].
     labels: int32 [B].
     rng: the key from which each step's dropout is derived.
-    label_smoothing: applied to the training loss, not to the metrics.
+    label_smoothing: the part of the labels that the loss takes for random.
 
   Returns:
     The state after the step, and the batch's metrics. They are computed before
@@ -199,19 +244,23 @@ def train_step(
   rngs = {"dropout": jax.random.fold_in(rng, state.step)}
 
   def loss_fn(params):
-    logits = state.apply_fn({"params": params}, images, train=True, rngs=rngs)
-    metrics = Metrics.of(logits, labels)
-    if label_smoothing:
-      return _smoothed_loss(logits, labels, label_smoothing), metrics
-    return metrics.sums["loss"] / labels.size, metrics
+    logits, model_state = state.apply_fn(
+      {"params": params, **state.model_state},
+      images,
+      train=True,
+      rngs=rngs,
+      mutable=[*state.model_state],
+    )
+    metrics = Metrics.of(logits, labels, label_smoothing)
+    return metrics.sums["loss"] / labels.size, (model_state, metrics)
 
-  grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-  return state.apply_gradients(grads=grads), metrics
+  grads, (model_state, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+  return state.apply_gradients(grads=grads, model_state=model_state), metrics
 
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
   """Computes logits, float32 [B, classes], from float32 images in [0, 1]."""
-  return state.apply_fn({"params": state.eval_params}, images)
+  return state.apply_fn(state.eval_variables, images)
 
 
 class Training(struct.PyTreeNode):
@@ -231,10 +280,9 @@ class Training(struct.PyTreeNode):
 
 @jax.jit
 def is_finite(training: Training) -> jax.Array:
-  """Returns whether the parameters and the loss are finite numbers."""
-  values = jax.tree.leaves(
-    (training.state.params, training.metrics.sums["loss"])
-  )
+  """Returns whether the variables and the loss are finite numbers."""
+  state, loss = training.state, training.metrics.sums["loss"]
+  values = jax.tree.leaves((state.params, state.model_state, loss))
   return jnp.stack([jnp.isfinite(value).all() for value in values]).all()
 
 

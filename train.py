@@ -139,7 +139,7 @@ def _jit_steps(config: ml_collections.ConfigDict) -> Callable[..., Any]:
     label_smoothing=config.label_smoothing,
     limits=augmentation.from_config(config),
   )
-  return compiling.jit_loop(step, compiling.training_options())
+  return compiling.jit_loop(step)
 
 
 def _train(
@@ -239,7 +239,7 @@ def main() -> None:
   with console.program():
     args = command_line.parse(sys.argv, __doc__)
     compiling.keep_freed_memory()
-    with console.stdout_to_stderr():
+    with contextlib.redirect_stdout(sys.stderr):  # Only the result is printed.
       processes.join(
         args.coordinator_address, args.num_processes, args.process_id
       )

@@ -110,7 +110,6 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
   )
   train_steps = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, batch_size=config.batch_size),
-    compiling.training_options(),
   )
 
   num_steps = 20  # Enough to outlast a checkpoint in the background.

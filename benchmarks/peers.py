@@ -88,7 +88,6 @@ class This:
     )
     self._run = compiling.jit_loop(
       functools.partial(steps.train_on_next_batch, batch_size=batch_size),
-      compiling.training_options(),
     )
     self._evaluate = steps.evaluator(self._examples, 1000)
     self._logits = lambda x: network.apply({"params": state.params}, x)

@@ -11,12 +11,13 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   # Data: a name, and splits in the syntax of TFDS.
-  config.dataset = "mnist"  # Or fashion_mnist, kmnist, idx, image_folder, ...
+  config.dataset = "mnist"  # Or fashion_mnist, image_folder, idx, arrays, ...
   config.train_split = "train[5000:]"
   config.validation_split = "train[:5000]"
   config.test_split = "test"
   config.data_dir = ""  # Prepared data; "" is TFDS's ~/tensorflow_datasets.
   config.manual_dir = ""  # Your own images; "" is data/ beside train.py.
+  config.image_size = 0  # Scale and crop the images of image_folder to this.
 
   # Training.
   config.batch_size = 100
@@ -28,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.momentum = 0.0  # Nesterov momentum, for sgd.
   config.adam_b2 = 0.999  # Adam's second-moment decay rate.
   config.weight_decay = 0.0  # For the kernels, with adamw and nadamw.
+  config.clip_norm = 0.0  # Above 0, gradients of a larger norm are scaled down.
   config.label_smoothing = 0.0  # 0.1 spreads a tenth evenly over all classes.
   config.ema_decay = 0.0  # Above 0, averaged parameters are evaluated.
   config.dropout_rate = 0.4
@@ -36,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.init_from = ""  # Or a run directory: start from its last parameters.
 
   # Augmentation: the largest random deformations; 0 is off.
+  config.augment_flip = False  # Half of the images, left to right.
   config.augment_rotation = 0.0  # Degrees, either way.
   config.augment_scale = 0.0  # 0.1: by a factor of up to 1.1, up or down.
   config.augment_shear = 0.0  # Pixels sideways per row.

@@ -25,23 +25,23 @@ ELEMENTWISE = set(
 _NHWC = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
-def round_weights(params: steps.Params, dtype: str) -> steps.Params:
-  """Rounds parameters to the values that a page stores.
+def round_weights(variables: steps.Variables, dtype: str) -> steps.Variables:
+  """Rounds a network's variables to the values that a page stores.
 
   Args:
-    params: float32 arrays.
+    variables: float32 arrays.
     dtype: "float16", "float32" or "int8". With int8, the weights of each output
       of a kernel take at most 255 values, and biases stay float32.
 
   Returns:
-    The rounded parameters, float32.
+    The rounded variables, float32.
   """
 
   def rounded(x):
     values, scales = _encode(np.asarray(x), dtype)
     return np.float32(values) * scales
 
-  return jax.tree.map(rounded, params)
+  return jax.tree.map(rounded, variables)
 
 
 def _encode(x: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -78,11 +78,14 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     params.append(entry)
     blobs.append(values.tobytes())
   is_drawing = run.config.dataset == "mnist"
+  accuracy = metadata["accuracy"]
+  scored = "not scored"
+  if accuracy != "None":
+    scored = f"test accuracy {float(accuracy):.2%}"
   description = {
     "title": "Draw a digit" if is_drawing else "Choose an image",
     "subtitle": (
-      f"{metadata['run']} · test accuracy {float(metadata['accuracy']):.2%} ·"
-      f" {run.step:,} steps · {dtype} weights"
+      f"{metadata['run']} · {scored} · {run.step:,} steps · {dtype} weights"
     ),
     "form": "drawing" if is_drawing else "file",
     "image_shape": run.image_shape,

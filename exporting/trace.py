@@ -51,7 +51,7 @@ class Network(NamedTuple):
 
   Attributes:
     ops: the operations, in the order of computation.
-    params: the arrays that evaluation uses, by name.
+    params: the arrays that evaluation uses, by name, such as conv1/kernel.
     output: the name of the logits.
   """
 
@@ -82,12 +82,13 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
   Raises:
     errors.UserError: if a primitive has several results.
   """
-  names, arrays = zip(*trees.named(state.eval_params), strict=True)
-  treedef = jax.tree.structure(state.eval_params)
+  names, arrays = zip(*trees.of_variables(state.eval_variables), strict=True)
+  treedef = jax.tree.structure(state.eval_variables)
 
   def logits(arrays, images):
-    params = jax.tree.unflatten(treedef, arrays)
-    return logits_fn(state.replace(params=params, ema_params=None))(images)
+    variables = jax.tree.unflatten(treedef, arrays)
+    plain = state.replace(ema_params=None)
+    return logits_fn(plain.starting_from(variables))(images)
 
   closed = jax.make_jaxpr(logits)(arrays, images)
   ops: list[Op] = []

@@ -4,10 +4,8 @@ from collections.abc import Callable
 import ctypes
 import functools
 import os
-import pathlib
 import platform
 from typing import Any
-import warnings
 
 from absl import logging
 import jax
@@ -52,41 +50,6 @@ def _are_known(options: dict[str, str | bool]) -> bool:
   return True
 
 
-def has_onednn() -> bool:
-  """Returns whether XLA's CPU backend can call oneDNN's convolutions."""
-  return jax.__version_info__ >= (0, 11)
-
-
-@functools.cache
-def trains_with_onednn() -> bool:
-  """Returns whether training on this machine calls oneDNN's convolutions.
-
-  With AVX-512 they are faster than XLA's own; with AVX2 they are not.
-  """
-  try:
-    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
-  except OSError:  # Not Linux.
-    return False
-  return has_onednn() and {"avx512bw", "avx512vl"} <= {*flags}
-
-
-@functools.cache
-def training_options() -> dict[str, str | bool]:
-  """Returns XLA's options for the training step.
-
-  JAX cannot cache programs that call oneDNN, so every start compiles the step
-  again. That pays off after some two hundred steps, so evaluation does not.
-  """
-  options = compiler_options()
-  onednn = options | {
-    "xla_cpu_use_onednn": True,
-    "xla_cpu_experimental_onednn_custom_call": True,
-  }
-  if jax.default_backend() == "cpu" and trains_with_onednn():
-    return onednn if _are_known(onednn) else options
-  return options
-
-
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
   """Jits a function with `compiler_options`."""
   return jax.jit(function, compiler_options=compiler_options())
@@ -99,22 +62,19 @@ def takes_single_steps() -> bool:
   return jax.default_backend() == "cpu"
 
 
-def jit_loop(
-  step: Callable[..., Any], options: dict[str, str | bool] | None = None
-) -> Callable[..., Any]:
+def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
   """Jits `step(carry, *args) -> carry` to run many times.
 
   Args:
     step: a pure function. On accelerators, all its runs take one dispatch, and
       its carry is donated.
-    options: XLA's options on a CPU; by default `compiler_options()`.
 
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.
   """
   if takes_single_steps():
     # No donation: a CPU would copy parameters before updating them in place.
-    jitted = jax.jit(step, compiler_options=options or compiler_options())
+    jitted = jit(step)
 
     def run(carry, num_steps, *args):
       for _ in range(num_steps):
@@ -177,5 +137,3 @@ def cache_compilations() -> None:
       return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-  # JAX cannot cache programs that call oneDNN, and warns each time.
-  warnings.filterwarnings("ignore", "Error writing persistent .* bad_alloc")

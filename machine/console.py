@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 import contextlib
 import functools
+import io
 import logging as python_logging
 import os
 import pathlib
@@ -28,19 +29,24 @@ _PATIENCE = 5  # Seconds that a failed process waits for the others to end.
 def setup() -> None:
   """Shows our own messages and libraries' warnings, with only a timestamp.
 
-  If the user has configured logging, our messages go where theirs go.
+  If the user has configured the level of logging, our messages go where theirs
+  go.
   """
-  sys.unraisablehook = _log_unraisable
+  # Threads that Orbax leaves behind after a failed read raise errors.
+  sys.unraisablehook = lambda error: logging.debug("%s", error.exc_value)
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   logging.get_absl_logger().addFilter(_is_shown)  # Orbax logs through it too.
-  root = python_logging.getLogger()
-  if not _is_configured(root):
+  if (
+    python_logging.getLogger().level == python_logging.WARNING
+  ):  # As Python sets it.
     handler = _AboveProgressBar()
-    handler.setFormatter(
-      python_logging.Formatter("%(asctime)s %(message)s", "%X")
-    )
     handler.addFilter(_is_shown)
-    root.handlers[:] = [handler]
+    python_logging.basicConfig(
+      format="%(asctime)s %(message)s",
+      datefmt="%X",
+      handlers=[handler],
+      force=True,  # Importing Orbax makes absl add a plain handler.
+    )
   logging.set_verbosity(logging.INFO)
 
 
@@ -52,19 +58,9 @@ class _AboveProgressBar(python_logging.Handler):
       tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _is_configured(root: python_logging.Logger) -> bool:
-  """Returns whether the user, not just an import, set up the root logger."""
-  return root.level != python_logging.WARNING or any(
-    # Importing Orbax makes absl add a plain handler if there is none.
-    type(handler) is not python_logging.StreamHandler
-    or handler.stream is not sys.stderr
-    for handler in root.handlers
-  )
-
-
 def _is_shown(record: python_logging.LogRecord) -> bool:
   path = pathlib.Path(record.pathname).resolve()
-  if _is_ours(path):
+  if _PROJECT in path.parents and "site-packages" not in path.parts:
     return True
   # TFDS warns about a missing package that would make it faster.
   is_advice = "tensorflow_datasets" in path.parts
@@ -73,33 +69,9 @@ def _is_shown(record: python_logging.LogRecord) -> bool:
   return record.levelno > hidden and not record.exc_info
 
 
-def _is_ours(path: pathlib.Path) -> bool:
-  """Returns whether a file is ours, not that of a package in our folder."""
-  return _PROJECT in path.parents and "site-packages" not in path.parts
-
-
-def _log_unraisable(unraisable) -> None:
-  """Logs errors of threads that Orbax leaves behind after a failed read."""
-  logging.debug("Ignored: %s", unraisable.exc_value)
-
-
 def printable(text: str) -> str:
   """Escapes control characters: text may come from an untrusted file."""
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-  """Sends what libraries print to stderr, so stdout has only the result."""
-  sys.stdout.flush()
-  stdout = os.dup(1)
-  os.dup2(2, 1)
-  try:
-    yield
-  finally:
-    sys.stdout.flush()
-    os.dup2(stdout, 1)
-    os.close(stdout)
 
 
 def complain(message: str) -> None:
@@ -132,14 +104,10 @@ class Parser(argparse.ArgumentParser):
 def program() -> Iterator[None]:
   """Runs the body as a program: with our logs, cache and one-line errors."""
   setup()
+  # Names may have characters that the terminal cannot encode.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
   compiling.cache_compilations()
-  with one_line_errors():
-    yield
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-  """Reports user errors and known failures in one line and exits."""
   try:
     yield
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from typing import TypeVar
 
 import jax
@@ -63,6 +64,14 @@ def check() -> None:
       f"JAX_PLATFORMS={platforms}: JAX finds no such device;"
       f" {str(error) or 'set JAX_PLATFORMS= to use the best one found'}"
     ) from error
+
+
+def memory() -> int:
+  """Returns the memory of a device in bytes; a CPU's is that of the machine."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit") or (
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  )
 
 
 def on_host() -> contextlib.AbstractContextManager:

@@ -20,6 +20,7 @@ from machine import errors
 # https://jfly.uni-koeln.de/color/.
 _BLUE, _ORANGE, _RED = "#0072b2", "#e69f00", "#d55e00"
 _CYCLE = (_BLUE, _ORANGE, "#009e73", _RED, "#cc79a7", "#56b4e9", "black")
+_DASHES = ("-", "--", "-.", ":")
 _GRAY = "#808080"
 # Decorates functions that draw, so that all figures look alike.
 styled = matplotlib.rc_context(
@@ -80,30 +81,70 @@ def learning_curves(
 
 @styled
 def compare_curves(
-  runs: Mapping[str, Sequence[dict[str, Any]]],
+  groups: Sequence[Sequence[Sequence[dict[str, Any]]]], legend: Sequence[str]
 ) -> figure.Figure:
-  """Draws the error rates of several runs in one plot.
+  """Draws the error rates of experiments, at most 50, in one plot.
 
   Args:
-    runs: the lines of each run's metrics.jsonl, by the run's name.
+    groups: the lines of metrics.jsonl of each run of each experiment. The runs
+      of one differ only in the seed; the best experiment comes first.
+    legend: two lines of a header, then one for each experiment.
   """
-  picture = figure.Figure(figsize=(8, 4.5), layout="constrained")
+  count = min(len(groups), 50)
+  width, height = 0.6 + 0.075 * max(map(len, legend)), 0.6 + 0.17 * count
+  size = 6.4 + width, max(4.5, 0.4 + height)
+  if is_wide := width > 4.5:  # Then the legend is below the plot.
+    size = max(8, width), 4.5 + height
+  picture = figure.Figure(figsize=size, layout="constrained")
   axes = picture.subplots()
-  names: list[str] = []
-  lines = []
-  for name, records in runs.items():
-    color = _CYCLE[len(names) % len(_CYCLE)]
-    points = _points(records, "train_accuracy")
-    _plot(axes, points, "accuracy", color=color, linewidth=1, alpha=0.4)
-    points = _points(records, "validation_accuracy")
-    if len(points):
-      lines += _plot(axes, points, "accuracy", color=color, marker="o", ms=3)
-      names.append(name)
+  title, palette = "error rate: validation (dots)", list(_CYCLE)
+  if is_crowded := count > len(
+    palette
+  ):  # From dark to light, as in the legend.
+    palette = list(matplotlib.colormaps["viridis"](np.linspace(0, 0.93, count)))
+  else:
+    title += " and training (pale)"
+  handles = axes.plot([], [], " ")  # Aligns the header with the labels.
+  for color, dashes, runs in zip(
+    palette, _DASHES * count, groups, strict=False
+  ):
+    style: Any = dict(color=color, ls=dashes if is_crowded else "-")
+    if not is_crowded:
+      steps, rates = _error_rates(runs, "train")
+      axes.plot(steps, rates.mean(axis=0), lw=1, alpha=0.3, **style)
+    steps, rates = _error_rates(runs, "validation")
+    handles += axes.plot(steps, rates.mean(axis=0), marker="o", ms=3, **style)
+    low, high = rates.min(axis=0), rates.max(axis=0)
+    axes.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
   _finish(axes, "accuracy")
-  axes.set_title("error rate: validation (dots) and training (pale)")
-  # Without explicit lines, matplotlib hides names that start with _.
-  axes.legend(lines, names, fontsize="small")
+  if any(len(runs) > 1 for runs in groups):
+    title += "\nmean of the seeds, in a band from the lowest to the highest"
+  if count < len(groups):
+    title += f"\nthe best {count} of {len(groups)}"
+  axes.set_title(title)
+  box = picture.legend(
+    *(handles, ["\n".join(filter(None, legend[:2])), *legend[2:]][: count + 1]),
+    loc="outside lower center" if is_wide else "outside right upper",
+    handlelength=3,
+    prop={"family": "monospace", "size": 8},
+  )
+  for text in box.texts:
+    text.set_parse_math(False)
   return picture
+
+
+def _error_rates(runs, split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns steps, [n], and the error rates of runs, [runs, n].
+
+  A rate between two steps of a run is interpolated; beyond them it is NaN.
+  """
+  curves = [_points(records, f"{split}_accuracy").T for records in runs]
+  curves = [curve for curve in curves if curve.size]
+  if not curves:
+    return np.empty(0), np.empty((1, 0))
+  steps = np.unique(np.concatenate([at for at, _ in curves]))
+  rates = [np.interp(steps, at, 1 - x, np.nan, np.nan) for at, x in curves]
+  return steps, np.array(rates)
 
 
 def _points(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:

@@ -54,7 +54,7 @@ def draw(
     **evaluation.drawings(evaluated),
     "activations": lambda: _activations(state, train, data.class_names),
   }
-  for name, kernel in trees.named(state.eval_params):
+  for name, kernel in trees.of_variables(state.eval_variables):
     if kernel.ndim == 4 and kernel.shape[2] == train.image_shape[-1]:
       drawings["filters"] = functools.partial(figures.filters, kernel, name)
       break  # The first layer that sees the image.
@@ -89,24 +89,24 @@ def activations(
   names: list[str] = []
 
   @compiling.jit
-  def apply(params):
-    logits, variables = state.apply_fn(
-      {"params": params},
+  def apply(variables):
+    logits, captured = state.apply_fn(
+      variables,
       image[None],
       capture_intermediates=True,
       mutable=["intermediates"],
     )
     # A module that shares its scope, as ConvPool does, comes last.
     outputs = {
-      name: captured["__call__"][-1]
-      for name, captured in variables["intermediates"].items()
-      if name in state.params and "__call__" in captured
+      name: found["__call__"][-1]
+      for name, found in captured["intermediates"].items()
+      if name in state.params and "__call__" in found
     }
     outputs = {name: x[0] for name, x in outputs.items() if x is not logits}
     names[:] = outputs  # JAX would return a dict in alphabetical order.
     return list(outputs.values()), jax.nn.softmax(logits[0])
 
-  layers, probabilities = apply(state.eval_params)
+  layers, probabilities = apply(state.eval_variables)
   return dict(zip(names, layers, strict=True)), probabilities
 
 

@@ -4,21 +4,22 @@ import collections
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
+import json
 import math
-import os
 import pathlib
-from typing import Any
 import zlib
 
 from absl import logging
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from machine import devices
 from machine import errors
 from machine import processes
+from rundir import files
 from rundir import trees
 from steps import Metrics
 from steps import TrainState
@@ -26,9 +27,8 @@ from steps import TrainState
 _NUM_NEWEST = 3
 _MAX_PENDING = 3  # States held in memory until they are written.
 _BEST = "validation_accuracy"
-# Parameters barely compress: a checkpoint that declares more than this many
-# times the size of its files is not ours.
-_MAX_COMPRESSION = 10
+_NO_STATE = TrainState.create(apply_fn=None, params={}, tx=optax.identity())
+_UNKNOWN = -1.0  # The accuracy of a state that was not validated.
 
 
 class DamagedError(Exception):
@@ -42,15 +42,15 @@ def all_steps(workdir: pathlib.Path) -> list[int]:
 
 def best_step(workdir: pathlib.Path) -> int | None:
   """Returns the step with the best validation accuracy, if any has one."""
-  found = _read_accuracies(workdir)
-  validated = [(x, step) for step, x in found.items() if x is not None]
+  accuracy = _accuracies(workdir)
+  validated = [(x, step) for step, x in accuracy.items() if x != _UNKNOWN]
   return max(validated)[1] if validated else None
 
 
 def restore(
   workdir: pathlib.Path,
   step: int,
-  state: TrainState,
+  state: TrainState | None = None,
   since_log: Metrics | None = None,
 ) -> tuple[TrainState, Metrics | None]:
   """Restores the state and the sums since the last log to the device.
@@ -58,9 +58,10 @@ def restore(
   Args:
     workdir: the run directory.
     step: one of `all_steps`.
-    state: arrays, or just their shapes and dtypes.
-    since_log: the sums to return if the saved ones are for other metrics; with
-      None, no sums are returned.
+    state: arrays, or just their shapes and dtypes; with None, any network and
+      optimizer is restored, but the result has no functions.
+    since_log: returned if the saved sums are for other metrics; if it is None,
+      so are the sums.
 
   Raises:
     DamagedError: if the checkpoint is not what was saved.
@@ -68,71 +69,47 @@ def restore(
       names it.
   """
   path = _folder(workdir) / str(step)
-  found = _read_metadata(path)
-  trees.check_same_network(path, state, found.pop("state"))
-  target = {"state": state, **found, "checksum": np.uint32(0)}
-  _read_accuracy(workdir, step)
-  _check_size(path, target)
-  target = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=devices.replicated()
-    ),
-    target,
-  )
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.restore(path / "default", target)
-  except Exception as error:  # Orbax and TensorStore can raise anything.
-    raise DamagedError(_reason(error)) from error
-  checksum = saved.pop("checksum")
-  # TensorStore does not notice a changed byte in an array.
-  if checksum != _checksum(saved) or saved["state"].step != step:
-    raise DamagedError("its checksum is wrong")
-  return saved["state"], _resumed(saved["since_log"], since_log)
-
-
-def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the shapes and dtypes in a checkpoint, as nested dicts."""
+  if step not in _accuracies(workdir):
+    raise DamagedError("bad metrics")
   try:
     # A Checkpointer would warn about other metadata, which we do not save.
-    metadata = ocp.StandardCheckpointHandler().metadata(path / "default")
-    found = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree
+    found = ocp.StandardCheckpointHandler().metadata(path / "default").tree
+    if state is None:
+      state, target = _NO_STATE, found
+    else:
+      trees.check_same_network(path, state, found["state"])
+      # Older checkpoints lack some fields.
+      fields = {key: getattr(state, key) for key in found["state"]}
+      target = {**found, "state": fields}
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=devices.replicated()
+      ),
+      target,
     )
-    if found.keys() != {"state", "since_log", "checksum"}:
-      raise ValueError(f"the keys are {', '.join(found)}")
-  except Exception as error:  # Orbax and the parser can raise anything.
-    raise DamagedError(f"bad metadata: {_reason(error)}") from error
-  return found
-
-
-def _check_size(path: pathlib.Path, target: Any) -> None:
-  """Raises DamagedError if the files are too small for their arrays."""
-  declared = sum(
-    math.prod(x.shape) * np.dtype(x.dtype).itemsize
-    for x in jax.tree.leaves(target)
-  )
-  size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-  if declared > _MAX_COMPRESSION * size:
-    raise DamagedError(
-      f"its files have {size} bytes, too few for {declared} bytes of arrays"
-    )
-
-
-def _resumed(
-  found: dict[str, Any], since_log: Metrics | None
-) -> Metrics | None:
-  """Returns the saved sums if they are for the metrics that are logged now."""
+    with ocp.StandardCheckpointer() as checkpointer:
+      saved = checkpointer.restore(path / "default", target)
+    saved["state"] = state.replace(**saved["state"])
+    # TensorStore does not notice a changed byte in an array.
+    checksum = saved.pop("checksum")
+    if saved["state"].step != step or checksum not in _checksums(saved):
+      raise DamagedError("its checksum is wrong")
+  except trees.OtherNetworkError:
+    raise
+  except Exception as error:  # Orbax and TensorStore can raise anything.
+    raise DamagedError(_reason(error)) from error
   if since_log is None:
-    return None
-  if trees.shapes(found) != trees.shapes(since_log):
+    return saved["state"], None
+  if trees.shapes(saved["since_log"]) != trees.shapes(since_log):
     logging.info("The metrics have changed: their sums start over at this step")
-    return since_log
-  return Metrics(**found)
+    return saved["state"], since_log
+  return saved["state"], Metrics(**saved["since_log"])
 
 
 def restore_newest(
-  workdir: pathlib.Path, state: TrainState, since_log: Metrics | None = None
+  workdir: pathlib.Path,
+  state: TrainState | None = None,
+  since_log: Metrics | None = None,
 ) -> tuple[TrainState, Metrics | None]:
   """Restores the newest undamaged checkpoint; see `restore`.
 
@@ -153,13 +130,26 @@ def restore_newest(
 class Manager:
   """Saves in a thread, because Orbax prepares saves in the foreground."""
 
-  def __init__(self, manager: ocp.CheckpointManager):
-    self.latest_step = manager.latest_step
-    self._manager = manager
+  def __init__(self, folder: pathlib.Path):
+    policy = preservation_policy.AnyPreservationPolicy(
+      [
+        preservation_policy.LatestN(_NUM_NEWEST),
+        preservation_policy.BestN(get_metric_fn=_accuracy, n=1),
+      ]
+    )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policy,
+      best_fn=_accuracy,  # Without it, Orbax saves no metrics.
+      create=True,
+      cleanup_tmp_directories=True,
+      # Otherwise a failure leaves Orbax threads that block exit for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    self._manager = ocp.CheckpointManager(folder, options=options)
+    self.latest_step = self._manager.latest_step
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
     # Oldest first.
     self._saves: collections.deque[futures.Future] = collections.deque()
-    self._is_checked = False
 
   def save(
     self,
@@ -179,14 +169,13 @@ class Manager:
     Raises:
       errors.UserError: if an earlier checkpoint could not be saved.
     """
-    validated = validation_accuracy is not None
-    metrics = {_BEST: validation_accuracy} if validated else {}
+    metrics = {}
+    if validation_accuracy is not None:
+      metrics[_BEST] = validation_accuracy
     saved = {"state": state, "since_log": since_log}
     with self._explain():
       if jax.process_count() > 1:  # All processes must call Orbax together.
         self._save(step, saved, metrics)
-        if not self._is_checked:
-          self._wait_and_check(step)
         return
       while len(self._saves) >= _MAX_PENDING or (
         self._saves and self._saves[0].done()
@@ -214,35 +203,17 @@ class Manager:
     self._manager.close()
 
   def _save(self, step, saved, metrics):
-    saved["checksum"] = _checksum(saved)
+    saved["checksum"] = _checksums(saved)[0]
     self._manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics)
 
-  def _save_and_wait(self, step, saved, metrics):
-    self._save(step, saved, metrics)
-    self._wait_and_check(step)  # Attributes a failure to this save.
-
-  def _wait_and_check(self, step):
-    """Waits for a save; checks the first one without reading its arrays."""
-    self._manager.wait_until_finished()
-    if not self._is_checked:
-      workdir = pathlib.Path(self._manager.directory).parent
-      try:
-        _read_accuracy(workdir, step)
-        path = _folder(workdir) / str(step)
-        _check_size(path, _read_metadata(path))
-      except DamagedError as error:
-        raise errors.UserError(
-          f"{workdir}: the checkpoint of step {step} was saved but is"
-          f" incomplete, so training stops: {error}; name another --workdir"
-        ) from error
-      self._is_checked = True
+  def _save_and_wait(self, *args):
+    self._save(*args)
+    self._manager.wait_until_finished()  # Attributes a failure to this save.
 
   @contextlib.contextmanager
   def _explain(self):
     try:
       yield
-    except errors.UserError:
-      raise
     except Exception as error:  # Orbax and TensorStore can raise anything.
       kept = ", ".join(map(str, self._manager.all_steps())) or "none"
       raise errors.UserError(
@@ -255,17 +226,26 @@ class Manager:
 def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
   """Opens `workdir/checkpoints`, which keeps the newest three and the best.
 
-  Moves damaged checkpoints to `workdir/damaged_checkpoints`.
-
-  Args:
-    workdir: the run directory.
-    start_step: where training resumes; newer checkpoints were skipped.
+  Training resumes at `start_step`: newer checkpoints were skipped as damaged.
+  They move to `workdir/damaged_checkpoints`, as do others without metrics.
 
   Raises:
     errors.UserError: if a checkpoint could not be saved.
   """
-  _set_aside(workdir, _find_damaged(workdir, start_step))
-  manager = Manager(_orbax_manager(_folder(workdir)))
+  readable = _accuracies(workdir)
+  damaged = [
+    step
+    for step in all_steps(workdir)
+    if step > start_step or step not in readable
+  ]
+  processes.sync("find the damaged checkpoints")
+  if processes.is_first():
+    for step in damaged:
+      path = _folder(workdir) / str(step)
+      moved = files.set_aside(path, workdir / "damaged_checkpoints")
+      logging.warning("Moved the damaged checkpoint %d to %s", step, moved)
+  processes.sync("set aside the damaged checkpoints")
+  manager = Manager(_folder(workdir))
   try:
     yield manager
     manager.wait()
@@ -274,86 +254,42 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
       manager.close()
 
 
-def _find_damaged(workdir: pathlib.Path, start_step: int) -> list[int]:
-  """Returns the steps that were skipped or have unreadable metrics."""
-  readable = _read_accuracies(workdir)
-  return [
-    step
-    for step in all_steps(workdir)
-    if step > start_step or step not in readable
-  ]
-
-
-def _set_aside(workdir: pathlib.Path, damaged: list[int]) -> None:
-  """Moves checkpoints to where training does not write."""
-  processes.sync("find the damaged checkpoints")
-  if damaged and processes.is_first():
-    folder = workdir / "damaged_checkpoints"
-    folder.mkdir(exist_ok=True)
-    for step in damaged:
-      path = folder / str(step)
-      while path.exists():
-        path = path.with_name(f"{path.name}_")
-      os.rename(_folder(workdir) / str(step), path)
-      logging.warning("Moved the damaged checkpoint %d to %s", step, path)
-  processes.sync("set aside the damaged checkpoints")
-
-
-def _orbax_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
-  policy = preservation_policy.AnyPreservationPolicy(
-    [
-      preservation_policy.LatestN(_NUM_NEWEST),
-      preservation_policy.BestN(get_metric_fn=_accuracy_or_less, n=1),
-    ]
-  )
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=policy,
-    best_fn=_accuracy_or_less,  # Without it, Orbax saves no metrics.
-    create=True,
-    cleanup_tmp_directories=True,
-    # Otherwise a failure leaves Orbax threads that block exit for minutes.
-    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-  )
-  return ocp.CheckpointManager(folder, options=options)
-
-
 def _folder(workdir: pathlib.Path) -> pathlib.Path:
   return workdir.absolute() / "checkpoints"
 
 
-def _accuracy_or_less(metrics: dict[str, float]) -> float:
-  """Returns the validation accuracy, or -1 if it was not measured."""
-  return metrics.get(_BEST, -1.0)
+def _accuracy(metrics: dict[str, float]) -> float:
+  return metrics.get(_BEST, _UNKNOWN)
 
 
-def _read_accuracies(workdir: pathlib.Path) -> dict[int, float | None]:
+def _accuracies(workdir: pathlib.Path) -> dict[int, float]:
   """Returns the validation accuracy of each checkpoint that can be read."""
   found = {}
   for step in all_steps(workdir):
-    with contextlib.suppress(DamagedError):
-      found[step] = _read_accuracy(workdir, step)
+    path = _folder(workdir) / str(step) / "metrics/metrics"
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+      accuracy = _accuracy(json.loads(path.read_text()))
+      if math.isfinite(accuracy):
+        found[step] = accuracy
   return found
 
 
-def _read_accuracy(workdir: pathlib.Path, step: int) -> float | None:
-  """Returns the validation accuracy saved with a checkpoint, if any."""
-  try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler("metrics")) as checkpointer:
-      metrics = checkpointer.restore(_folder(workdir) / str(step) / "metrics")
-    accuracy = metrics.get(_BEST)
-    if accuracy is not None and not math.isfinite(accuracy):
-      raise ValueError(f"{_BEST} is {accuracy}")
-    return accuracy
-  except Exception as error:  # Orbax and the parser can raise anything.
-    raise DamagedError(f"bad metrics: {_reason(error)}") from error
+def _checksums(
+  tree: dict[str, TrainState | Metrics],
+) -> tuple[np.uint32, np.uint32]:
+  """Returns CRC-32s of all values: in the order of their names, and of fields.
 
-
-def _checksum(tree: dict[str, TrainState | Metrics]) -> np.uint32:
-  """Returns the CRC-32 of all values."""
-  checksum = 0
-  for leaf in jax.tree.leaves(jax.device_get(tree)):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
-  return np.uint32(checksum)
+  Older versions saved the latter.
+  """
+  tree = jax.device_get(tree)
+  by_name = sorted(trees.named(tree), key=lambda pair: pair[0])
+  checksums = []
+  for arrays in ([x for _, x in by_name], jax.tree.leaves(tree)):
+    checksum = 0
+    for array in arrays:
+      checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    checksums.append(np.uint32(checksum))
+  return checksums[0], checksums[1]
 
 
 def _reason(error: Exception) -> str:

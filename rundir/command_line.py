@@ -2,13 +2,13 @@
 
 import argparse
 from collections.abc import Iterable
-from collections.abc import Mapping
 import difflib
 import inspect
 import os
 import pathlib
 import re
 import runpy
+import sys
 import textwrap
 import traceback
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
+import numpy as np
 
 from configs import default
 from machine import console
@@ -26,9 +27,10 @@ from rundir import files
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 _OPTIONS: dict[str, dict[str, Any]] = {
   "config": dict(
-    metavar="FILE",
+    metavar="FILE[:ARGUMENT]",
     default=str(_CONFIGS / "default.py"),
-    help="the experiment (default: configs/default.py)",
+    help="the experiment (default: configs/default.py); an argument is passed"
+    " to get_config",
   ),
   "workdir": dict(
     metavar="DIR",
@@ -39,7 +41,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     help="trace the steps between the first two logs, for TensorBoard's profile"
     " plugin and ui.perfetto.dev",
   ),
-  "flagfile": dict(metavar="FILE", help="a file of options, one per line"),
   "coordinator_address": dict(
     metavar="HOST:PORT",
     help="the address where process 0 listens; see docs/scaling.md",
@@ -54,11 +55,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def parse(argv: list[str], description: str) -> argparse.Namespace:
-  """Parses the command line; given --help, prints the help and exits.
-
-  Args:
-    argv: the program and its arguments.
-    description: what the program does; the help starts with it.
+  """Parses the program's name and arguments; prints the help if asked for it.
 
   Returns:
     The options. `config` is the config with its overrides; `workdir` is named
@@ -71,47 +68,53 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...]"
     " [--OPTION=VALUE ...]",
     description=description,
+    epilog=f"{_describe_keys()}\n{_describe_presets()}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   for name, option in _OPTIONS.items():
     parser.add_argument(f"--{name}", **option)
-  try:
-    arguments = flags.FlagValues().read_flags_from_files(argv[1:])
-  except flags.Error as error:
-    raise errors.UserError(str(error).removeprefix("ERROR:: ")) from error
-  if {"-h", "--help"} & {*arguments}:
-    parser.epilog = f"{_describe_keys()}\n\n{_describe_presets()}"
-  args, overrides = parser.parse_known_args(arguments)
-  path, base = args.config, load_config(args.config)
-  args.config = _override(base, overrides)
-  args.workdir = args.workdir or pathlib.Path("runs") / experiment.name(
-    args.config, base, pathlib.Path(path).stem
+  args, arguments = parser.parse_known_args(argv[1:])
+  path, _, argument = args.config.partition(":")
+  name = ",".join(filter(None, (pathlib.Path(path).stem, argument)))
+  args.config = load_config(args.config)
+  overrides = _override(args.config, arguments)
+  args.workdir = args.workdir or pathlib.Path(
+    "runs", experiment.name(name, overrides)
   )
   return args
 
 
 def load_config(path: str) -> ml_collections.ConfigDict:
-  """Loads a config file.
+  """Loads a config file; what follows a colon is passed to its get_config.
+
+  The file can import this project's modules and those beside it.
 
   Raises:
     errors.UserError: if the file is wrong; the message names it and says why.
   """
-  file = str(files.local_path(path))
+  file, *argument = str(files.local_path(path)).split(":", 1)
   if not os.path.isfile(file):
     raise errors.UserError(
-      f"--config={path}: no such file; {_preset_like(path)}"
+      f"--config={path}: no such file; the presets are"
+      f" {', '.join(map(os.path.relpath, _presets()))}"
     )
+  if (folder := os.path.dirname(os.path.abspath(file))) not in sys.path:
+    sys.path.append(folder)
   try:
     get_config = runpy.run_path(file).get("get_config")
     if not callable(get_config):
       raise errors.UserError("has no function get_config")
-    config = get_config()
+    config = get_config(*argument)
     if not isinstance(config, ml_collections.ConfigDict):
       raise errors.UserError(
         f"get_config returns {config!r:.40}; it must return a ConfigDict"
       )
-    experiment.check_keys(config)
+    for key, value in config.items():
+      if isinstance(value, np.generic):  # Flags cannot override these.
+        with config.ignore_type():
+          config[key] = value.item()
+    experiment.check_values(config)
   except errors.UserError as error:
     raise errors.UserError(f"--config={path}: {error}") from error
   except Exception as error:
@@ -126,27 +129,17 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   return config
 
 
-def _preset_like(path: str) -> str:
-  """Suggests a preset for the path of a file that does not exist."""
-  presets = {preset.stem: os.path.relpath(preset) for preset in _presets()}
-  return _hint(
-    pathlib.Path(path).stem,
-    {stem: f"--config={preset}" for stem, preset in presets.items()},
-    f"the presets are {', '.join(presets.values())}",
-  )
-
-
 def _override(
-  base: ml_collections.ConfigDict, arguments: list[str]
-) -> ml_collections.ConfigDict:
-  """Returns a config with the overrides --config.KEY=VALUE applied."""
-  config = base.copy_and_resolve_references()
+  config: ml_collections.ConfigDict, arguments: list[str]
+) -> dict[str, Any]:
+  """Applies --config.KEY=VALUE to a config; returns the values that differ.
+
+  Keys that refer to an overridden one follow it.
+  """
   for argument in arguments:
     match = re.match(r"--?(?:no)?config\.(\w*)", argument)
     if match and match[1] not in config:
-      keys = {key: f"config.{key}" for key in config}
-      hint = _hint(match[1], keys, f"the keys are {', '.join(keys)}")
-      raise errors.UserError(f"unknown key config.{match[1]}; {hint}")
+      raise errors.UserError(_explain(argument, config))
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
@@ -155,70 +148,54 @@ def _override(
     unexpected = values(["", *arguments])[1:]
   except flags.UnrecognizedFlagError as error:
     unexpected = [error.flagvalue]
-  except flags.Error as error:
+  except (flags.Error, AttributeError, LookupError) as error:
     message = str(error).removeprefix("flag ").replace("\n", " ")
     message = re.sub(": invalid literal.*", ": must be an integer", message)
     message = re.sub(": could not convert.*", ": must be a number", message)
     raise errors.UserError(message) from error
   if unexpected:
     raise errors.UserError(_explain(unexpected[0], config))
-  return config
+  overrides = config_flags.get_override_values(values["config"])
+  return {
+    key: value
+    for key, value in overrides.items()
+    if value != values[f"config.{key}"].default
+  }
 
 
 def _explain(argument: str, keys: Iterable[str]) -> str:
   """Says what an unknown argument may have meant."""
   name, equals, value = argument.partition("=")
   what = "option" if name.startswith("-") else "argument"
-  meant = {option: option for option in (*_OPTIONS, "help")}
-  for key in keys:
-    meant[key] = meant[f"config.{key}"] = f"config.{key}"
-  hint = _hint(
-    name.lstrip("-"),
-    {name: f"--{option}{equals}{value}" for name, option in meant.items()},
-    f"the options are --{', --'.join(_OPTIONS)} and --config.KEY",
-  )
+  hint = f"the keys are {', '.join(keys)}"
+  meant = {key: f"config.{key}" for key in keys}
+  word = name.partition("config.")[2]
+  if not word:
+    hint = f"the options are --{', --'.join(_OPTIONS)} and --config.KEY"
+    meant |= {name: name for name in (*meant.values(), *_OPTIONS, "help")}
+    word = name.lstrip("-")
+  if closest := difflib.get_close_matches(word, meant, n=1):
+    hint = f"did you mean --{meant[closest[0]]}{equals}{value}?"
   return f"unknown {what} {name}; {hint}"
 
 
-def _hint(name: str, meant: Mapping[str, str], otherwise: str) -> str:
-  """Suggests what a misspelled name meant, or returns `otherwise`."""
-  if closest := difflib.get_close_matches(name, meant, n=1):
-    return f"did you mean {meant[closest[0]]}?"
-  return otherwise
-
-
 def _describe_keys() -> str:
-  """Lists the keys, defaults and comments of configs/default.py in groups."""
-  result = ["--config.KEY=VALUE overrides a key. Keys and defaults:"]
-  config = default.get_config()
-  for line in inspect.getsource(default.get_config).splitlines():
-    key = re.match(r"  config\.(\w+) = ", line)
-    comment = re.search(r"(?:^|\s)# (.*)", line)
-    if key:
-      text = f"  {key[1]}={config[key[1]]}"
-      result.append(_columns(text, comment[1] if comment else "", width=35))
-    elif comment:
-      result += ["", comment[1]]
-  return "\n".join(result)
+  """Returns the keys, defaults and comments as configs/default.py has them."""
+  source = inspect.getsource(default.get_config)
+  keys = source.partition("ConfigDict()\n")[2].partition("  config.lock")[0]
+  keys = re.sub(r"(?m)^  # ", "", keys)  # A heading.
+  keys = re.sub(r'(?m)^  config\.(\w+) = "?(.*?)"?(?=  #|$)', r"  \1=\2", keys)
+  return f"--config.KEY=VALUE overrides a key. Keys and defaults:\n{keys}"
 
 
 def _describe_presets() -> str:
   """Lists the files in configs/ with the first line of each docstring."""
-  result = ["Available configs:", ""]
+  result = ["Available configs:"]
   for path in _presets():
-    first_line = re.match(r'\s*"""(.*)', path.read_text())
-    text = f"  {os.path.relpath(path)}"
-    result.append(_columns(text, first_line[1] if first_line else "", width=28))
+    text = path.read_text("utf-8")
+    first_line = text.split('"""')[1].partition("\n")[0]
+    result += [f"  {os.path.relpath(path)}", f"      {first_line}"]
   return "\n".join(result)
-
-
-def _columns(left: str, right: str, width: int) -> str:
-  """Puts two texts side by side, the left one in a column of `width`."""
-  if len(left) >= width:  # Too long, such as a path to another folder.
-    return f"{left}\n{_columns('', right, width)}"
-  return textwrap.fill(
-    f"{left:{width}}{right}", 79, subsequent_indent=" " * width
-  ).rstrip()
 
 
 def _presets() -> list[pathlib.Path]:

@@ -1,12 +1,12 @@
 """Creates, checks and locks run directories."""
 
+from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
 import platform
 import re
-import stat
 from typing import Any
 
 from absl import logging
@@ -33,18 +33,13 @@ def create(
 ) -> None:
   """Creates a run directory, or checks that an existing one holds this run.
 
-  Args:
-    workdir: the run directory.
-    config: the config of the run, for config.json.
-    dataset: a description of the data, for dataset.json; with it, the run can
-      be opened without the data.
+  `dataset` describes the data, so that the run can be opened without them.
 
   Raises:
     errors.UserError: if it cannot be created, or it holds another run.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    check_contained(workdir)
     if (workdir / "config.json").exists():
       _check_same(workdir, config, dataset)
     elif not processes.is_first():
@@ -78,7 +73,12 @@ def write(
       files.write_json(path, ours)
 
 
-def _check_same(workdir, config, dataset) -> None:
+def _check_same(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  dataset: dict[str, Any],
+) -> None:
+  """Raises errors.UserError if the directory holds another run."""
   path = workdir / "config.json"
   found = experiment.to_json(experiment.read(path))
   ours = experiment.to_json(config)
@@ -86,14 +86,40 @@ def _check_same(workdir, config, dataset) -> None:
     # An older version recorded it elsewhere, and resumed without it too.
     starts = provenance.read(workdir) or [{}]
     found["init_from"] = str(starts[0].get("init_from", ""))
-  done = checkpoints.all_steps(workdir)
-  experiment.check_same(path, found, ours, steps_done=done[-1] if done else 0)
+  may_differ = {*experiment.INCIDENTAL}
+  steps_done = max(checkpoints.all_steps(workdir), default=0)
+  if ours["num_steps"] >= steps_done and not experiment.needs_num_steps(config):
+    may_differ.add("num_steps")
+  theirs = pathlib.Path(found["init_from"])
+  if theirs.name == pathlib.Path(ours["init_from"]).name:
+    if not theirs.expanduser().exists():  # It has moved.
+      may_differ.add("init_from")
+  _check_equal(path, found, ours, may_differ)
   path = workdir / "dataset.json"
   if path.exists():
     found = files.read_json(path)
     # Older runs have no checksums.
-    older = (dataset.keys() - found.keys()) & {"crc32"}
-    files.check_same(path, found, dataset, except_for=older)
+    _check_equal(path, found, dataset, {"crc32"} - found.keys())
+
+
+def _check_equal(
+  path: pathlib.Path,
+  found: dict[str, Any],
+  ours: dict[str, Any],
+  may_differ: Collection[str],
+) -> None:
+  """Raises errors.UserError if a run's file differs, and names the keys."""
+  differing = [
+    f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
+    for key in sorted(found.keys() | ours.keys())
+    if found.get(key) != ours.get(key) and key not in may_differ
+  ]
+  if differing:
+    raise errors.UserError(
+      f"{path.parent} holds a run with another {path.stem}:"
+      f" {', '.join(differing)}; name another --workdir, and add"
+      f" --config.init_from={path.parent} to start from that run's parameters"
+    )
 
 
 def check_path(
@@ -106,25 +132,6 @@ def check_path(
       f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
       " its checkpoints would be saved elsewhere or not at all"
     )
-
-
-def check_contained(workdir: pathlib.Path) -> None:
-  """Rejects a run directory with pipes, devices or links out of it.
-
-  Raises:
-    errors.UserError: if it has any; the message names the first.
-  """
-  root = workdir.resolve()
-  for folder, folders, names in os.walk(workdir):
-    for path in (pathlib.Path(folder, name) for name in (*folders, *names)):
-      try:
-        mode = path.lstat().st_mode
-      except FileNotFoundError:
-        continue  # A running train.py replaced it.
-      if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(root):
-        raise errors.UserError(f"{path}: is a link out of the run directory")
-      if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise errors.UserError(f"{path}: is neither a file nor a directory")
 
 
 @contextlib.contextmanager
@@ -143,13 +150,13 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     return
   import fcntl  # Not on Windows, where training is not supported.
 
-  holder = workdir / ".lock_holder"
-  with open(workdir / ".lock", "w") as file:  # Closing it releases the lock.
+  with open(workdir / ".lock", "a+") as file:  # Closing it releases the lock.
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
       # SMB raises PermissionError.
-      name = holder.read_text() if holder.exists() else "another process"
+      file.seek(0)
+      name = file.read() or "another process"
       raise errors.UserError(f"{workdir}: {name} is training there") from error
     except OSError as error:
       logging.warning(
@@ -157,5 +164,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         " trains there: it would go unnoticed and damage the run",
         *(workdir, error.strerror),
       )
-    files.write_text(holder, f"process {os.getpid()} on {platform.node()}")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
     yield

@@ -3,8 +3,10 @@
 `_RULES` has the rules for values; a key does not need one.
 """
 
+from collections.abc import Mapping
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -61,6 +63,7 @@ _RULES = {
   "data_dir": _PATH,
   "manual_dir": _PATH,
   "init_from": _PATH,
+  "image_size": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),
@@ -71,6 +74,7 @@ _RULES = {
   "momentum": _FRACTION,
   "adam_b2": _FRACTION,
   "weight_decay": _AMOUNT,
+  "clip_norm": _AMOUNT,
   "label_smoothing": _FRACTION,
   "ema_decay": _FRACTION,
   "dropout_rate": _FRACTION,
@@ -89,43 +93,36 @@ _RULES = {
 }
 
 
-def check_keys(config: ml_collections.ConfigDict) -> None:
-  """Raises errors.UserError if a value is missing or has the wrong type."""
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Raises errors.UserError if a value is missing, or wrong by itself."""
   for key, default_value in default.get_config().items():
     if key not in config:
       raise errors.UserError(
         f"the config has no {key}; it must have all keys of configs/default.py"
       )
-    found, expected = type(config[key]), type(default_value)
-    if not issubclass(found, expected) and (found, expected) != (int, float):
+    value, kind = config[key], type(default_value)
+    if not isinstance(value, kind) and (type(value), kind) != (int, float):
       raise errors.UserError(
-        f"config.{key}={config[key]!r}: must be of type {expected.__name__}, as"
-        " in configs/default.py"
+        f"config.{key}={value!r}: must be of type {kind.__name__}, as in"
+        " configs/default.py"
       )
-  for key, value in config.items():
-    if value is None:
-      raise errors.UserError(f"config.{key} is None; it must have a value")
+    is_valid, expected = _RULES.get(key, (lambda _: True, ""))
+    if not is_valid(value):
+      raise errors.UserError(f"config.{key}={value}: must be {expected}")
+  to_json(config)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises errors.UserError if a value is wrong, regardless of the data."""
-  _check_values(config)
-  chosen = (
-    optimizer.OPTIMIZERS[config.optimizer],
-    optimizer.SCHEDULES[config.schedule],
-  )
-  choice = (
-    f"config.optimizer={config.optimizer} and config.schedule={config.schedule}"
-  )
-  read = {key for entry in chosen for key in optimizer.keys_read(entry)}
-  for key in sorted(read - {*config}):
-    raise errors.UserError(f"the config has no {key}, which {choice} need")
+  check_values(config)
+  read = _keys_read(config)
   defaults = default.get_config()
   for key in _OF_SOME_CHOICES:
     if key not in read and config[key] != defaults[key]:
       raise errors.UserError(
-        f"config.{key}={config[key]}: must be {defaults[key]} with {choice},"
-        " which do not use it"
+        f"config.{key}={config[key]}: must be {defaults[key]} with"
+        f" config.optimizer={config.optimizer} and"
+        f" config.schedule={config.schedule}, which do not use it"
       )
   if config.clean_steps and not augmentation.from_config(config):
     raise errors.UserError(
@@ -140,90 +137,48 @@ def check(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _check_values(config: ml_collections.ConfigDict) -> None:
-  """Raises errors.UserError if a key is missing or breaks its rule."""
-  check_keys(config)
-  for key, value in config.items():
-    is_valid, expected = _RULES.get(key, (lambda _: True, ""))
-    if not is_valid(value):
-      raise errors.UserError(f"config.{key}={value}: must be {expected}")
+def name(base_name: str, overrides: Mapping[str, Any]) -> str:
+  """Names a run after its overrides: `default,batch_size=256,seed=1`."""
+  values = {k: v for k, v in overrides.items() if k not in INCIDENTAL}
+  if init_from := values.get("init_from"):
+    values["init_from"] = os.path.basename(os.path.abspath(init_from))
+  parts = [base_name, *(f"{key}={values[key]}" for key in sorted(values))]
+  return files.to_file_name(",".join(parts))
 
 
-def name(
-  config: ml_collections.ConfigDict,
-  base: ml_collections.ConfigDict,
-  base_name: str,
-) -> str:
-  """Names a run after its overrides: `default,batch_size=256,seed=1`.
-
-  Args:
-    config: the config of the run.
-    base: the same config without overrides.
-    base_name: the name of its file.
-
-  Raises:
-    errors.UserError: if the name would be too long for a file system.
-  """
-  values = {**config}
-  if config.init_from:
-    values["init_from"] = os.path.basename(os.path.abspath(config.init_from))
-  overrides = [
-    f"{key}={values[key]}"
-    for key in sorted(config)
-    if key not in INCIDENTAL and config[key] != base[key]
-  ]
-  result = ",".join([base_name, *overrides])
-  if len(result.encode()) > files.MAX_NAME_LENGTH:
-    raise errors.UserError(
-      f"{result}: too long for the name of a run directory; name one with"
-      " --workdir"
-    )
-  return files.to_file_name(result)
+def needs_num_steps(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether training depends on the number of steps."""
+  return config.clean_steps > 0 or "num_steps" in _keys_read(config)
 
 
-def check_same(
-  path: pathlib.Path,
-  found: dict[str, Any],
-  ours: dict[str, Any],
-  steps_done: int,
-) -> None:
-  """Checks that a run directory holds a run of this experiment.
-
-  Args:
-    path: its config.json.
-    found: the config in that file.
-    ours: the config to resume with. `num_steps` may differ if training does not
-      depend on it.
-    steps_done: the number of steps in the newest checkpoint.
-
-  Raises:
-    errors.UserError: if keys differ; the message names them.
-  """
-  if ours["num_steps"] >= steps_done and not _depends_on_num_steps(ours):
-    found = {**found, "num_steps": ours["num_steps"]}
-  theirs = pathlib.Path(found["init_from"])
-  is_moved = theirs.name == pathlib.Path(ours["init_from"]).name
-  if is_moved and not theirs.expanduser().exists():
-    found = {**found, "init_from": ours["init_from"]}
-  files.check_same(path, found, ours, except_for=INCIDENTAL)
-
-
-def _depends_on_num_steps(config: dict[str, Any]) -> bool:
+def _keys_read(config: ml_collections.ConfigDict) -> set[str]:
+  """Returns the keys that the chosen optimizer and schedule read."""
   entries = (
-    optimizer.OPTIMIZERS[config["optimizer"]],
-    optimizer.SCHEDULES[config["schedule"]],
+    optimizer.OPTIMIZERS[config.optimizer],
+    optimizer.SCHEDULES[config.schedule],
   )
-  return config["clean_steps"] > 0 or any(
-    "num_steps" in optimizer.keys_read(entry) for entry in entries
-  )
+  return {key for entry in entries for key in optimizer.keys_read(entry)}
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the config as config.json stores it.
 
-  Tuples become lists, and paths become absolute unless they start with ~.
+  Tuples become lists, NumPy's numbers become Python's, and paths become
+  absolute unless they start with ~.
+
+  Raises:
+    errors.UserError: if JSON cannot hold a value; the message names its key.
   """
-  result = json.loads(json.dumps(config.to_dict()))
+  result = {}
+  for key, value in config.to_dict().items():
+    try:
+      text = json.dumps(value, default=operator.methodcaller("item"))
+    except (AttributeError, TypeError, ValueError) as error:
+      raise errors.UserError(
+        f"config.{key}={value!r:.60}: must be a value that JSON can hold, such"
+        " as a number, a text or a list"
+      ) from error
+    result[key] = json.loads(text)
   for key in ("data_dir", "manual_dir", "init_from"):
     if result[key] and not result[key].startswith("~"):
       result[key] = os.path.abspath(result[key])
@@ -251,9 +206,6 @@ def read(path: pathlib.Path) -> ml_collections.ConfigDict:
 
   Keys that configs/default.py lacks are kept.
 
-  Args:
-    path: its config.json.
-
   Raises:
     errors.UserError: if the file is wrong; the message says why.
   """
@@ -268,7 +220,7 @@ def read(path: pathlib.Path) -> ml_collections.ConfigDict:
   try:
     with config.unlocked():
       config.update(found)
-    _check_values(config)
+    check_values(config)
   except (TypeError, ValueError, OverflowError, errors.UserError) as error:
     raise errors.UserError(f"{path}: {error}") from error
   return config

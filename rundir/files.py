@@ -1,6 +1,7 @@
 """Checks paths; reads and writes whole files."""
 
-from collections.abc import Collection
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 import pathlib
@@ -11,12 +12,10 @@ import zlib
 
 from machine import errors
 
-MAX_NAME_LENGTH = 200  # In bytes; file systems allow 255.
 LOCAL = (
   "a path on this machine; mount a bucket (gcsfuse for gs://, mount-s3 for"
   " s3://) or copy its contents"
 )
-_MAX_JSON_SIZE = 2**20  # In bytes; ours take about a thousand.
 # Texts that stay distinct as file names: a split, perhaps sliced, and then only
 # characters that `to_file_name` keeps.
 _PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
@@ -45,20 +44,34 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(expanded)
 
 
+def walk(
+  folder: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+  """Does what os.walk does, through links too, but yields no folder twice."""
+  seen = set()
+  for path, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(path)
+    if real in seen:
+      folders.clear()  # It may be a link to a folder above.
+      continue
+    seen.add(real)
+    # Visit a folder by its own name if it is beside a link to it.
+    folders.sort(key=lambda name: (os.path.islink(f"{path}/{name}"), name))
+    yield pathlib.Path(path), folders, names
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
     errors.UserError: if the file does not hold one; the message names it.
   """
-  try:
-    if path.stat().st_size > _MAX_JSON_SIZE:
-      raise errors.UserError(f"{path}: has more than {_MAX_JSON_SIZE} bytes")
-    found = json.loads(path.read_text())
-  except FileNotFoundError as error:
+  if not path.is_file():
     raise errors.UserError(
       f"{path}: no such file; expected a run directory made by train.py"
-    ) from error
+    )
+  try:
+    found = json.loads(path.read_text("utf-8"))
   except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(f"{path}: is not JSON: {error}") from error
   if not isinstance(found, dict):
@@ -67,39 +80,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl, up to a line that is still being written."""
+  """Reads the numbers in metrics.jsonl, without lines that are cut off."""
   path = workdir / "metrics.jsonl"
+  if not path.exists():
+    return []
   records = []
-  for line in (
-    path.read_text(errors="replace").splitlines() if path.exists() else ()
-  ):
-    try:
+  for line in path.read_text(errors="replace").splitlines():
+    with contextlib.suppress(ValueError, RecursionError):
       record = json.loads(line)
-    except (ValueError, RecursionError):
-      break
-    if isinstance(record, dict):
-      records.append(record)
+      if isinstance(record, dict) and isinstance(record.get("step"), int):
+        numbers = record.items()
+        records.append({k: x for k, x in numbers if isinstance(x, int | float)})
   return records
-
-
-def check_same(
-  path: pathlib.Path,
-  found: dict[str, Any],
-  ours: dict[str, Any],
-  except_for: Collection[str] = (),
-) -> None:
-  """Raises errors.UserError if a run's file differs, and names the keys."""
-  differing = [
-    f"{key} ({found.get(key, 'none')} there, {ours.get(key, 'none')} here)"
-    for key in sorted(found.keys() | ours.keys())
-    if found.get(key) != ours.get(key) and key not in except_for
-  ]
-  if differing:
-    raise errors.UserError(
-      f"{path.parent} holds a run with another {path.stem}:"
-      f" {', '.join(differing)}; name another --workdir, and add"
-      f" --config.init_from={path.parent} to start from that run's parameters"
-    )
 
 
 def to_file_name(text: str) -> str:
@@ -111,15 +103,12 @@ def unique_name(text: str) -> str:
   """Names a file after a text that starts with a split in TFDS's syntax.
 
   `train[:2000],checkpoint=best` gives `train_2000,checkpoint=best`. If another
-  text might give the same name, or if the name is too long, it ends in a
-  checksum.
+  text might give the same name, it ends in a checksum.
   """
   name = to_file_name(re.sub(r"\[:?", "_", text).replace("]", ""))
-  if _PLAIN_NAME.fullmatch(text) and len(name.encode()) <= MAX_NAME_LENGTH:
+  if _PLAIN_NAME.fullmatch(text):
     return name
-  checksum = f"-{zlib.crc32(os.fsencode(text)):08x}"
-  kept = name.encode()[: MAX_NAME_LENGTH - len(checksum)]
-  return kept.decode(errors="ignore") + checksum
+  return f"{name}-{zlib.crc32(os.fsencode(text)):08x}"
 
 
 def check_writable(folder: pathlib.Path) -> None:
@@ -137,16 +126,18 @@ def check_writable(folder: pathlib.Path) -> None:
     ) from error
 
 
+def set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """Moves a file or folder into another folder, and returns its new path."""
+  folder.mkdir(exist_ok=True)
+  target = folder / path.name
+  while target.exists():
+    target = target.with_name(f"{target.name}_")
+  return path.rename(target)
+
+
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes a JSON object with `write_text`, lists of numbers on one line."""
-  text = json.dumps(value, indent=2, sort_keys=True)
-  # Strings never match, because their line breaks are escaped.
-  text = re.sub(
-    r"\[\n\s*([-+.\deE,\s]+?)\s*\]",
-    lambda match: f"[{' '.join(match[1].split())}]",
-    text,
-  )
-  write_text(path, text + "\n")
+  """Writes a JSON object with `write_text`."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

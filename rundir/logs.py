@@ -1,6 +1,5 @@
 """Logs a run to the console, metrics.jsonl and TensorBoard."""
 
-from collections.abc import Iterable
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX import summary
 import tqdm
 
+from configs import default
 from machine import processes
 from rundir import experiment
 from rundir import files
@@ -86,21 +86,23 @@ class Logger:
     self._batch_size = config.batch_size
     self._writes = processes.is_first()
     path = workdir / "metrics.jsonl"
-    if self._writes and path.exists():
-      _truncate(path, start_step, config.num_steps)
+    if self._writes:
+      if start_step == 0:
+        _set_aside(workdir)
+      elif path.exists():
+        _truncate(path, start_step, config.num_steps)
     self._jsonl = _LossyFile(open(path if self._writes else os.devnull, "a"))
     self._tensorboard = open_tensorboard(
       workdir, purge_step=start_step + 1, write_to_disk=self._writes
     )
-    hparams = {
-      key: value
-      for key, value in config.items()
-      if key not in experiment.INCIDENTAL
-    }
+    # TensorBoard shows the first few: the keys that differ from the defaults.
+    defaults = default.get_config()
+    keys = [key for key in config if key not in experiment.INCIDENTAL]
+    keys.sort(key=lambda key: config[key] == defaults.get(key))
+    hparams = {key: config[key] for key in keys}
     # add_hparams would write to a subdirectory, which looks like another run.
     for record in summary.hparams(hparams, {_tag("test_accuracy"): 0.0}):
       self._tensorboard.file_writer.add_summary(record)
-    self._has_charts = False
     self._bar = tqdm.tqdm(
       initial=start_step,
       total=config.num_steps,
@@ -144,19 +146,8 @@ class Logger:
         f"  {left} left"
       )
     self._write(step, scalars)
-    if not self._has_charts:
-      self._has_charts = True
-      self._add_charts(means)
     if self._bar.disable:  # Otherwise the bar shows the same.
       self._say(step, text)
-
-  def _add_charts(self, metrics: Iterable[str]) -> None:
-    """Makes TensorBoard show training and validation in one chart."""
-    charts = {
-      name: ["Multiline", [_tag(f"train_{name}"), _tag(f"validation_{name}")]]
-      for name in metrics
-    }
-    self._tensorboard.add_custom_scalars({"training and validation": charts})
 
   def evaluation(self, step: int, split: str, means: dict[str, float]) -> None:
     """Logs the means of the metrics over a whole split."""
@@ -202,15 +193,22 @@ def _text(split: str, means: dict[str, float]) -> str:
 
 
 def _truncate(path: pathlib.Path, step: int, num_steps: int) -> None:
-  """Drops the lines that a run resumed at `step` will write again."""
+  """Drops the records that a run resumed at `step` will write again."""
+  kept = [
+    json.dumps(record) + "\n"
+    for record in files.read_metrics(path.parent)
+    if record["step"] <= step
+    and not (record["step"] == num_steps and "test_loss" in record)
+  ]
+  files.write_text(path, "".join(kept))
 
-  def is_kept(line):
-    try:
-      record = json.loads(line)
-      is_final = record["step"] == num_steps and "test_loss" in record
-      return record["step"] <= step and not is_final
-    except (ValueError, TypeError, KeyError):  # A line that was cut off.
-      return False
 
-  lines = path.read_text(errors="replace").splitlines(keepends=True)
-  files.write_text(path, "".join(filter(is_kept, lines)))
+def _set_aside(workdir: pathlib.Path) -> None:
+  """Keeps the records of a run whose checkpoints are gone."""
+  for path in (workdir / "metrics.jsonl", workdir / "result.json"):
+    if path.exists() and path.stat().st_size:
+      moved = files.set_aside(path, workdir / "before_restart")
+      logging.warning(
+        "%s has no checkpoint, so training starts over; moved its %s to %s",
+        *(workdir, path.name, moved),
+      )

@@ -1,6 +1,7 @@
 """Records what made a run: code revision, library versions and device."""
 
 import hashlib
+import json
 import pathlib
 import platform
 import subprocess
@@ -11,7 +12,6 @@ import flax
 import jax
 import optax
 
-from machine import errors
 from rundir import files
 
 _PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ def record(workdir: pathlib.Path, step: int) -> None:
   """Adds a start at this step to made_by.json, unless the last was like it."""
   starts = read(workdir)
   start = {
-    **_git(),
+    "git_revision": _git_revision(),
     "python": platform.python_version(),
     "jax": jax.__version__,
     "flax": flax.__version__,
@@ -37,17 +37,11 @@ def record(workdir: pathlib.Path, step: int) -> None:
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Returns what each start of a run recorded, oldest first."""
-  path = workdir / _FILE
-  if not path.exists():  # The run is from an older version.
-    return []
   try:
-    starts = files.read_json(path).get("starts")
-  except errors.UserError as error:
-    logging.warning("%s", error)
-    return []
-  if not isinstance(starts, list):
-    return []
-  return [start for start in starts if isinstance(start, dict)]
+    starts = json.loads((workdir / _FILE).read_text())["starts"]
+    return [{**start} for start in starts]
+  except (OSError, ValueError, LookupError, TypeError):
+    return []  # It is damaged, or the run is from an older version.
 
 
 def warn_of_another_model(workdir: pathlib.Path) -> None:
@@ -61,20 +55,16 @@ def _model_sha256() -> str:
   return hashlib.sha256((_PROJECT / "model.py").read_bytes()).hexdigest()
 
 
-def _git() -> dict[str, Any]:
-  """Returns the revision and whether files have changed; None without git."""
-
-  def run(*command):
+def _git_revision() -> str | None:
+  """Returns the commit, with -dirty if files have changed; None without git."""
+  command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*"]
+  try:
     return subprocess.run(
-      ["git", "-C", _PROJECT, *command],
+      [*command, "--dirty"],
+      cwd=_PROJECT,
       capture_output=True,
       text=True,
       check=True,
     ).stdout.strip()
-
-  try:
-    revision = run("rev-parse", "HEAD")
-    changed = bool(run("status", "--porcelain", "--untracked-files=no"))
   except (OSError, subprocess.CalledProcessError):
-    return {"git_revision": None, "git_changed": None}
-  return {"git_revision": revision, "git_changed": changed}
+    return None

@@ -1,5 +1,6 @@
 """Creates the state of a run, or opens a run from its directory alone."""
 
+import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -9,10 +10,11 @@ from typing import NamedTuple
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 import input_pipeline
+from machine import compiling
 from machine import devices
 from machine import errors
 from machine import processes
@@ -27,6 +29,8 @@ from rundir import logs
 from rundir import provenance
 from rundir import trees
 import steps
+
+_OWN_IMAGES = ("arrays", "idx", "image_folder")  # Their users name the classes.
 
 
 class Run(NamedTuple):
@@ -83,18 +87,10 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   devices.check()
   workdir = files.local_path(workdir)
   directory.check_path(workdir)
-  directory.check_contained(workdir)
   config = experiment.read(workdir / "config.json")
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
-  try:
-    state = jax.eval_shape(
-      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
-    )
-  except (ArithmeticError, ValueError) as error:
-    raise errors.UserError(
-      f"{workdir}: model.py cannot take images of {list(image_shape)}: {error}"
-    ) from error
+  state = _shapes(workdir, config, image_shape, class_names)
   state = _restore(workdir, checkpoint, state)
   step = int(state.step)
   usual = _usual_probability(workdir, step)
@@ -109,6 +105,26 @@ def _usual_probability(workdir: pathlib.Path, step: int) -> float:
       case {"step": int(at), "usual_probability": float(found)} if at <= step:
         usual = found
   return usual
+
+
+class Series(NamedTuple):
+  """A metric over time: its values, [k], and the steps they belong to, [k]."""
+
+  steps: np.ndarray
+  values: np.ndarray
+
+
+def history(workdir: str | os.PathLike) -> dict[str, Series]:
+  """Returns what a run has logged, by the metric's name in metrics.jsonl."""
+  logged = collections.defaultdict(list)
+  for record in files.read_metrics(files.local_path(workdir)):
+    for name, value in record.items():
+      if name != "step":
+        logged[name].append((record["step"], value))
+  return {
+    name: Series(*map(np.array, zip(*x, strict=True)))
+    for name, x in logged.items()
+  }
 
 
 class TrainingRun(NamedTuple):
@@ -148,14 +164,12 @@ def opened_for_training(
   experiment.check(config)
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)
-  state = create_state(
-    steps.rngs(config.seed).init,
-    config,
-    data.train.image_shape,
-    data.class_names,
-  )
+  what = config, data.train.image_shape, data.class_names
+  where = f"config.dataset={config.dataset}"
+  _check_memory(_shapes(where, *what), data.train.image_shape)
+  state = create_state(steps.rngs(config.seed).init, *what)
   if config.init_from and not checkpoints.all_steps(workdir):
-    state = with_params_of(config.init_from, state)
+    state = starting_from(config.init_from, state)
   dataset = data.description()
   with processes.first_then_others("create the run directory"):
     directory.create(workdir, config, dataset)
@@ -197,8 +211,6 @@ def _resume(
     logging.info(
       "%s step %d", "Complete at" if done else "Resuming after", state.step
     )
-  elif config.init_from:
-    logging.info("Starting from the parameters of %s", config.init_from)
   return state, since_log
 
 
@@ -207,18 +219,48 @@ def load_test(
   workdirs: Sequence[pathlib.Path],
   opened: Sequence[Run],
 ) -> input_pipeline.Data:
-  """Loads the test split and checks that the runs can be scored on it."""
-  data, run = input_pipeline.load(config, ["test"]), opened[0]
-  shape, classes = data.test.image_shape, len(data.class_names)
-  if (shape, classes) != (run.image_shape, len(run.class_names)):
+  """Loads the test split, with the labels of the runs.
+
+  Classes are matched by their names; some may be missing. A well-known data set
+  with as many other classes, such as Fashion-MNIST for MNIST, is scored too,
+  with a warning.
+
+  Raises:
+    errors.UserError: if the data cannot be read, or the runs cannot be scored
+      on them.
+  """
+  run = opened[0]
+  try:
+    data = input_pipeline.load(config, ["test"])
+  except errors.UserError as error:
+    if "_dir" in str(error):
+      raise errors.UserError(
+        f"{error}; if the data have moved, use --data_dir or --manual_dir"
+      ) from error
+    raise
+  for workdir, each in zip(workdirs, opened, strict=True):
+    _warn_of_other_data(workdir, each.config, config, data.crc32["test"])
+  shape, names = data.test.image_shape, data.class_names
+  what = f"--dataset={config.dataset}: has "
+  if shape != run.image_shape:
     raise errors.UserError(
-      f"--dataset={config.dataset}: has {classes} classes and images of shape"
-      f" {list(shape)}; must have {len(run.class_names)} and"
+      f"{what}images of shape {list(shape)}; must have the shape"
       f" {list(run.image_shape)}, as in training"
     )
-  for workdir, run in zip(workdirs, opened, strict=True):
-    _warn_of_other_data(workdir, run.config, config, data.crc32["test"])
-  return data
+  other = f"{what}the classes {', '.join(names)}; the run has"
+  other = f"{other} {', '.join(run.class_names)}"
+  if {*names} <= {*run.class_names}:
+    indices = np.array([run.class_names.index(name) for name in names])
+  elif config.dataset.split("/")[0] in _OWN_IMAGES or len(names) != len(
+    run.class_names
+  ):
+    raise errors.UserError(f"{other}; all must be among these")
+  else:
+    logging.warning("%s: the first counts as the first, and so on", other)
+    indices = np.arange(len(names))
+  labels = devices.replicate(indices.astype(np.int32)[data.test.labels])
+  splits = {"test": data.test.replace(labels=labels)}
+  return data._replace(class_names=run.class_names, splits=splits)
 
 
 def _warn_of_other_data(
@@ -239,22 +281,77 @@ def _warn_of_other_data(
       )
 
 
-def with_params_of(
+def starting_from(
   workdir: str | os.PathLike, state: steps.TrainState
 ) -> steps.TrainState:
-  """Returns a state with the parameters of a run, averaged ones if it has any.
+  """Returns a state with the variables of another run, where they fit.
+
+  They are averages if that run has any. Arrays that are missing there, or have
+  another shape, keep their initial values; a line in the log names them.
 
   Raises:
-    errors.UserError: if the run cannot be opened, or has another network.
+    errors.UserError: if the run cannot be read, or nothing fits.
   """
-  params = open_run(workdir).state.eval_params
-  trees.check_same_network(
-    workdir, {"params": state.params}, {"params": params}
+  workdir = files.local_path(workdir)
+  directory.check_path(workdir)
+  files.read_json(workdir / "config.json")  # Says so if this is not a run.
+  ours = dict(trees.of_variables(state.eval_variables))
+  theirs = dict(trees.of_variables(_restore(workdir, "last").eval_variables))
+  here, there = trees.shapes(ours), trees.shapes(theirs)
+  new = [name for name in ours if there.get(name) != here[name]]
+  text = ", ".join(
+    f"{name} ({there.get(name, 'missing')} there, {here[name]} here)"
+    for name in new
   )
-  state = state.replace(params=params)
-  if state.ema_params is not None:
-    state = state.replace(ema_params=jax.tree.map(jnp.copy, params))
-  return state
+  if len(new) == len(ours):
+    raise errors.UserError(
+      f"config.init_from={workdir}: nothing in it fits this network: {text}"
+    )
+  logging.info(
+    "Starting from the parameters of %s%s",
+    workdir,
+    text and f"; new are {text}",
+  )
+  arrays = [(ours if name in new else theirs)[name] for name in ours]
+  structure = jax.tree.structure(state.eval_variables)
+  return state.starting_from(jax.tree.unflatten(structure, arrays))
+
+
+def _shapes(
+  where: str | os.PathLike,
+  config: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  class_names: Sequence[str],
+) -> steps.TrainState:
+  """Returns the shapes in a run's state; an error begins with `where`."""
+  try:
+    return jax.eval_shape(
+      lambda: create_state(jax.random.key(0), config, image_shape, class_names)
+    )
+  except (ArithmeticError, ValueError) as error:
+    raise errors.UserError(
+      f"{where}: model.py cannot take images of {list(image_shape)}: {error}"
+    ) from error
+
+
+def _check_memory(
+  state: steps.TrainState, image_shape: tuple[int, int, int]
+) -> None:
+  """Raises errors.UserError if a step's state alone exceeds the memory."""
+  num_params = sum(x.size for x in jax.tree.leaves(state.params))
+  # A CPU keeps the state before the step, too; gradients are like parameters.
+  copies = 2 if compiling.takes_single_steps() else 1
+  needed = copies * trees.num_bytes(state) + trees.num_bytes(state.params)
+  memory = devices.memory()
+  if needed > memory:
+    height, width, channels = image_shape
+    raise errors.UserError(
+      f"images of {width}x{height} with {channels} channels make a network of"
+      f" {num_params:,} parameters; training takes more than"
+      f" {needed / 1e9:,.2f} GB, but {jax.devices()[0].device_kind} has"
+      f" {memory / 1e9:,.2f} GB; make the images smaller (config.image_size) or"
+      " change model.py"
+    )
 
 
 def create_state(
@@ -295,9 +392,14 @@ def _read_dataset(
 
 
 def _restore(
-  workdir: pathlib.Path, checkpoint: str, state: steps.TrainState
+  workdir: pathlib.Path,
+  checkpoint: str,
+  state: steps.TrainState | None = None,
 ) -> steps.TrainState:
-  """Restores the "last" or "best" checkpoint, or that of a step."""
+  """Restores the "last" or "best" checkpoint, or that of a step.
+
+  Without the shapes in `state`, it takes whatever was saved.
+  """
   saved = checkpoints.all_steps(workdir)
   if not saved:
     raise errors.UserError(

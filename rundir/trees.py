@@ -20,6 +20,17 @@ def named(tree: Any) -> Iterator[tuple[str, Any]]:
     yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
+def of_variables(variables: Any) -> Iterator[tuple[str, Any]]:
+  """Yields a network's arrays, with "params/" left out of their names."""
+  for name, array in named(variables):
+    yield name.removeprefix("params/"), array
+
+
+def num_bytes(tree: Any) -> int:
+  """Returns the size of a tree's arrays, or of those that its shapes are of."""
+  return sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
 def shapes(tree: Any) -> dict[str, str]:
   """Maps the name of each array to its dtype and shape."""
   return {

@@ -1,8 +1,13 @@
-"""Keeps the images and labels of a data set as arrays, in its folder."""
+"""Keeps the images and labels of data sets in files of arrays."""
 
-import json
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
 import os
 import pathlib
+import types
+from typing import Any
+from typing import NamedTuple
 import zipfile
 
 from absl import logging
@@ -12,115 +17,150 @@ import tqdm
 
 from machine import errors
 
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+class Source(NamedTuple):
+  """The content of a data set.
+
+  Attributes:
+    class_names: the names of labels 0, 1, ...
+    splits: each split's images, uint8 [n, height, width, channels], and labels,
+      integers [n], by the split's name.
+  """
+
+  class_names: tuple[str, ...]
+  splits: Mapping[str, Examples]
+
+
+class Prepared(NamedTuple):
+  """A data set that is ready to be read.
+
+  Attributes:
+    class_names: the names of labels 0, 1, ...
+    splits: objects with `num_examples`, by the split's name.
+    read: returns the images and labels of a split.
+  """
+
+  class_names: tuple[str, ...]
+  splits: Mapping[str, Any]
+  read: Callable[[str], Examples]
+
 
 class DamagedError(errors.UserError):
-  """Raised if a split's arrays cannot be read, and it has no records."""
+  """Raised if a file cannot be read."""
 
 
-def read_split(
-  builder: tfds.core.DatasetBuilder, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-  """Reads a split's images, [n, height, width, channels], and its labels.
-
-  They come from the split's array file. If that is missing, outdated or
-  damaged, it is rebuilt from the records.
-
-  Raises:
-    DamagedError: if there are no records to rebuild it from.
-  """
-  folder = pathlib.Path(builder.data_dir)
-  source = _fingerprint(builder, split)
-  path = _path(folder, split)
-  problem = "is missing"
-  try:
-    # NumPy checks the CRC that the zip format stores for each array.
-    with np.load(path, allow_pickle=False) as arrays:
-      if arrays["source"].item() == source:
-        return arrays["images"], arrays["labels"]
-    problem = "is outdated"
-  except FileNotFoundError:
-    pass
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    problem = f"is damaged ({error})"
-  if not source:
-    raise DamagedError(f"{path} {problem}")
-  if problem != "is missing":  # As it is at the first start.
-    logging.warning("%s %s; rebuilding it", path, problem)
-  images, labels = read_records(builder, split)
-  try:
-    write(folder, split, images, labels, source)
-  except OSError as error:
-    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
-  return images, labels
+def from_values(
+  splits: Mapping[str, Examples], name: Callable[[int], str] = str
+) -> Source:
+  """Makes a Source of labels of any values, whose classes `name` names."""
+  labels = [labels.astype(np.int64) for _, labels in splits.values()]
+  values = np.unique(np.concatenate(labels))
+  return Source(
+    tuple(map(name, values.tolist())),
+    {
+      split: (images, np.searchsorted(values, labels))
+      for split, (images, labels) in splits.items()
+    },
+  )
 
 
-def write(
-  folder: pathlib.Path,
-  split: str,
-  images: np.ndarray,
-  labels: np.ndarray,
-  source: str = "",
-) -> None:
-  """Writes the array file of a split.
-
-  Args:
-    folder: the folder of the data set.
-    split: its name.
-    images: uint8 [n, height, width, channels].
-    labels: integers [n].
-    source: a fingerprint of the records that they were read from, if any.
+def write(path: pathlib.Path, source: Source) -> None:
+  """Writes a file for `open_file`.
 
   Raises:
     OSError: if it cannot be written; nothing is left of it then.
   """
-  path = _path(folder, split)
+  arrays: dict[str, Any] = {"class_names": np.array(source.class_names)}
+  for split, (images, labels) in source.splits.items():
+    arrays[f"{split}_images"] = images
+    arrays[f"{split}_labels"] = labels.astype(np.int32)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+  path.parent.mkdir(parents=True, exist_ok=True)
   try:
     with open(temporary, "wb") as file:
-      np.savez(
-        file, source=source, images=images, labels=labels.astype(np.int32)
-      )
+      np.savez(file, **arrays)
     os.replace(temporary, path)
   except OSError:
     temporary.unlink(missing_ok=True)
     raise
 
 
-def _path(folder: pathlib.Path, split: str) -> pathlib.Path:
-  return folder / f"{split}.arrays.npz"
+def open_file(path: pathlib.Path) -> Prepared:
+  """Opens a file from `write`; images are read when they are asked for."""
+  names = [n for n in _read(path) if n.endswith("_labels")]
+  class_names, *labels = _read(path, "class_names", *names)
+  return Prepared(
+    tuple(class_names.tolist()),
+    {
+      name.removesuffix("_labels"): types.SimpleNamespace(
+        num_examples=each.size
+      )
+      for name, each in zip(names, labels, strict=True)
+    },
+    lambda split: tuple(_read(path, f"{split}_images", f"{split}_labels")),
+  )
 
 
-def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
-  """Identifies a split's records by names, sizes and times; "" without any."""
-  paths = map(pathlib.Path, builder.info.splits[split].filepaths)
-  records = [path for path in paths if path.exists()]
-  if not records:
-    return ""
-  info = pathlib.Path(builder.data_dir) / "dataset_info.json"
-  stats = [(path.name, path.stat()) for path in (info, *records)]
-  return json.dumps([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+def _read(path: pathlib.Path, *names: str) -> list:
+  """Returns arrays in a file, or the names of all."""
+  try:
+    # NumPy checks the CRC that the zip format stores for each array.
+    with np.load(path, allow_pickle=False) as arrays:
+      return [arrays[name] for name in names] or [*arrays]
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise DamagedError(
+      f"{path}: is damaged; remove it to make it again"
+    ) from error
 
 
-def read_records(
-  builder: tfds.core.DatasetBuilder, split: str
-) -> tuple[np.ndarray, np.ndarray]:
+def open_records(builder: tfds.core.DatasetBuilder) -> Prepared:
+  """Opens a data set that TFDS has prepared."""
+  return Prepared(
+    tuple(builder.info.features["label"].names),
+    builder.info.splits,
+    functools.partial(_read_cached, builder),
+  )
+
+
+def _read_cached(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
+  """Reads a split from its array file, which is made from the records."""
+  path = pathlib.Path(builder.data_dir) / f"{split}.npz"
+  try:
+    images, labels = _read(path, f"{split}_images", f"{split}_labels")
+    return images, labels
+  except FileNotFoundError:  # As at the first start.
+    pass
+  except DamagedError as error:
+    logging.warning("%s: this is done now", error)
+  examples = read_records(builder, split)
+  try:
+    write(path, Source((), {split: examples}))
+  except OSError as error:
+    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
+  return examples
+
+
+def read_records(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
   """Reads a split's images and labels from its records, which takes seconds."""
   size = builder.info.splits[split].num_examples
   images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(size, np.int32)
-  progress = tqdm.tqdm(desc=f"Reading {split}", total=size, disable=None)
+  step = 1000  # Twice as fast as one at a time.
   try:
     records = builder.as_data_source(split)
-    for start in range(0, size, 1000):  # Twice as fast as one at a time.
-      chunk = records.__getitems__(range(start, min(start + 1000, size)))
+    for start in tqdm.trange(
+      0, size, step, desc=f"Reading {split}", disable=None
+    ):
+      chunk = records.__getitems__(range(start, min(start + step, size)))
       for index, example in enumerate(chunk, start):
         images[index], labels[index] = example["image"], example["label"]
-      progress.update(len(chunk))
   except Exception as error:  # TFDS and array_record may raise anything.
     raise errors.UserError(
       f"{builder.data_dir}: the records of {split} are damaged: {error};"
       " remove this directory and run again"
     ) from error
-  finally:
-    progress.close()
   return images, labels

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+from PIL import ImageSequence
 
 from sources import photographs
 
@@ -19,22 +20,19 @@ SUFFIXES = tuple(
   ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .avif .heic .heif"
   " .npy".split()
 )
-# The axes of arrays: n images of height h, width w and c colors.
-LAYOUTS = ("auto", "hw", "hwc", "chw", "nhw", "nhwc", "nchw", "flat")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _NPY_MAGIC = b"\x93NUMPY"
-_SIDE = 28  # Height and width of MNIST's images.
 _MAX_GIVEN = 1200  # Longer sides are shrunk to this, to save memory.
 
 
 def read(
-  source: pathlib.Path | bytes, layout: str = "auto"
+  source: pathlib.Path | bytes, fit: int | None = None
 ) -> Iterator[np.ndarray]:
-  """Yields the images in a file: one, or any number from a .npy array.
+  """Yields the images in a file; TIFF, GIF and .npy files can have several.
 
   Args:
     source: a path, or the content of a file.
-    layout: one of LAYOUTS, for .npy files.
+    fit: for a run on photographs, its `config.image_size`; None for drawings.
 
   Yields:
     uint8 [height, width] or [height, width, 3], as a person would see it.
@@ -56,12 +54,17 @@ def read(
   if not head:
     raise ValueError("is empty")
   if head.startswith(_NPY_MAGIC):
-    yield from _read_array(file, layout)
+    yield from _read_array(file)
   else:
-    yield _read_image(file, head)
+    with _opened(file, head) as opened_image:
+      for image in ImageSequence.Iterator(opened_image):
+        ImageOps.exif_transpose(image, in_place=True)
+        yield _as_drawn(image) if fit is None else _fitted(image, fit)
+        if image.format not in ("TIFF", "GIF"):
+          break  # A telephone's JPEG may also have a preview.
 
 
-def _read_array(file, layout: str) -> Iterator[np.ndarray]:
+def _read_array(file) -> Iterator[np.ndarray]:
   """Returns the images in a .npy file."""
   try:
     # Memory-mapped, so that no header can claim more memory than the file has.
@@ -72,21 +75,32 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
     reason = str(error).splitlines()[0]
     raise ValueError(f"cannot be read as an array: {reason}") from error
   found = f"is an array of {array.dtype} {list(array.shape)}"
-  if layout == "auto":
-    layout = _layout(array.shape, found)
-  if layout == "flat" and array.ndim == 2 and array.shape[1] == _SIDE**2:
-    array, layout = array.reshape(-1, _SIDE, _SIDE), "nhw"
-  if layout != "flat" and array.ndim == len(layout):
-    array = array.transpose([layout.index(a) for a in "nhwc" if a in layout])
-    if "n" not in layout:
+  match array.shape:
+    case (n, 784) if 100 <= n <= 2000:
+      raise ValueError(
+        f"{found}: save it as [{n}, 28, 28] if these are {n} images, as [1,"
+        f" {n}, 784] if it is one image"
+      )
+    case (_, 784):
+      array = array.reshape(-1, 28, 28, 1)
+    case (_, _):
+      array = array[None, ..., None]
+    case (_, _, 1 | 3 | 4):
       array = array[None]
-    if "c" not in layout:
+    case (3 | 4 as n, height, width) if (height, width) != (28, 28):
+      raise ValueError(
+        f"{found}: save it as [{n}, {height}, {width}, 1] if these are {n}"
+        f" images, as [1, {n}, {height}, {width}] if it is one of {n} colors"
+      )
+    case (_, _, _):
       array = array[..., None]
+    case (_, 1 | 3 | 4, _, width) if width not in (1, 3, 4):
+      array = array.transpose(0, 2, 3, 1)
   is_image = array.ndim == 4 and array.shape[-1] in (1, 3, 4)
   if not is_image or not array.size or array.dtype.kind not in "buif":
     raise ValueError(
       f"{found}; must be numbers, [height, width], [height, width, 1, 3 or 4],"
-      f" n such images, or [n, {_SIDE**2}]; for other axes, use --layout"
+      " n such images, or [n, 784]"
     )
   images = _to_uint8(array)
   if images.shape[-1] == 1:
@@ -94,30 +108,6 @@ def _read_array(file, layout: str) -> Iterator[np.ndarray]:
   elif images.shape[-1] == 4:
     return (_flatten(image.astype(np.float32)) for image in images)
   return iter(images)
-
-
-def _layout(shape: tuple[int, ...], found: str) -> str:
-  """Infers an array's axes from its shape; raises ValueError if ambiguous."""
-  match shape:
-    case (n, 784) if 100 <= n <= 2000:
-      raise ValueError(
-        f"{found}: use --layout=flat if these are {n} images, --layout=hw if it"
-        " is one image"
-      )
-    case (_, 784):
-      return "flat"
-    case (_, _):
-      return "hw"
-    case (_, _, 1 | 3 | 4):
-      return "hwc"
-    case (3 | 4 as n, height, width) if (height, width) != (_SIDE, _SIDE):
-      raise ValueError(
-        f"{found}: use --layout=nhw if these are {n} images, --layout=chw if it"
-        f" is one image of {n} colors"
-      )
-    case (_, _, _):
-      return "nhw"
-  return "nhwc"
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
@@ -133,27 +123,15 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
   return np.round(values * np.float32(255 / full)).astype(np.uint8)
 
 
-def _read_image(file, head: bytes) -> np.ndarray:
+@contextlib.contextmanager
+def _opened(file, head: bytes) -> Iterator[Image.Image]:
+  """Opens an image; decoding it may fail too."""
   formats = supported_formats()
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(file, formats=formats) as opened:
-        image: Image.Image = opened
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):  # 16 bits or more.
-          image = image.convert("F" if image.mode == "F" else "I")
-          image.thumbnail((_MAX_GIVEN, _MAX_GIVEN), Image.Resampling.BOX)
-          return _to_uint8(np.asarray(image))
-        mode = "L" if image.mode in ("1", "L") else "RGB"
-        if image.has_transparency_data:
-          mode = "RGBA"
-        if image.mode != mode:
-          image = image.convert(mode)
-        image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Never enlarges.
-        if mode == "RGBA":
-          return _flatten(np.asarray(image, np.float32))
-        return _to_uint8(np.asarray(image))
+      with Image.open(file, formats=formats) as image:
+        yield image
   except Image.UnidentifiedImageError as error:
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     if brand == b"avif" and "AVIF" not in formats:
@@ -172,6 +150,45 @@ def _read_image(file, head: bytes) -> np.ndarray:
     ) from error
   except Exception as error:  # Pillow's decoders may raise anything.
     raise ValueError(f"cannot be decoded: {error}") from error
+
+
+def _as_drawn(image: Image.Image) -> np.ndarray:
+  """Returns an image with its ink visible, shrunk if it is large."""
+  if image.mode.startswith(("I", "F")):  # 16 bits or more.
+    image = image.convert("F" if image.mode == "F" else "I")
+    image.thumbnail((_MAX_GIVEN, _MAX_GIVEN), Image.Resampling.BOX)
+    return _to_uint8(np.asarray(image))
+  mode = "L" if image.mode in ("1", "L") else "RGB"
+  if image.has_transparency_data:
+    mode = "RGBA"
+  if image.mode != mode:
+    image = image.convert(mode)
+  image.thumbnail((_MAX_GIVEN, _MAX_GIVEN))  # Never enlarges.
+  if mode == "RGBA":
+    return _flatten(np.asarray(image, np.float32))
+  return _to_uint8(np.asarray(image))
+
+
+def _fitted(image: Image.Image, size: int) -> np.ndarray:
+  """Returns an image on white, scaled and cropped to a square unless size is 0.
+
+  The result is that of torchvision's Resize(size) and CenterCrop(size).
+  """
+  if image.mode.startswith(("I", "F")):
+    raise ValueError(f"its mode is {image.mode}; must be 8-bit gray or RGB")
+  mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image)
+  image = image.convert(mode)
+  if size:
+    shorter = min(image.size)
+    width, height = (size * side // shorter for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.crop((left, top, left + size, top + size))
+  return np.asarray(image)
 
 
 @functools.cache

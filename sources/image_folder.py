@@ -4,50 +4,95 @@ TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
 """
 
 import collections
+import math
+import os
 import pathlib
 import random
 
+from absl import logging
 import numpy as np
 from PIL import Image
-from PIL import ImageOps
 import tqdm
 
 from machine import errors
+from sources import arrays
 from sources import image_files
-from sources import own_images
 
-_SPLITS = ("train", "validation", "valid", "val", "test")
+FILES = "a subfolder of images for each class, such as train/cat and test/cat"
+SPLITS = {
+  **dict.fromkeys(("train", "training"), "train"),
+  **dict.fromkeys(("validation", "valid", "val"), "validation"),
+  **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the path of each image by its name, such as "train/cat/1.png".
 
-  If no subfolder is named after a split, the subfolders are the classes, and
-  all images belong to "train".
+  If no subfolder is a split, the subfolders are the classes, and all images
+  belong to "train".
   """
   formats = image_files.supported_formats()
   extensions = Image.registered_extensions()
-  has_splits = any((manual_dir / split).is_dir() for split in _SPLITS)
-  found = {}
-  for path in sorted(manual_dir.glob("*/*/*" if has_splits else "*/*")):
-    parts = path.relative_to(manual_dir).parts
-    *before, label, name = parts
-    split = before[0] if before else "train"
-    if (
-      split in _SPLITS
-      and extensions.get(path.suffix.lower()) in formats
-      # Skip the hidden files and folders that macOS and Jupyter leave.
-      and not any(part.startswith((".", "__MACOSX")) for part in parts)
-    ):
-      found[f"{split}/{label}/{name}"] = path
+  images: list[tuple[str, ...]] = []
+  others: list[tuple[str, ...]] = []
+  seen = set()
+  for folder, folders, names in os.walk(manual_dir, followlinks=True):
+    if (real := os.path.realpath(folder)) in seen:
+      folders.clear()  # It is a link to a folder above.
+      continue
+    seen.add(real)
+    for name in names:
+      path = pathlib.Path(folder, name)
+      parts = path.relative_to(manual_dir).parts
+      is_image = (
+        len(parts) > 1
+        and extensions.get(path.suffix.lower()) in formats
+        # macOS and Jupyter leave hidden files and folders.
+        and not any(part.startswith((".", "__MACOSX")) for part in parts)
+      )
+      (images if is_image else others).append(parts)
+
+  # A class may be called "train" too, but then its images lie directly in it.
+  depths = collections.Counter((p[0], len(p) > 2) for p in images)
+  tops = {folder for folder, _ in depths}
+  splits = {folder for folder in tops if folder.lower() in SPLITS}
+  has_splits = splits == tops or any(
+    depths[folder, True] > depths[folder, False] for folder in splits
+  )
+  found: dict[str, pathlib.Path] = {}
+  for parts in sorted(images):
+    split = SPLITS.get(parts[0].lower()) if has_splits else "train"
+    below = parts[1:] if has_splits else parts
+    name = "/".join((split or "", *below))
+    if split and len(below) > 1 and name not in found:
+      found[name] = manual_dir.joinpath(*parts)
+    else:
+      others.append(parts)
+  if others:
+    logging.info(
+      "Passed over %d files in %s, which are hidden, in another format or not"
+      " in the folder of a class: %s",
+      len(others),
+      manual_dir,
+      ", ".join("/".join(parts) for parts in sorted(others)[:3])
+      + ", ..." * (len(others) > 3),
+    )
   return found
 
 
-def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
+def read(paths: dict[str, pathlib.Path], image_size: int = 0) -> arrays.Source:
   """Reads the images that `find` returned.
 
+  If one of them is in color, all become RGB.
+
+  Args:
+    paths: the path of each image by its name.
+    image_size: the height and width to scale and crop them to; 0 takes them as
+      they are.
+
   Raises:
-    errors.UserError: if an image cannot be read; the message names it.
+    errors.UserError: if an image cannot be used; the message names it.
   """
   class_names = sorted({name.split("/")[1] for name in paths})
   for label in class_names:
@@ -56,59 +101,47 @@ def read(paths: dict[str, pathlib.Path]) -> own_images.Source:
         f"{label!r}: the name of a class must be printable"
       )
   first = next(iter(paths.values()))
-  image_shape = _read(first).shape
-  splits = collections.defaultdict(list)
-  for name, path in paths.items():
-    split, label, _ = name.split("/")
-    splits[split].append((path, class_names.index(label)))
-
-  with tqdm.tqdm(
-    desc="Reading images", total=len(paths), disable=None
-  ) as progress:
-
-    def read_split(files):
-      # Shuffle, so that a slice of a split, such as train[:10%], has all
-      # classes.
-      random.Random(0).shuffle(files)
-      images = np.empty((len(files), *image_shape), np.uint8)
-      for index, (path, _) in enumerate(files):
-        image = _read(path)
-        if image.shape != image_shape:
-          raise errors.UserError(
-            f"{path}: is {_describe(image.shape)}, but {first} is"
-            f" {_describe(image_shape)}; all must have one size, and be all"
-            " gray or all RGB: convert a copy of the folder, for example with"
-            " ImageMagick"
-          )
-        images[index] = image
-        progress.update()
-      return images, np.array([label for _, label in files])
-
-    return own_images.Source(
-      image_shape,
-      tuple(class_names),
-      {split: read_split(files) for split, files in splits.items()},
+  shape = (image_size, image_size)
+  if not image_size:
+    shape = _read(first, 0).shape[:2]
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  each = memory // 6 // len(paths)  # Pixels, if they are RGB and copied once.
+  if math.prod(shape) > each:
+    raise errors.UserError(
+      f"{first} and {len(paths) - 1:,} more images of {_describe(shape)} do not"
+      f" fit into this machine's memory of {memory / 1e9:.0f} GB; set"
+      f" --config.image_size to at most {math.isqrt(each)}"
     )
-
-
-def _read(path: pathlib.Path) -> np.ndarray:
-  """Returns an image as uint8 [height, width, 1 or 3]."""
-  try:
-    with Image.open(path, formats=image_files.supported_formats()) as opened:
-      image = ImageOps.exif_transpose(opened)
-    if image.mode in ("LA", "RGBA") and image.getextrema()[-1] == (255, 255):
-      image = image.convert(image.mode[:-1])  # The whole image is opaque.
-    mode = {"1": "L", "P": "RGB"}.get(image.mode, image.mode)
-    if mode not in ("L", "RGB") or image.has_transparency_data:
-      raise ValueError(
-        f"its mode is {image.mode}; must be opaque 8-bit gray or RGB"
+  examples = collections.defaultdict(list)
+  for name, path in tqdm.tqdm(paths.items(), "Reading images", disable=None):
+    image = _read(path, image_size)
+    if image.shape[:2] != shape:
+      raise errors.UserError(
+        f"{path}: is {_describe(image.shape)}, but {first} is"
+        f" {_describe(shape)}; set --config.image_size to scale and crop all"
+        " images to one size"
       )
-    pixels = np.asarray(image.convert(mode))
-  except Exception as error:  # Pillow's decoders may raise anything.
-    raise errors.UserError(f"{path}: cannot be read: {error}") from error
-  return pixels.reshape(*pixels.shape[:2], -1)
+    split, label, _ = name.split("/", 2)
+    examples[split].append((image, class_names.index(label)))
+  is_color = any(image.ndim == 3 for s in examples for image, _ in examples[s])
+  splits = {}
+  for split, pairs in examples.items():
+    # Shuffle, so that a slice of a split, such as train[:10%], has all classes.
+    random.Random(0).shuffle(pairs)
+    images = np.empty((len(pairs), *shape, 3 if is_color else 1), np.uint8)
+    for index, (image, _) in enumerate(pairs):
+      images[index] = image.reshape(*shape, -1)
+    splits[split] = images, np.array([label for _, label in pairs])
+  return arrays.Source(tuple(class_names), splits)
 
 
-def _describe(image_shape: tuple[int, int, int]) -> str:
-  height, width, channels = image_shape
-  return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
+def _read(path: pathlib.Path, image_size: int) -> np.ndarray:
+  """Returns an image as uint8 [height, width] or [height, width, 3]."""
+  try:
+    return next(image_files.read(path, fit=image_size))
+  except ValueError as error:
+    raise errors.UserError(f"{path}: {error}") from error
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+  return f"{shape[1]}x{shape[0]}"

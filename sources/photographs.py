@@ -209,7 +209,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   A part of the ink belongs to a digit nearby if it is above, below or inside
   it, or small, as the bar of a five is. Other small parts are dropped.
   """
-  height = ink.any(axis=1).sum()
+  height = int(ink.any(axis=1).sum())
   labels, count = ndimage.label(_grown(ink, 1 + height // 40), _EIGHT)
   if not 1 < count <= 10 * _MAX_DIGITS:
     return [ink]

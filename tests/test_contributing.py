@@ -1,6 +1,7 @@
 """Applies the changes in CONTRIBUTING.md to a copy, then trains it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,9 +15,16 @@ import pytest
 SIZES = {"train": 300, "t10k": 100}
 
 
-def changes():
-  """Yields (file, old text, new text) for each change."""
+def changes(is_residual):
+  """Yields (file, old text, new text) for each change.
+
+  "Another network" and "A layer" exclude each other.
+  """
   text = (PROJECT / "CONTRIBUTING.md").read_text()
+  excluded = "A layer" if is_residual else "Another network"
+  text = re.sub(rf"^## {excluded}\n.*?^## ", "", text, flags=re.S | re.M)
+  if is_residual:
+    text = re.sub(r"^## A config key\n.*?^## ", "", text, flags=re.S | re.M)
   for block in re.findall(r"```diff\n(.*?)```", text, re.DOTALL):
     for change in block.split("--- ")[1:]:
       path, *lines = change.splitlines()
@@ -26,21 +34,21 @@ def changes():
 
 
 @pytest.fixture
-def copy(tmp_path):
-  """A copy of the project without data, with all changes applied."""
+def copy(request, tmp_path):
+  """A copy of the project without data, with the changes applied."""
   copy = tmp_path / "copy"
-  for pattern in ("*.py", "*/*.py"):
+  for pattern in ("*.py", "*/*.py", "exporting/*.html"):
     for path in PROJECT.glob(pattern):
       target = copy / path.relative_to(PROJECT)
       target.parent.mkdir(parents=True, exist_ok=True)
       shutil.copy(path, target)
-  for path, old, new in changes():
+  for path, old, new in changes(request.param):
     source = (copy / path).read_text()
     assert source.count(old) == 1, f"{path} must contain exactly once:\n{old}"
     (copy / path).write_text(source.replace(old, new))
   # Rename a layer too: no other file may depend on layer names.
   source = (copy / "model.py").read_text()
-  source = source.replace('name="conv2"', 'name="second"')
+  source = source.replace('name="conv1"', 'name="first"')
   (copy / "model.py").write_text(source)
   path = copy / "sources/idx_dataset.py"  # A few images are enough.
   source = path.read_text().replace("60_000", "300").replace("10_000", "100")
@@ -48,8 +56,9 @@ def copy(tmp_path):
   return copy
 
 
-@pytest.mark.slow
-def test_the_changes_shown_are_sufficient(copy, tmp_path):
+@pytest.fixture
+def run(copy, tmp_path):
+  """A function that runs a program of the copy on a few random images."""
   rng = np.random.default_rng(0)
   for prefix, size in SIZES.items():
     for kind, array in (
@@ -59,25 +68,40 @@ def test_the_changes_shown_are_sufficient(copy, tmp_path):
       path = tmp_path / f"{prefix}-{kind}-ubyte"
       path.write_bytes(idx_bytes(array))
 
-  def run(program, *args):
-    command = [sys.executable, copy / program, *args]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+  def run(program, *args, **environment):
+    done = subprocess.run(
+      [sys.executable, copy / program, *args],
+      capture_output=True,
+      text=True,
+      cwd=tmp_path,
+      env={**os.environ, **environment},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
+  return run
+
+
+def flags(**overrides):
   config = {
     "dataset": "my_letters",
-    "manual_dir": tmp_path,
-    "data_dir": tmp_path / "prepared",
+    "manual_dir": ".",
+    "data_dir": "prepared",
     "train_split": "train[50:]",
     "validation_split": "train[:50]",
     "batch_size": 16,
     "num_steps": 4,
+    "checkpoint_every_steps": 2,
     "optimizer": "lion",
-    "features": 64,
+    **overrides,
   }
-  flags = [f"--config.{key}={value}" for key, value in config.items()]
-  stdout, stderr = run("train.py", "--workdir=run", *flags)
+  return [f"--config.{key}={value}" for key, value in config.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copy", [False], indirect=True)
+def test_the_changes_shown_are_sufficient(run):
+  stdout, stderr = run("train.py", "--workdir=run", *flags(features=64))
   layers = 5 * 5 * 32 + 32, 5 * 5 * 32 * 64 + 64
   layers += 7 * 7 * 64 * 64 + 64, 64 * 128 + 128, 128 * 10 + 10
   assert f"{sum(layers):,} parameters, 250 training images" in stderr
@@ -94,10 +118,87 @@ def test_the_changes_shown_are_sufficient(copy, tmp_path):
   assert "validation_top3" in stdout and "test_top3" in stdout
 
 
+EXPORTED = """
+import jax, numpy, onnxruntime, safetensors.numpy
+from rundir import runs
+import steps
+
+opened = runs.open_run("whole")
+arrays = safetensors.numpy.load_file("weights")
+images = numpy.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), "uint8")
+mean = arrays["batch_stats/block1/BatchNorm_0/mean"]
+assert mean.shape == (32,) and mean.any()
+assert not (mean == opened.state.model_state["batch_stats"]["block1"]
+            ["BatchNorm_0"]["mean"]).all()  # It is the average.
+expected = steps.eval_step(opened.state, images / numpy.float32(255))
+exported = jax.export.deserialize(open("program", "rb").read()).call(images)
+session = onnxruntime.InferenceSession("network.onnx")
+(onnx,) = session.run(None, {"images": images})
+for found in (exported, onnx):
+  numpy.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copy", [True], indirect=True)
+def test_a_residual_network_is_trained_resumed_scored_and_exported(
+  run, copy, tmp_path
+):
+  config = flags(ema_decay=0.5, schedule="constant", label_smoothing=0.1)
+  shorter = [*config, "--config.num_steps=2"]
+  results = []
+  for workdir, *starts in (
+    ("whole", config),
+    ("parts", shorter, config),  # Resumes after step 2.
+    ("eight", config),
+  ):
+    devices = "--xla_force_host_platform_device_count=8"
+    environment = {"XLA_FLAGS": devices} if workdir == "eight" else {}
+    for start in starts:
+      stdout, _ = run("train.py", f"--workdir={workdir}", *start, **environment)
+    results.append(json.loads(stdout.splitlines()[-1]))
+  assert results[0] == results[1]
+  assert results[0]["loss"] == pytest.approx(results[2]["loss"], rel=1e-4)
+  stdout, _ = run("evaluate.py", "--workdir=whole")
+  scored = json.loads(stdout.splitlines()[-1])
+  assert scored["loss"] == results[0]["loss"]
+  run("evaluate.py", "--workdir=whole", "--workdir=parts")
+
+  for form, output in (
+    ("safetensors", "weights"),
+    ("stablehlo", "program"),
+    ("onnx", "network.onnx"),
+    ("html", "page.html"),
+  ):
+    stdout, _ = run(
+      "export.py", "--workdir=whole", f"--format={form}", f"--output={output}"
+    )
+    accuracy = json.loads(stdout.splitlines()[-1])["accuracy"]
+    assert accuracy == pytest.approx(scored["accuracy"], abs=0.011)
+  (copy / "check.py").write_text(EXPORTED)
+  run("check.py")
+
+  # Another head: with other classes, all but the logits is kept.
+  labels = tmp_path / "train-labels-idx1-ubyte"
+  labels.write_bytes(idx_bytes(np.arange(300) % 7))
+  _, stderr = run(
+    "train.py",
+    "--workdir=next",
+    *flags(dataset="idx", init_from="whole", optimizer="sgd"),
+    "--config.test_split=train",
+  )
+  assert re.search(
+    r"parameters of whole; new are logits/bias \(float32 \[10\] there, float32"
+    r" \[7\] here\), logits/kernel \([^)]*\)$",
+    stderr,
+    re.MULTILINE,
+  )
+
+
 def test_the_readme_names_the_right_lines():
   readme = (PROJECT / "README.md").read_text()
   found = re.findall(r"`(\w+)` in \[.*?\]\((\w+\.py)#L(\d+)\)", readme)
-  assert len(found) == 4
+  assert len(found) == 5
   for name, path, number in found:
     line = (PROJECT / path).read_text().splitlines()[int(number) - 1]
     assert re.match(rf"(class |def )?{name}\b", line), f"{path}:{number}"

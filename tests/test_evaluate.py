@@ -17,6 +17,7 @@ from conftest import pixels
 from conftest import run_program
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 import evaluate
@@ -74,8 +75,6 @@ def test_the_scores_equal_those_of_numpy(run, mnist, monkeypatch):
   np.testing.assert_allclose(result["loss"], loss, rtol=1e-5)
   text = (folder / "metrics.json").read_text()
   metrics = json.loads(text)
-  for row in metrics["confusion_matrix"]:
-    assert f"\n    {row}" in text  # One line per row.
   scored = {"run": str(run), "dataset": "mnist", "split": "test[:70]"}
   assert metrics.items() >= {**result, **scored, "checkpoint": "last"}.items()
   np.testing.assert_array_equal(metrics["confusion_matrix"], matrix)
@@ -220,7 +219,7 @@ def test_images_of_another_shape_are_refused(run, monkeypatch):
     return data._replace(splits={"test": test})
 
   monkeypatch.setattr(input_pipeline, "load", load_larger)
-  expected = "10 classes and images of shape .32, 32, 3.; must have 10 and .28"
+  expected = "images of shape .32, 32, 3.; must have the shape .28"
   with pytest.raises(errors.UserError, match=expected):
     evaluate.evaluate([run])
 
@@ -230,8 +229,8 @@ def any_manual_dir(monkeypatch):
   """Uses the data prepared in data_dir for every manual_dir."""
   monkeypatch.setattr(
     builders,
-    "_folder_of_manual_dir",
-    lambda config, inner: pathlib.Path(config.data_dir, inner),
+    "_path",
+    lambda config, _: pathlib.Path(config.data_dir, "own_images/mnist.npz"),
   )
 
 
@@ -277,13 +276,11 @@ def test_different_options_never_share_a_name():
     train[:5]+test train[:5],with=a_b train[:5],with=a:b train[:5],with=a/b
     test,data_dir=/a/b test,data_dir=/a_b test,data_dir= test,manual_dir=/a/b
   """.split()
-  texts += [f"test,data_dir=/{'long' * 50}/{name}" for name in "ab\udcff"]
-  texts += [f"test,with={'ü' * 99}{name}" for name in "ab"]
+  texts += [f"test,data_dir=/{name}" for name in ("ü", "\udcff")]
   names = [files.unique_name(text) for text in texts]
   assert names[:7] == [*texts[:5], "train_2000", "train_2000_"]
   assert len({*names}) == len(texts)
   for name in names:
-    assert len(name.encode()) <= 200
     assert files.to_file_name(name) == name
 
 
@@ -358,3 +355,39 @@ def test_changed_test_data_causes_a_warning(run, monkeypatch):
     path.write_text(json.dumps({**dataset, **older}))
     evaluate.evaluate([run])
   assert warn.call_count == 1
+
+
+def test_classes_are_matched_by_name(run, mnist, tmp_path, caplog):
+  images, labels = pixels(mnist.test)[:40, ..., 0], mnist.test.labels[:40]
+  words = "zero one two three four five six seven eight nine".split()
+
+  def score(name, of_label):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+      if of_label.get(int(label)):
+        folder = tmp_path / name / "test" / of_label[int(label)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(image)).save(folder / f"{index:02}.png")
+    return evaluate.evaluate(
+      [run],
+      split="test",
+      dataset="image_folder",
+      data_dir=tmp_path / "data",
+      manual_dir=tmp_path / name,
+    )[0]
+
+  logits = jit(steps.eval_step)(
+    runs.open_run(run).state, input_pipeline.to_float(images[..., None])
+  )
+  right = np.asarray(logits.argmax(axis=1) == labels)
+  some = np.asarray(labels) > 6
+  result = score("some", {digit: str(digit) for digit in (7, 8, 9)})
+  assert (result["n"], result["accuracy"]) == (some.sum(), right[some].mean())
+  for name, of_label in (
+    ("words", dict(enumerate(words))),
+    ("shifted", {digit: str(digit + 1) for digit in range(10)}),
+  ):
+    with pytest.raises(
+      errors.UserError,
+      match=r"has the classes .*; the run has 0, 1, .* 9; all must be among",
+    ):
+      score(name, of_label)

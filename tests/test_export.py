@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -257,7 +258,7 @@ def test_safetensors_has_the_parameters_by_name(
   safetensors_file, run, accuracy
 ):
   found = safetensors_numpy.load_file(safetensors_file)
-  expected = dict(trees.named(run.state.eval_params))
+  expected = dict(trees.of_variables(run.state.eval_variables))
   assert found.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array)
@@ -366,3 +367,25 @@ def test_the_program_prints_the_result(tiny_run, accuracy, tmp_path):
     "bytes": (tmp_path / "network").stat().st_size,
     "global_step": 20,
   }
+
+
+def test_a_run_without_its_data_is_exported(
+  tiny_run, accuracy, tmp_path, caplog
+):
+  run = shutil.copytree(tiny_run, tmp_path / "run")
+  path = run / "config.json"
+  config = json.loads(path.read_text())
+  gone = str(tmp_path / "gone")
+  path.write_text(json.dumps(config | {"manual_dir": gone, "data_dir": gone}))
+  output = tmp_path / "digit.html"
+  for checkpoint, expected, text in (
+    ("last", accuracy, f"accuracy, {accuracy}, is that in {run}/result.json"),
+    ("16", None, "accuracy is unknown"),
+  ):
+    result = export.export(run, "html", output, checkpoint)
+    assert result["accuracy"] == expected
+    assert text in caplog.text
+    assert "use --data_dir or --manual_dir" in caplog.text
+  assert "not scored" in output.read_text()
+  with pytest.raises(errors.UserError, match="elsewhere: is not a directory"):
+    export.export(run, "html", output, manual_dir=tmp_path / "elsewhere")

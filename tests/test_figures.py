@@ -134,9 +134,11 @@ def test_names_are_shown_verbatim():
     [image], image[None], probabilities, [name], ("a", "b")
   )
   assert pixels(figure).std() > 0.05
-  runs = {"_a": [{"step": 2, "validation_accuracy": 0.5}]}
-  (axes,) = figures.compare_curves(runs).axes
-  assert [text.get_text() for text in axes.get_legend().texts] == ["_a"]
+  runs = [[{"step": 2, "validation_accuracy": 0.5}]]
+  figure = figures.compare_curves([runs, runs], ["", "run", "_a", name])
+  texts = [text.get_text() for text in figure.legends[0].texts]
+  assert texts == ["run", "_a", name]
+  assert pixels(figure).std() > 0.05
 
 
 def test_filters_and_activations_show_every_feature():
@@ -166,7 +168,7 @@ def test_filters_and_activations_show_every_feature():
   assert pixels(figure).std() > 0.05
 
 
-def test_predictions_and_curves_are_drawn():
+def test_predictions_are_drawn():
   rng = np.random.default_rng(0)
   given = [np.zeros((9, 5), np.uint8), np.zeros((4, 4, 3), np.uint8)]
   seen = rng.integers(0, 256, (2, 28, 28, 1), np.uint8)
@@ -186,18 +188,75 @@ def test_predictions_and_curves_are_drawn():
   heights = [bar.get_height() for bar in figure.axes[2].patches]
   np.testing.assert_allclose(heights, probabilities[0])
   assert pixels(figure).std() > 0.05
-  runs = {
-    "a": [
-      {"step": 1, "train_accuracy": 0.25},
-      {"step": 2, "train_accuracy": 0.5, "validation_accuracy": 0.75},
-    ],
-    "b": [],
-  }
-  (axes,) = figures.compare_curves(runs).axes
+
+
+def test_the_seeds_of_an_experiment_are_one_line_with_a_band():
+  first = [
+    {"step": 1, "train_accuracy": 0.25},
+    {"step": 2, "train_accuracy": 0.5, "validation_accuracy": 0.75},
+    {"step": 4, "validation_accuracy": 0.875},
+  ]
+  # This seed was evaluated at other steps.
+  second = [
+    {"step": step, "validation_accuracy": accuracy}
+    for step, accuracy in ((2, 0.5), (3, 0.625), (4, 0.625))
+  ]
+  figure = figures.compare_curves(
+    [[first, second], [[]]], ["", "seed", "a", "b"]
+  )
+  (axes,) = figure.axes
   lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata())]
   np.testing.assert_array_equal(lines[0], [[1, 0.75], [2, 0.5]])
-  np.testing.assert_array_equal(lines[1], [[2, 0.25]])
-  assert [text.get_text() for text in axes.get_legend().texts] == ["a"]
+  mean = [[2, 0.375], [3, 0.28125], [4, 0.25]]
+  np.testing.assert_array_equal(lines[1], mean)
+  assert len(lines) == 2
+  (band,) = axes.collections[0].get_paths()
+  assert {(x, y) for x, y in band.vertices} == {
+    *((2, 0.25), (3, 0.1875), (4, 0.125)),
+    *((2, 0.5), (3, 0.375), (4, 0.375)),
+  }
+  assert axes.get_title() == (
+    "error rate: validation (dots) and training (pale)\n"
+    "mean of the seeds, in a band from the lowest to the highest"
+  )
+
+
+@pytest.mark.parametrize("width", [10, 120])
+@pytest.mark.parametrize("count", [1, 7, 10, 40, 120])
+def test_any_number_of_runs_can_be_told_apart(count, width):
+  rng = np.random.default_rng(0)
+  runs = [
+    [
+      [
+        {"step": step, f"{split}_accuracy": 1 - rng.uniform(0.5, 1) / step}
+        for step in range(1, 20)
+        for split in ("train", "validation")
+      ]
+    ]
+    for _ in range(count)
+  ]
+  labels = [f"{'x' * width} {n}" for n in range(count)]
+  figure = figures.compare_curves(runs, ["", "run", *labels])
+  drawn = pixels(figure)
+  (axes,), (legend,) = figure.axes, figure.legends
+  shown = min(count, 50)
+  assert [text.get_text() for text in legend.texts[1:]] == labels[:shown]
+  styles = {
+    (line.get_linestyle(), str(line.get_color()))
+    for line in axes.lines
+    if line.get_marker() == "o"
+  }
+  assert len(styles) == shown
+  assert ("the best 50 of 120" in axes.get_title()) == (count == 120)
+  # Nothing is cut off, and most of the picture is the plot.
+  area = figure.bbox
+  for artist in (legend, axes.title):
+    box = artist.get_window_extent()
+    assert box.x0 >= 0 and box.y0 >= 0
+    assert box.x1 <= area.x1 and box.y1 <= area.y1
+  inner = axes.get_window_extent()
+  assert inner.width * inner.height > 0.25 * area.width * area.height
+  assert drawn.std() > 0.05
 
 
 def test_a_sheet_of_many_images_has_boxes_and_doubts():

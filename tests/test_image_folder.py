@@ -1,11 +1,15 @@
 import os
+import re
+import shutil
 
+from absl import logging
 import numpy as np
 from PIL import Image
 import pytest
 
 import input_pipeline
 from machine import errors
+from sources import image_files
 from sources import image_folder
 
 
@@ -89,12 +93,15 @@ def test_a_class_whose_name_cannot_be_printed_is_refused(name, animals):
     ("P", 1, None),
     ("LA", (77, 255), [77]),
     ("RGBA", (1, 2, 3, 255), [1, 2, 3]),
+    ("RGBA", (10, 20, 30, 0), [255, 255, 255]),
+    ("LA", (0, 102), [153]),  # A black that covers 40% of the white.
+    ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
   ],
 )
-def test_modes_that_convert_without_loss_are_read(
+def test_images_are_read_as_gray_or_rgb_on_white(
   mode, value, expected, tmp_path
 ):
-  path = tmp_path / "train/cat/1.png"
+  path = tmp_path / f"train/cat/1.{'tif' if mode == 'CMYK' else 'png'}"
   write(path, value, mode)
   if mode == "P":
     image = Image.new("P", (6, 5), 1)
@@ -102,8 +109,8 @@ def test_modes_that_convert_without_loss_are_read(
     image.save(path)
     expected = [10, 20, 30]
   source = image_folder.read(image_folder.find(tmp_path))
-  assert source.image_shape == (5, 6, len(expected))
   (image,), (label,) = source.splits["train"]
+  assert image.shape == (5, 6, len(expected))
   assert image.dtype == np.uint8 and label == 0
   np.testing.assert_array_equal(image, np.broadcast_to(expected, image.shape))
 
@@ -114,16 +121,11 @@ def test_modes_that_convert_without_loss_are_read(
     (
       "RGB",
       (7, 5),
-      "is 7x5 RGB, but {first} is 6x5 RGB; all must have one size, and",
+      "is 7x5, but {first} is 6x5; set --config.image_size to scale and crop"
+      " all images to one size",
     ),
-    (
-      "L",
-      (6, 5),
-      "is 6x5 gray, but {first} is 6x5 RGB; all must have one size, and",
-    ),
-    ("RGBA", (6, 5), "cannot be read: its mode is RGBA; must be opaque 8-bit"),
-    ("I;16", (6, 5), "cannot be read: its mode is I;16; must be opaque 8-bit"),
-    (None, None, "cannot be read: cannot identify image file"),
+    ("I;16", (6, 5), "cannot be decoded: its mode is I;16; must be 8-bit gray"),
+    (None, None, "is not an image in a supported format"),
   ],
 )
 def test_the_error_for_an_image_that_differs_names_it(
@@ -137,3 +139,204 @@ def test_the_error_for_an_image_that_differs_names_it(
   with pytest.raises(errors.UserError) as error:
     image_folder.read(image_folder.find(animals))
   assert str(error.value).startswith(f"{path}: {message.format(first=first)}")
+
+
+def test_gray_images_among_colored_ones_become_rgb(animals):
+  write(animals / "train/dog/gray.png", 77, "L")
+  images, _ = image_folder.read(image_folder.find(animals)).splits["train"]
+  assert images.shape == (61, 5, 6, 3)
+  (gray,) = images[(images == 77).all(axis=(1, 2, 3))]
+  assert gray.shape == (5, 6, 3)
+
+
+@pytest.fixture
+def messages(monkeypatch):
+  """What is logged."""
+  result = []
+  monkeypatch.setattr(
+    logging, "info", lambda text, *args: result.append(text % args)
+  )
+  return result
+
+
+def test_images_may_lie_deeper_and_what_is_passed_over_is_said(
+  animals, messages
+):
+  write(animals / "train/owl/barn/young/1.png", (2, 50, 255))
+  write(animals / "train/elk/summer/1.png", (3, 0, 255))
+  found = image_folder.find(animals)
+  assert found["train/owl/barn/young/1.png"].is_file()
+  source = image_folder.read(found)
+  assert source.class_names == ("cat", "dog", "elk", "owl")
+  images, labels = source.splits["train"]
+  pixels = images[:, 0, 0]
+  assert labels[(pixels == (2, 50, 255)).all(axis=1)] == [3]
+  assert labels[(pixels == (3, 0, 255)).all(axis=1)] == [2]
+  assert messages == [
+    f"Passed over 4 files in {animals}, which are hidden, in another format or"
+    " not in the folder of a class: sketches/cat/1.png, train/1.png,"
+    " train/cat/._1.png, ..."
+  ]
+
+
+def test_a_folder_without_strays_says_nothing(animals, messages):
+  image_folder.find(animals / "test")
+  assert not messages
+
+
+@pytest.mark.parametrize(
+  "names, splits",
+  {
+    "training testing": "train test",
+    "Train Val TEST": "train validation test",
+    "train valid": "train validation",
+    "training validation": "train validation",
+  }.items(),
+)
+def test_splits_have_several_names(names, splits, tmp_path):
+  for value, name in enumerate(names.split()):
+    for label in ("cat", "dog"):
+      write(tmp_path / name / label / "1.png", (value, 0, 0))
+  source = image_folder.read(image_folder.find(tmp_path))
+  assert source.class_names == ("cat", "dog")
+  assert {*source.splits} == {*splits.split()}
+  for value, split in enumerate(splits.split()):
+    images, _ = source.splits[split]
+    assert (images[..., 0] == value).all() and len(images) == 2
+
+
+@pytest.mark.parametrize("name", ["train", "Test"])
+def test_a_class_may_have_the_name_of_a_split(name, tmp_path):
+  for label in ("bus", "car", name):
+    write(tmp_path / label / "1.png", 0)
+    write(tmp_path / label / "red/2.png", 0)
+    write(tmp_path / label / "3.png", 0)
+  found = image_folder.find(tmp_path)
+  assert len(found) == 9
+  assert {key.split("/")[1] for key in found} == {"bus", "car", name}
+
+
+def test_a_split_without_classes_is_passed_over(tmp_path, messages):
+  """As in Kaggle's competitions: the images in test/ have no labels."""
+  for i in range(3):
+    for label in ("cat", "dog"):
+      write(tmp_path / f"train/{label}/{i}.png", 0)
+    write(tmp_path / f"test/{i}.png", 0)
+  assert {key.split("/")[0] for key in image_folder.find(tmp_path)} == {"train"}
+  assert "test/0.png, test/1.png, test/2.png" in messages[0]
+  write(tmp_path / "flat/train/1.png", 0)
+  write(tmp_path / "flat/test/1.png", 0)
+  assert image_folder.find(tmp_path / "flat") == {}  # Not two classes.
+
+
+def test_linked_folders_are_read(animals, tmp_path):
+  (tmp_path / "links/train").mkdir(parents=True)
+  for label in ("cat", "dog"):
+    link = tmp_path / "links/train" / label
+    link.symlink_to(animals / "test" / label)
+  assert len(image_folder.find(tmp_path / "links")) == 8
+
+
+def picture(width, height):
+  """A smooth picture, whose red is the column and green the row, in percent."""
+  image = np.zeros((height, width, 3), np.uint8)
+  image[..., 0] = np.linspace(0, 100, width)
+  image[..., 1] = np.linspace(0, 100, height)[:, None]
+  return Image.fromarray(image)
+
+
+def test_images_are_scaled_and_cropped_to_image_size(tmp_path):
+  folder = tmp_path / "train/cat"
+  folder.mkdir(parents=True)
+  picture(200, 100).save(folder / "0.png")
+  turned = Image.Exif()
+  turned[0x0112] = 6  # A camera held upright: turn it clockwise.
+  picture(200, 100).transpose(Image.Transpose.ROTATE_90).save(
+    folder / "1.png", exif=turned
+  )
+  stripes = np.zeros((90, 90, 3), np.uint8)
+  stripes[::2] = 255  # Without antialiasing, all black or all white.
+  Image.fromarray(stripes).save(folder / "2.png")
+  found = image_folder.find(tmp_path)
+  source = image_folder.read(found, image_size=10)
+  images, _ = source.splits["train"]
+  assert images.shape == (3, 10, 10, 3)
+  by_kind = {int(image[5, 5, 2]) // 100: image for image in images}
+  assert (abs(by_kind[1].astype(int) - 128) < 15).all()  # The stripes.
+  pictures = [image for image in images if image[5, 5, 2] == 0]
+  np.testing.assert_array_equal(*pictures)
+  for first, last, axis in ((26, 73, 1), (4, 95, 0)):  # The middle half.
+    line = pictures[0].mean(axis=1 - axis)[:, 1 - axis]
+    assert abs(line[0] - first) < 3 and abs(line[-1] - last) < 3
+
+
+def test_the_size_is_that_of_torchvision():
+  """The values are from torchvision 0.29.1, Resize(7) and CenterCrop(7)."""
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (25, 18, 3), np.uint8))
+  fitted = image_files._fitted(image, 7)
+  assert fitted.shape == (7, 7, 3)
+  assert fitted[::3, ::3, 0].tolist() == [
+    [127, 134, 129],
+    [114, 116, 135],
+    [121, 136, 148],
+  ]
+
+
+def test_images_that_exceed_the_memory_are_refused(animals, monkeypatch):
+  monkeypatch.setattr(
+    os, "sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.get
+  )
+  found = image_folder.find(animals)
+  with pytest.raises(errors.UserError) as error:
+    image_folder.read(found, image_size=1000)
+  assert str(error.value) == (
+    f"{animals}/test/cat/0.png and 71 more images of 1000x1000 do not fit into"
+    " this machine's memory of 0 GB; set --config.image_size to at most 9"
+  )
+  assert image_folder.read(found, image_size=9).splits["test"][0].shape[1] == 9
+
+
+def test_each_image_size_is_prepared_separately(
+  animals, default_config, tmp_path
+):
+  config = default_config.copy_and_resolve_references()
+  config.update(
+    dataset="image_folder",
+    data_dir=str(tmp_path / "data"),
+    manual_dir=str(animals),
+    train_split="train[20%:]",
+    validation_split="train[:20%]",
+  )
+  for size, height in ((0, 5), (8, 8), (4, 4), (0, 5)):
+    config.image_size = size
+    assert input_pipeline.load(config).test.image_shape[0] == height
+  assert len([*(tmp_path / "data").rglob("*.npz")]) == 3
+
+
+def test_without_a_test_folder_the_error_gives_splits_that_work(
+  animals, default_config, tmp_path
+):
+  shutil.rmtree(animals / "test")
+  config = default_config.copy_and_resolve_references()
+  config.update(
+    dataset="image_folder",
+    data_dir=str(tmp_path / "data"),
+    manual_dir=str(animals),
+    train_split="train[10%:]",
+    validation_split="train[:10%]",
+  )
+  with pytest.raises(errors.UserError) as error:
+    input_pipeline.load(config)
+  given = re.findall(r"--config\.(\w+_split)='(\S+)'", str(error.value))
+  assert len(given) == 3
+  config.update(dict(given))
+  data = input_pipeline.load(config)
+  sizes = [len(s.labels) for s in (data.train, data.validation, data.test)]
+  assert sizes == [48, 6, 6]
+
+
+def test_a_link_to_a_folder_above_adds_nothing(animals):
+  expected = [*image_folder.find(animals)]
+  (animals / "train/cat/all").symlink_to(animals)
+  assert [*image_folder.find(animals)] == expected

@@ -120,8 +120,9 @@ def test_the_error_for_a_split_that_is_too_long_suggests_percentages(
   assert str(error.value) == (
     "config.train_split=train[5000:]: not a split of tiny_set, which has 40"
     " examples in train and 12 examples in test: Requested slice [5000:40]"
-    " incompatible with 40 examples; percentages, such as train[10%:] and"
-    " train[:10%], fit any size"
+    " incompatible with 40 examples; percentages fit any size:"
+    " --config.train_split='train[10%:]'"
+    " --config.validation_split='train[:10%]'"
   )
 
 
@@ -138,6 +139,50 @@ def test_a_class_without_training_examples_causes_a_warning(
   message, *args = warn.call_args.args
   assert message % tuple(args) == (
     "config.train_split=train[4:6] has no examples of 2, 3"
+  )
+
+
+@pytest.mark.parametrize(
+  "train, validation, shared",
+  [
+    ("train", "train[:10]", 10),
+    ("train[5:]", "train[:10]", 5),
+    ("train[:10]+train[20:]", "train[8:22]", 4),
+    ("train[10:]", "train[:10]", 0),
+    ("train", "test[:6]", 6),
+  ],
+)
+def test_splits_that_share_examples_cause_a_warning(
+  train, validation, shared, tiny_builder, tiny_set_config, monkeypatch
+):
+  del tiny_builder
+  warn = mock.Mock()
+  monkeypatch.setattr(logging, "warning", warn)
+  tiny_set_config.update(train_split=train, validation_split=validation)
+  input_pipeline.load(tiny_set_config)
+  lines = [call.args[0] % call.args[1:] for call in warn.call_args_list]
+  one, other = ("train", train), ("validation", validation)
+  if validation.startswith("test"):
+    one, other = other, ("test", "test")
+  expected = (
+    f"config.{one[0]}_split={one[1]} and config.{other[0]}_split={other[1]}"
+    f" share {shared} examples"
+  )
+  assert lines == [expected] * bool(shared)
+
+
+def test_image_size_has_no_effect_on_other_data_sets(
+  tiny_builder, tiny_set_config, monkeypatch
+):
+  del tiny_builder
+  warn = mock.Mock()
+  monkeypatch.setattr(logging, "warning", warn)
+  tiny_set_config.image_size = 4
+  data = input_pipeline.load(tiny_set_config)
+  assert data.test.image_shape == (8, 6, 3)
+  ((message, *args),) = (call.args for call in warn.call_args_list)
+  assert message % tuple(args) == (
+    "config.image_size=4 has no effect with config.dataset=tiny_set"
   )
 
 

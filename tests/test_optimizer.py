@@ -103,3 +103,13 @@ def test_weight_decay_shrinks_only_kernels():
   (found,) = updates(config, params, [jax.tree.map(jnp.zeros_like, params)])
   np.testing.assert_allclose(found["kernel"], 1 - 0.1 * 0.5, rtol=1e-6)
   np.testing.assert_array_equal(found["bias"], 1)
+
+
+@pytest.mark.parametrize("clip_norm, scale", [(0.0, 1), (1.0, 1 / 5), (9.0, 1)])
+def test_gradients_are_clipped_by_their_global_norm(clip_norm, scale):
+  config = make_config(clip_norm=clip_norm, learning_rate=0.1)
+  params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+  grads = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.array([3.0, 0.0])}
+  (found,) = updates(config, params, [grads])
+  for name, grad in grads.items():
+    np.testing.assert_allclose(found[name], -0.1 * scale * grad, rtol=1e-6)

@@ -101,8 +101,8 @@ def bars(tab):
 
 
 def write(file, run, dtype="float32"):
-  params = page.round_weights(run.state.eval_params, dtype)
-  state = run.state.replace(params=params, ema_params=None)
+  variables = page.round_weights(run.state.eval_variables, dtype)
+  state = run.state.starting_from(variables)
   metadata = {"run": "</script>", "accuracy": "0.5"}
   run = run._replace(state=state)
   file.write_text(page.build(run, dtype, metadata))

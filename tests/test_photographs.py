@@ -1,6 +1,7 @@
 """Good image files are converted to MNIST's form, and bad ones are refused."""
 
 import io
+import itertools
 import os
 import pickle
 import re
@@ -419,9 +420,6 @@ def judge(mnist):
   return probabilities
 
 
-UNLIKE = ("thin", "lamp", "whiteboard", "squared_lamp", "chalk")
-
-
 @pytest.mark.parametrize("kind", digit_pictures.KINDS)
 def test_the_surroundings_of_a_digit_do_not_change_it(mnist, judge, kind):
   rng = np.random.default_rng(0)
@@ -430,8 +428,12 @@ def test_the_surroundings_of_a_digit_do_not_change_it(mnist, judge, kind):
     picture = digit_pictures.KINDS[kind](ink, rng)
     (digit,) = photographs.find_digits(picture, judge=judge)
     expected = photographs.to_mnist_form(digit_pictures.plain(ink, rng))
-    # A shift by one pixel gives 0.3. Some draw thinner or smaller strokes.
-    assert differs(digit.seen, expected) < (0.9 if kind in UNLIKE else 0.5)
+    # The center of mass may be rounded to the next pixel.
+    nearest = min(
+      differs(np.roll(digit.seen, shift, (0, 1)), expected)
+      for shift in itertools.product((-1, 0, 1), repeat=2)
+    )
+    assert nearest < 0.5
 
 
 def test_mnists_own_digits_change_little(mnist, judge):
@@ -541,34 +543,43 @@ def test_many_parts_are_not_a_row_of_digits():
 def test_arrays_of_every_layout_are_read():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (2, 30, 40, 3), np.uint8)
-  for layout, array, expected in (
-    ("nhwc", colors, colors),
-    ("nchw", colors.transpose(0, 3, 1, 2), colors),
-    ("hwc", colors[0], colors[:1]),
-    ("chw", colors[0].transpose(2, 0, 1), colors[:1]),
-    ("hw", colors[0, ..., 0], colors[:1, ..., 0]),
-    ("nhw", colors[..., 0], colors[..., 0]),
+  for array, expected in (
+    (colors, colors),
+    (colors.transpose(0, 3, 1, 2), colors),
+    (colors[0], colors[:1]),
+    (colors[:1].transpose(0, 3, 1, 2), colors[:1]),
+    (colors[0, ..., 0], colors[:1, ..., 0]),
+    (colors[..., 0], colors[..., 0]),
   ):
-    images = list(image_files.read(npy(array), layout))
+    images = list(image_files.read(npy(array)))
     np.testing.assert_array_equal(images, expected)
-  flat = rng.integers(0, 256, (600, 784), np.uint8)
-  assert len(list(image_files.read(npy(flat), "flat"))) == 600
-  (one,) = image_files.read(npy(flat), "hw")
-  np.testing.assert_array_equal(one, flat)
 
 
 @pytest.mark.parametrize(
   ("shape", "message"),
   [
-    ((600, 784), "use --layout=flat if these are 600 images, --layout=hw if"),
-    ((3, 30, 40), "use --layout=nhw if these are 3 images, --layout=chw if"),
+    (
+      (600, 784),
+      "save it as [600, 28, 28] if these are 600 images, as [1, 600, 784] if it"
+      " is one image",
+    ),
+    (
+      (3, 30, 40),
+      "save it as [3, 30, 40, 1] if these are 3 images, as [1, 3, 30, 40] if it"
+      " is one of 3 colors",
+    ),
   ],
 )
 def test_the_error_for_an_ambiguous_array_names_the_layouts(shape, message):
-  with pytest.raises(
-    ValueError, match=f"{re.escape(str([*shape]))}: {message}"
-  ):
+  with pytest.raises(ValueError, match=r": save it as \[") as error:
     list(image_files.read(npy(np.zeros(shape, np.uint8))))
+  assert str(error.value) == f"is an array of uint8 {[*shape]}: {message}"
+  # Each of the two shapes is then read as such.
+  for other, count in zip(
+    re.findall(r"\[([\d, ]+)\]", message), (shape[0], 1), strict=True
+  ):
+    saved = np.zeros([*map(int, other.split(","))], np.uint8)
+    assert len(list(image_files.read(npy(saved)))) == count
 
 
 def test_an_array_may_have_an_alpha_channel():
@@ -611,3 +622,10 @@ def test_the_error_for_heic_or_avif_says_what_is_needed_to_read_it(
   monkeypatch.setattr(image_files, "supported_formats", lambda: ["PNG"])
   with pytest.raises(ValueError, match=f"^{message}$"):
     read_one(b"\0\0\0\x18ftyp" + brand + bytes(99))
+
+
+def test_the_preview_in_a_jpeg_is_not_a_picture():
+  pages = [Image.new("RGB", (60, 40), color) for color in ("red", "blue")]
+  content = encode(pages[0], "MPO", save_all=True, append_images=pages[1:])
+  (read,) = image_files.read(content)
+  assert read.shape == (40, 60, 3) and (read.mean(axis=(0, 1)) > 200)[0]

@@ -20,6 +20,7 @@ from model import CNN
 import predict
 from report import figures
 from rundir import runs
+from sources import image_folder
 from sources import photographs
 
 
@@ -73,9 +74,26 @@ def test_folders_are_searched_at_any_depth(tmp_path):
     path.touch()
   (tmp_path / "folder/a folder.png").mkdir()
   empty = tmp_path / "folder/a folder.png"  # `read` will refuse it.
-  arguments = [str(path) for path in (alone, tmp_path / "folder", empty)]
-  assert list(predict.find(arguments)) == [
-    (str(path), path) for path in (alone, *found, empty)
+  for argument, expected in (
+    (alone, [alone]),
+    (tmp_path / "folder", found),
+    (empty, [empty]),
+  ):
+    actual = list(predict.find(str(argument)))
+    assert actual == [(str(path), path) for path in expected]
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+  (tmp_path / "scratch").mkdir()
+  (tmp_path / "scratch/1.png").touch()
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  (photos / "linked").symlink_to(tmp_path / "scratch")
+  (photos / "again").symlink_to(photos)
+  (photos / "2.png").symlink_to(tmp_path / "scratch/1.png")
+  assert [path for _, path in predict.find(str(photos))] == [
+    photos / "2.png",
+    photos / "linked/1.png",
   ]
 
 
@@ -85,7 +103,7 @@ def test_folders_may_hold_every_kind_of_image(tmp_path):
   files = [tmp_path / f"1.{kind}" for kind in kinds]
   for file in files:
     file.touch()
-  assert [path for _, path in predict.find([str(tmp_path)])] == files
+  assert [path for _, path in predict.find(str(tmp_path))] == files
 
 
 def test_arrays_of_another_shape_or_dtype_are_refused(tiny_run, mnist):
@@ -94,15 +112,25 @@ def test_arrays_of_another_shape_or_dtype_are_refused(tiny_run, mnist):
   assert (none.shape, none.dtype) == ((0, 10), np.float32)
   images = np.asarray(pixels(mnist.test)[:3])
   for wrong, found in (
-    (images[..., 0], r"uint8 \[3, 28, 28\]"),
-    (images[0], r"uint8 \[28, 28, 1\]"),
-    (images[:, :14], r"uint8 \[3, 14, 28, 1\]"),
-    (images / 255, r"float64 \[3, 28, 28, 1\]"),
-    (images.tolist(), r"int64 \[3, 28, 28, 1\]"),
+    (images[:, :14], r"uint8 \[3, 14, 28, 1\]; must be uint8 or floats in"),
+    (images[0, 0], r"uint8 \[28, 1\]; must be .* \[n, 28, 28, 1\]"),
+    (images.tolist(), r"int64 \[3, 28, 28, 1\]; must be uint8"),
+    (images / 1.0, r"from 0.0 to 255.0; must be in \[0, 1\]"),
+    (images / np.nan, r"from nan to nan; must be in \[0, 1\]"),
   ):
-    message = rf"images are {found}; must be uint8 \[n, 28, 28, 1\]"
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValueError, match=f"^images are {found}"):
       predictor(wrong)
+
+
+def test_arrays_have_any_of_the_forms_that_the_network_takes(tiny_run, mnist):
+  predictor = predict.predictor(runs.open_run(tiny_run))
+  images = np.asarray(pixels(mnist.test)[:3])
+  expected = predictor(images)
+  for same in (images[..., 0], images / 255, images[..., 0] / np.float16(255)):
+    atol = 1e-3 if same.dtype == np.float16 else 1e-6
+    np.testing.assert_allclose(predictor(same), expected, rtol=0, atol=atol)
+  for one in (images[1], images[1, ..., 0]):
+    np.testing.assert_allclose(predictor(one), expected[1:2], atol=1e-6)
 
 
 def test_raw_images_reach_the_network_unchanged(
@@ -217,6 +245,30 @@ def test_a_run_on_another_data_set_needs_raw(tiny_run, digits, tmp_path):
   assert completed.returncode == 1
   assert "--raw takes images of [28, 28, 1]" in completed.stderr
   assert run_program(*args, "--raw", cwd=tmp_path).returncode == 0
+
+
+def test_photographs_are_fitted_as_in_training(tiny_run, tmp_path):
+  """Training scales and crops a photograph; prediction must do the same."""
+  run = shutil.copytree(tiny_run, tmp_path / "run")
+  config = json.loads((run / "config.json").read_text())
+  config |= {"dataset": "image_folder", "image_size": 28}
+  (run / "config.json").write_text(json.dumps(config))
+  folder = tmp_path / "images/train/cat"
+  folder.mkdir(parents=True)
+  photograph = np.random.default_rng(0).integers(0, 256, (90, 60, 4), np.uint8)
+  Image.fromarray(photograph).convert("LA").save(folder / "a.png")
+  source = image_folder.read(image_folder.find(tmp_path / "images"), 28)
+  images, _ = source.splits["train"]
+  expected = predict.predictor(runs.open_run(run))(images)
+  completed = run_program(
+    *("predict.py", "--workdir=run", "--json", folder / "a.png"), cwd=tmp_path
+  )
+  assert completed.returncode == 0, completed.stderr
+  record = json.loads(completed.stdout)
+  np.testing.assert_allclose(
+    list(record["probabilities"].values()), expected[0], rtol=1e-5
+  )
+  assert record["box"] == [0, 0, 28, 28]
 
 
 def test_a_bad_image_in_an_array_is_named_and_the_others_predicted(
@@ -473,3 +525,33 @@ def test_names_that_the_terminal_cannot_encode_are_printed(
   assert predict_in_process(monkeypatch, *args) == 0
   _, line = terminal.buffer.getvalue().decode().splitlines()
   assert line.startswith(rf"{tmp_path}/sept-\xe9\u6570.png ")
+
+
+def test_every_page_is_read_and_a_url_does_not_end_the_command(
+  tiny_run, digits, tmp_path
+):
+  pages = [Image.open(digits / f"good/{index}.png") for index in range(3)]
+  for kind in ("tiff", "gif"):
+    pages[0].save(
+      tmp_path / f"pages.{kind}", save_all=True, append_images=pages[1:]
+    )
+  found = []
+  for arguments in (
+    ["https://example.org/1.png", "pages.tiff"],
+    ["pages.gif"],
+    [digits / f"good/{index}.png" for index in range(3)],
+  ):
+    completed = run_program(
+      *("predict.py", f"--workdir={tiny_run}", "--raw", "--json", *arguments),
+      cwd=tmp_path,
+    )
+    records = [json.loads(line) for line in completed.stdout.splitlines()]
+    found.append([record["probabilities"] for record in records])
+    if len(found) == 1:
+      assert completed.returncode == 1
+      assert completed.stderr.count("\n") == 1
+      assert "https://example.org/1.png: must be a path on" in completed.stderr
+      assert [r["file"] for r in records] == [
+        f"pages.tiff[{page}]" for page in range(3)
+      ]
+  assert found[0] == found[1] == found[2]

@@ -6,6 +6,7 @@ import tarfile
 
 from conftest import PROJECT
 from conftest import assert_same_state
+from conftest import read_jsonl
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from configs import default
 import evaluate
+from machine import devices
 from machine import errors
 from rundir import checkpoints
 from rundir import directory
@@ -185,6 +187,44 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(
     errors.UserError, match=f"{tmp_path}/.*first there, {tiny_run}"
   ):
     train.train_and_evaluate(tiny_config, tmp_path / "second")
+
+
+def test_a_run_starts_from_the_arrays_of_another_that_fit(
+  tiny_run, tiny_config, caplog
+):
+  fresh = runs.create_state(jax.random.key(7), tiny_config, (28, 28, 1), "abc")
+  other = runs.open_run(tiny_run).state.params
+  state = runs.starting_from(tiny_run, fresh)
+  assert_same_state(state.params["dense"], other["dense"])
+  assert_same_state(state.params["logits"], fresh.params["logits"])
+  assert (
+    f"parameters of {tiny_run}; new are logits/bias (float32 [10] there,"
+    " float32 [3] here), logits/kernel (" in caplog.text
+  )
+  nothing = fresh.replace(params={"first": jnp.zeros(3)})
+  with pytest.raises(errors.UserError, match=r"nothing.*first \(missing there"):
+    runs.starting_from(tiny_run, nothing)
+
+
+def test_too_large_a_network_is_refused_before_anything_is_made(
+  tiny_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(devices, "memory", lambda: 10**7)
+  with pytest.raises(
+    errors.UserError,
+    match="images of 28x28 with 1 channels make a network of 3,274,634"
+    r" parameters; .* more than 0\.04 GB, but cpu has 0\.01 GB; .*image_size",
+  ):
+    train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_history_of_a_run(run):
+  history = runs.history(run)
+  records = read_jsonl(run)
+  for name in ("train_loss", "validation_accuracy", "test_loss"):
+    expected = [(r["step"], r[name]) for r in records if name in r]
+    np.testing.assert_array_equal(np.stack(history[name]).T, expected)
 
 
 @pytest.fixture

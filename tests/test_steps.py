@@ -59,16 +59,38 @@ def test_a_metric_with_one_value_per_batch_is_refused(monkeypatch):
     steps.Metrics.of(jnp.zeros((3, 2)), jnp.zeros(3, jnp.int32))
 
 
-def test_a_network_with_batch_statistics_is_refused():
+def test_batch_statistics_are_trained_averaged_and_used():
   class Network(nn.Module):
-    image_shape = (28, 28, 1)
+    image_shape = (2, 2, 1)
 
     @nn.compact
-    def __call__(self, images):
-      return nn.BatchNorm(use_running_average=False)(images)
+    def __call__(self, images, train=False):
+      norm = nn.BatchNorm(not train, momentum=0.5, use_scale=False, name="norm")
+      return nn.Dense(3, name="logits")(norm(images.reshape(-1, 4)))
 
-  with pytest.raises(ValueError, match="variables batch_stats, params;"):
-    steps.create_train_state(jax.random.key(0), Network(), optax.sgd(0.1))
+  images = jax.random.uniform(jax.random.key(0), (6, 2, 2, 1))
+  labels = jnp.arange(6) % 3
+  pixels_, rng = images.reshape(6, 4), jax.random.key(1)
+  for ema_decay, kept in ((0.0, 0.0), (0.9, 2 / 11)):  # The first step's decay.
+    before = steps.create_train_state(
+      rng, Network(), optax.sgd(0.1), ema_decay=ema_decay
+    )
+    state, _ = jit(steps.train_step)(before, images, labels, rng)
+    found = state.model_state["batch_stats"]["norm"]
+    np.testing.assert_allclose(found["mean"], pixels_.mean(axis=0) / 2, 1e-5)
+    mean = (1 - kept) * pixels_.mean(axis=0) / 2
+    var = kept + (1 - kept) * (1 + pixels_.var(axis=0)) / 2
+    params = state.eval_variables["params"]
+    normal = (pixels_ - mean) / np.sqrt(var + 1e-5) + params["norm"]["bias"]
+    np.testing.assert_allclose(
+      jit(steps.eval_step)(state, images),
+      normal @ params["logits"]["kernel"] + params["logits"]["bias"],
+      rtol=1e-4,
+      atol=1e-6,
+    )
+    assert (
+      params["logits"]["kernel"] != before.params["logits"]["kernel"]
+    ).any()
 
 
 @pytest.mark.parametrize("batch_size", [1000, 300, 7, 20_000])
@@ -183,33 +205,47 @@ def test_evaluation_uses_the_average_of_the_parameters(mnist):
   assert (logits != apply({"params": state.params}, images)).any()
 
 
-def test_smoothed_labels_affect_only_the_gradients(mnist):
+def focal(logits, labels):
+  """The focal loss of Lin et al., arXiv 1708.02002, with gamma = 2."""
+  likely = jax.nn.softmax(logits)[jnp.arange(len(labels)), labels]
+  return -((1 - likely) ** 2) * jnp.log(likely)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("loss", [None, focal])
+def test_the_loss_reported_is_the_one_trained(
+  loss, smoothing, mnist, monkeypatch
+):
+  if loss:
+    monkeypatch.setattr(steps, "compute_loss", loss)
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = trained(
-    1, examples, order_rng, dropout_rng, batch_size=5, label_smoothing=0.2
+    1, examples, order_rng, dropout_rng, batch_size=5, label_smoothing=smoothing
   )
   batch = input_pipeline.epoch_indices(order_rng, 0, 50)[:5]
-  labels = np.asarray(examples.labels)[batch]
   params = create_state().params
   logits = jit(functools.partial(CNN().apply, train=True))(
     {"params": params},
     input_pipeline.to_float(pixels(examples)[batch]),
     rngs={"dropout": jax.random.fold_in(dropout_rng, 0)},
   )
-  probabilities = np.asarray(jax.nn.softmax(logits))
-  targets = np.full((5, 10), 0.02)
-  targets[np.arange(5), labels] = 0.82
+  targets = np.full((5, 10), smoothing / 10)
+  targets[np.arange(5), np.asarray(examples.labels)[batch]] += 1 - smoothing
+
+  def expected(logits):
+    likely = jax.nn.softmax(logits)
+    factor = (1 - likely) ** 2 if loss else 1
+    return -(targets * factor * jnp.log(likely)).sum()
+
+  total, gradient = jax.value_and_grad(expected)(logits)
   np.testing.assert_allclose(
     training.state.params["logits"]["bias"],
-    params["logits"]["bias"] - 0.1 * (probabilities - targets).mean(axis=0),
+    params["logits"]["bias"] - 0.1 * gradient.mean(axis=0),
     rtol=1e-4,
     atol=1e-7,
   )
-  likely = probabilities[np.arange(5), labels]
-  np.testing.assert_allclose(
-    training.metrics.sums["loss"], -np.log(likely).sum(), rtol=1e-5
-  )
+  np.testing.assert_allclose(training.metrics.sums["loss"], total, rtol=1e-5)
 
 
 def test_deformations_depend_on_the_seed_and_the_step(mnist):

@@ -140,7 +140,6 @@ def test_parameters_order_and_dropout_use_separate_keys(tiny_run, tiny_config):
   )
   run = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, batch_size=16),
-    compiling.training_options(),
   )
   training = run(training, 12, data.train, order_rng, dropout_rng)
   assert_same_state(training.state, restore(tiny_run, 12))
@@ -278,6 +277,21 @@ def test_a_complete_run_is_only_evaluated(
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_run_without_its_checkpoints_starts_over_and_keeps_its_records(
+  run, tiny_run, tiny_config, caplog
+):
+  before = [(run / x).read_text() for x in ("metrics.jsonl", "result.json")]
+  for folder in ("before_restart", "before_restart"):
+    shutil.rmtree(run / "checkpoints")
+    train.train_and_evaluate(tiny_config, run)
+    assert f"{run} has no checkpoint, so training starts over" in caplog.text
+    kept = [run / folder / x for x in ("metrics.jsonl", "result.json")]
+    assert [path.read_text() for path in kept] == before
+  assert (run / "before_restart/metrics.jsonl_").exists()
+  assert without_speed(read_jsonl(run)) == without_speed(read_jsonl(tiny_run))
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_the_seed_determines_the_run(
   tiny_config, tiny_run, tmp_path, monkeypatch
 ):
@@ -328,8 +342,8 @@ def test_a_run_on_an_accelerator_is_the_same(
       dispatches[-1][1] += 1
     return device_get(x)
 
-  def counted(step, options=None):
-    run = jit_loop(step, options)
+  def counted(step):
+    run = jit_loop(step)
 
     def counting_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):
