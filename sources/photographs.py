@@ -22,7 +22,7 @@ _MAX_CANDIDATES = 6  # Per picture; more read no kind of picture better.
 _COARSE = 140  # Pixels per side that are enough to tell ink from surroundings.
 # Weights of a logistic regression on such pictures, rounded. Doubling or
 # halving one of them changes less than one reading in a hundred.
-_TRUST, _AT_EDGE = 4, 2
+_TRUST, _AT_EDGE = 4, 1
 _CLOSE = np.log(5)  # A fifth as likely as the best is too likely to ignore.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
 _EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
@@ -148,14 +148,11 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     paper = ndimage.grey_opening(light, [min(n, width) for n in light.shape])
     waiting.append((paper, np.maximum(light - paper, 0), times))
   for paper, contrast, times in waiting:  # More are added meanwhile.
-    if contrast.max() < MIN_CONTRAST:
-      continue
     labels, _ = ndimage.label(contrast > _otsu(contrast), _EIGHT)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
+    sizes = np.bincount(labels[labels > 0], minlength=1)
     labels[(sizes <= _SPECK * sizes.max())[labels]] = 0
     strokes = labels > 0
-    if strokes.tobytes() in known:
+    if contrast.max() < MIN_CONTRAST or strokes.tobytes() in known:
       continue
     known.add(strokes.tobytes())
     yield paper[fine], strokes[fine]
