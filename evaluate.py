@@ -18,7 +18,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -96,6 +95,7 @@ def evaluate(
     "dataset": config.dataset,
     "split": config.test_split,
     "checkpoint": checkpoint,
+    "temperature": _one_or_all([r.calibration.temperature for r in opened]),
   }
   evaluated = evaluation.measure(
     jax.device_get(data.test), probabilities, data.class_names
@@ -106,6 +106,8 @@ def evaluate(
       _title(paths, opened, config, len(probabilities)),
       "  ".join(f"{name} {mean:.4f}" for name, mean in means.items()),
       evaluation.to_text(evaluated),
+      "The temperature of the probabilities is "
+      + ", ".join(f"{r.calibration.temperature:.3f}" for r in opened),
       console.printable(f"More in {folder}"),
     ]
   )
@@ -135,14 +137,17 @@ def _score(
 ) -> tuple[dict[str, float], np.ndarray]:
   """Returns the mean metrics and the probabilities, [n, classes]."""
   evaluator = steps.evaluator(examples, batch_size)
-  scores = [evaluator(run.state) for run in opened]
-  means, probabilities = scores[0]
-  if len(scores) > 1:
-    probabilities = jnp.stack([each for _, each in scores]).mean(axis=0)
-    smallest = jnp.finfo(probabilities.dtype).tiny
-    logits = jnp.log(jnp.maximum(probabilities, smallest))
-    means = jax.device_get(steps.Metrics.of(logits, examples.labels)).means()
-  return means, jax.device_get(probabilities)
+  calibrated = []
+  for run in opened:
+    means, probabilities = evaluator(run.state)
+    calibrated.append(run.calibration.apply(np.asarray(probabilities)))
+  probabilities = np.mean(calibrated, axis=0)
+  if len(opened) > 1:
+    smallest = np.finfo(probabilities.dtype).tiny
+    logits = np.log(np.maximum(probabilities, smallest))
+    metrics = steps.Metrics.of(logits, jax.device_get(examples.labels))
+    means = jax.device_get(metrics).means()
+  return means, probabilities
 
 
 def _folder(

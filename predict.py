@@ -48,10 +48,11 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
     run: from `runs.open_run`.
 
   Returns:
-    A function from images to the probabilities of run.class_names, float32 [n,
-    classes]. The images are uint8 or floats in [0, 1], [n, *run.image_shape];
-    one image needs no n, and gray ones no channels, so MNIST's are [n, 28, 28,
-    1], [n, 28, 28] or [28, 28]. It raises ValueError if they are not.
+    A function from images to the calibrated probabilities of run.class_names,
+    float32 [n, classes]. The images are uint8 or floats in [0, 1], [n,
+    *run.image_shape]; one image needs no n, and gray ones no channels, so
+    MNIST's are [n, 28, 28, 1], [n, 28, 28] or [28, 28]. It raises ValueError if
+    they are not.
   """
   shape = run.image_shape
   of_one = (shape, shape[:2]) if shape[2] == 1 else (shape,)
@@ -88,7 +89,8 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
       np.asarray(predict_batch(run.state, batches[start : start + _BATCH_SIZE]))
       for start in range(0, padded, _BATCH_SIZE)
     ]
-    return np.concatenate(probabilities)[: len(images)]
+    probabilities = np.concatenate(probabilities)[: len(images)]
+    return run.calibration.apply(probabilities)
 
   return predict
 
@@ -278,7 +280,7 @@ def _report(args, opened: list[runs.Run], judge, images: list[Loaded]) -> None:
   """Prints the predictions and draws them if --sheet is given."""
   seen = np.stack([image.digit.seen for image in images])
   probabilities = judge(seen)
-  usual = float(np.mean([run.usual_probability for run in opened]))
+  usual = float(np.mean([run.calibration.usual_probability for run in opened]))
   doubts = doubts_about([image.digit for image in images], probabilities, usual)
   class_names = opened[0].class_names
   _print(images, probabilities, doubts, class_names, args.json)

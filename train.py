@@ -23,6 +23,7 @@ import jax
 import ml_collections
 
 import augmentation
+import calibration
 import input_pipeline
 from machine import compiling
 from machine import console
@@ -193,7 +194,10 @@ def _train(
       validation, probabilities = validate(training.state)
       accuracy = validation.get("accuracy")
       logger.evaluation(step, "validation", validation)
-      logger.usual_probability(step, probabilities)
+      probabilities, labels = jax.device_get(
+        (probabilities, data.validation.labels)
+      )
+      logger.calibration(step, calibration.fit(probabilities, labels))
     if due.save or signal_:
       manager.save(step, training.state, training.metrics, accuracy)
     if signal_:

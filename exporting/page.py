@@ -93,6 +93,7 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     "params": params,
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,
+    **run.calibration._asdict(),
   }
   # Some parameters are NumPy integers, which json cannot serialize.
   text = json.dumps(description, default=int).replace("<", "\\u003c")

@@ -18,6 +18,7 @@ from report import evaluation
 from report import figures
 from rundir import files
 from rundir import logs
+from rundir import runs
 from rundir import trees
 import steps
 
@@ -40,19 +41,24 @@ def draw(
     config: its config.
     data: its data.
     state: the state after the last step.
-    probabilities: predicted for the test split, [n, classes].
+    probabilities: predicted for the test split, [n, classes]; shown calibrated.
   """
   # Only one process draws, and it cannot compute on the others' devices.
   state, probabilities, train, test = jax.device_get(
     (state, probabilities, data.train, data.test)
   )
-  evaluated = evaluation.measure(test, probabilities, data.class_names)
+  calibration = runs.read_calibration(workdir, int(state.step))
+  evaluated = evaluation.measure(
+    test, calibration.apply(np.asarray(probabilities)), data.class_names
+  )
   drawings: dict[str, Callable[[], figure.Figure]] = {
     "learning_curve": lambda: figures.learning_curves(
       files.read_metrics(workdir), config.dropout_rate > 0
     ),
     **evaluation.drawings(evaluated),
-    "activations": lambda: _activations(state, train, data.class_names),
+    "activations": lambda: _activations(
+      state, calibration, train, data.class_names
+    ),
   }
   for name, kernel in trees.of_variables(state.eval_variables):
     if kernel.ndim == 4 and kernel.shape[2] == train.image_shape[-1]:
@@ -110,9 +116,10 @@ def activations(
   return dict(zip(names, layers, strict=True)), probabilities
 
 
-def _activations(state, examples, class_names: Sequence[str]):
+def _activations(state, calibration, examples, class_names: Sequence[str]):
   image = examples.unflatten(examples.images)[0]
   layers, probabilities = activations(state, image.astype(np.float32) / 255)
+  probabilities = calibration.apply(np.asarray(probabilities))
   return figures.activations(
     image, examples.labels[0], layers, probabilities, class_names
   )

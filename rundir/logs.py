@@ -10,11 +10,11 @@ from typing import Any
 from absl import logging
 import jax
 import ml_collections
-import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX import summary
 import tqdm
 
+from calibration import Calibration
 from configs import default
 from machine import processes
 from rundir import experiment
@@ -155,10 +155,9 @@ class Logger:
     self._tensorboard.flush()
     self._say(step, _text(split, means))
 
-  def usual_probability(self, step: int, probabilities: jax.Array) -> None:
-    """Logs the probability that 98% of a split's predictions exceed."""
-    usual = np.quantile(np.asarray(probabilities).max(axis=-1), 0.02)
-    self._write(step, {"usual_probability": float(usual)})
+  def calibration(self, step: int, fitted: Calibration) -> None:
+    """Logs how to read the probabilities of the network."""
+    self._write(step, fitted._asdict())
 
   def probabilities(
     self, step: int, labels: jax.Array, probabilities: jax.Array

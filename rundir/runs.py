@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from calibration import Calibration
 import input_pipeline
 from machine import compiling
 from machine import devices
@@ -42,8 +43,7 @@ class Run(NamedTuple):
     class_names: the names of the labels.
     state: the state after `step` steps.
     step: the step of the checkpoint.
-    usual_probability: for 98% of the validation images, the predicted class had
-      at least this probability.
+    calibration: how to read its probabilities.
   """
 
   config: ml_collections.ConfigDict
@@ -51,7 +51,7 @@ class Run(NamedTuple):
   class_names: tuple[str, ...]
   state: steps.TrainState
   step: int
-  usual_probability: float
+  calibration: Calibration
 
 
 def open_ensemble(
@@ -93,18 +93,17 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   state = _shapes(workdir, config, image_shape, class_names)
   state = _restore(workdir, checkpoint, state)
   step = int(state.step)
-  usual = _usual_probability(workdir, step)
-  return Run(config, image_shape, class_names, state, step, usual)
+  how = read_calibration(workdir, step)
+  return Run(config, image_shape, class_names, state, step, how)
 
 
-def _usual_probability(workdir: pathlib.Path, step: int) -> float:
-  """Returns the last value logged up to a step, or 0.5 if there is none."""
-  usual = 0.5
+def read_calibration(workdir: pathlib.Path, step: int) -> Calibration:
+  """Returns what was last logged up to a step; older runs have less."""
+  logged = {}
   for record in files.read_metrics(workdir):
-    match record:
-      case {"step": int(at), "usual_probability": float(found)} if at <= step:
-        usual = found
-  return usual
+    if record["step"] <= step:
+      logged |= {k: record[k] for k in Calibration._fields if k in record}
+  return Calibration(**logged)
 
 
 class Series(NamedTuple):

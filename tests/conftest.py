@@ -236,6 +236,12 @@ def read_jsonl(workdir):
   return [json.loads(line) for line in lines]
 
 
+def temperature(workdir, step):
+  """Returns the temperature that a run has logged at a step."""
+  records = [each for each in read_jsonl(workdir) if each["step"] == step]
+  return next(x["temperature"] for x in records if "temperature" in x)
+
+
 @functools.cache
 def _warm_python():
   process = subprocess.Popen(

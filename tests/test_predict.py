@@ -10,11 +10,13 @@ from conftest import assert_not_blank
 from conftest import jit
 from conftest import pixels
 from conftest import run_program
+from conftest import temperature
 import jax
 import numpy as np
 from PIL import Image
 import pytest
 
+import calibration
 import input_pipeline
 from model import CNN
 import predict
@@ -47,7 +49,8 @@ def expected(mnist, tiny_run):
   """The network's probabilities for 250 images; the first ten are `digits`."""
   state = runs.open_run(tiny_run).state
   images = np.float32(pixels(mnist.test)[:250]) / 255
-  return jax.nn.softmax(jit(CNN().apply)({"params": state.params}, images))
+  logits = jit(CNN().apply)({"params": state.params}, images)
+  return jax.nn.softmax(logits / temperature(tiny_run, 20))
 
 
 @pytest.mark.parametrize("count", [1, 100, 250])
@@ -402,10 +405,11 @@ def test_a_run_records_its_usual_probability(tiny_run, tiny_config):
   images = np.asarray(pixels(validation))
   top = predict.predictor(run)(images).max(axis=1)
   np.testing.assert_allclose(
-    run.usual_probability, np.quantile(top, 0.02), rtol=1e-4
+    run.calibration.usual_probability, np.quantile(top, 0.02), rtol=1e-4
   )
-  earlier = runs.open_run(tiny_run, "12").usual_probability
-  assert earlier != run.usual_probability
+  earlier = runs.open_run(tiny_run, "12").calibration
+  assert earlier.temperature != run.calibration.temperature
+  assert earlier.usual_probability != run.calibration.usual_probability
 
 
 def test_several_digits_are_read_one_by_one(
@@ -481,7 +485,8 @@ def test_another_likely_reading_is_told_with_the_option_that_picks_it(
     differences = [0.1, -0.1]  # Both runs judge together.
     monkeypatch.setattr(predict, "predictor", predictor)
     args = [f"--workdir={tiny_run}"] * 2 + ["--json", tmp_path / "0.png"]
-    monkeypatch.setattr(runs.Run, "usual_probability", 0.0)
+    never = calibration.Calibration(usual_probability=0.0)
+    monkeypatch.setattr(runs.Run, "calibration", never)
     assert predict_in_process(monkeypatch, *args, *options) == 0
     record = json.loads(capsys.readouterr().out)
     return record["class"], record["unsure"]
