@@ -90,6 +90,8 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     "form": "drawing" if is_drawing else "file",
     "image_shape": run.image_shape,
     "class_names": run.class_names,
+    "usual_probability": run.usual_probability,
+    "temperature": 1.0,
     "params": params,
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,

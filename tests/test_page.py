@@ -210,7 +210,7 @@ def test_a_drawing_is_read_as_predict_reads_it(
     "p"
   )
 
-  tab.click("button")
+  tab.click("#clear")
   assert bars(tab) == [0] * 10
   assert not tab.evaluate("toMnistForm(inkOf(), pad.width)")
 
@@ -287,7 +287,7 @@ def test_a_pasted_digit_is_read(file, opened, images):
     tab.evaluate(_PASTE, base64.b64encode(png(given[..., 0])).decode())
     tab.wait_for_selector(".best")
     forms.append(tab.evaluate("[...toMnistForm(inkOf(), pad.width)]"))
-    tab.click("button")
+    tab.click("#clear")
   for form in forms:
     assert abs(np.int32(form) - images[0].ravel()).mean() < 10
 
@@ -308,7 +308,7 @@ def test_a_page_of_another_data_set_takes_image_files(
     np.testing.assert_allclose(
       bars(tab), softmax(state, images[:1])[0], rtol=0, atol=1e-6
     )
-    tab.click("button")
+    tab.click("#clear")
     tab.check("input[type=checkbox]")  # For the second image.
   tab.set_input_files("input[type=file]", {**image, "buffer": b"text"})
   tab.wait_for_selector("text=This browser cannot read that file")
