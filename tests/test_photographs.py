@@ -22,6 +22,8 @@ import pytest
 from scipy import ndimage
 
 from benchmarks import digit_pictures
+from benchmarks import photograph
+from benchmarks import unseen_digits
 from sources import image_files
 from sources import photographs
 
@@ -468,14 +470,26 @@ def test_the_judge_decides_what_is_ink():
     np.testing.assert_array_equal(same.seen, digit.seen)
 
 
+def test_the_photograph_in_the_docs_is_read(judge):
+  given = np.asarray(Image.open(PROJECT / "docs/photograph.png"))
+  made = photograph.photograph("31459", np.random.default_rng(0))
+  assert np.abs(np.int32(made) - given).mean() < 1
+  digits = photographs.find_digits(given, judge=judge)
+  seen = np.stack([digit.seen[..., None] for digit in digits])
+  for label, row in zip((3, 1, 4, 5, 9), judge(seen), strict=True):
+    assert label in row.argsort()[-2:]  # The judge is no network.
+
+
 @pytest.mark.parametrize("width", [1, 6])
 @pytest.mark.parametrize("brightness", [0, 100])
-def test_a_frame_around_the_photograph_changes_little(judge, width, brightness):
-  photograph = np.asarray(Image.open(PROJECT / "docs/photograph.png"))
-  framed = np.full(photograph.shape, brightness, np.uint8)
+def test_a_frame_around_a_photograph_changes_little(judge, width, brightness):
+  given = unseen_digits.photograph(
+    7, "DejaVuSans-Oblique", np.random.default_rng(0)
+  )
+  framed = np.full(given.shape, brightness, np.uint8)
   inner = (slice(width, -width),) * 2
-  framed[inner] = photograph[inner]
-  (expected,) = photographs.find_digits(photograph, judge=judge)
+  framed[inner] = given[inner]
+  (expected,) = photographs.find_digits(given, judge=judge)
   (digit,) = photographs.find_digits(framed, judge=judge)
   assert differs(digit.seen, expected.seen) < 0.25
 
