@@ -52,7 +52,7 @@ def draw(
       files.read_metrics(workdir), config.dropout_rate > 0
     ),
     **evaluation.drawings(evaluated),
-    "activations": lambda: _activations(state, train, data.class_names),
+    "activations": lambda: _activations(state, test, data.class_names),
   }
   for name, kernel in trees.of_variables(state.eval_variables):
     if kernel.ndim == 4 and kernel.shape[2] == train.image_shape[-1]:
