@@ -1,38 +1,31 @@
-"""Makes a network's probabilities match how often it is right."""
+"""Makes a network's probabilities match how often it is right.
 
-from typing import NamedTuple
+This is the temperature scaling of Guo et al., "On Calibration of Modern Neural
+Networks", arXiv 1706.04599.
+"""
 
 import numpy as np
 from scipy import optimize
 from scipy import special
 
+SURE = 0.9  # With a lower probability, a prediction is marked unsure.
 
-class Calibration(NamedTuple):
-  """How to read the probabilities of a network.
 
-  Attributes:
-    temperature: what the logits are divided by; see `fit`.
-    usual_probability: for 98% of the validation images, the predicted class had
-      at least this probability.
+def apply(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+  """Returns the softmax of logits / temperature, [n, classes].
+
+  Args:
+    probabilities: the softmax of the logits, [n, classes].
+    temperature: more than 1 makes the network less certain.
   """
-
-  temperature: float = 1.0
-  usual_probability: float = 0.5
-
-  def apply(self, probabilities: np.ndarray) -> np.ndarray:
-    """Returns the softmax of logits / temperature, [n, classes].
-
-    Args:
-      probabilities: the softmax of the logits, [n, classes].
-    """
-    # Logits are the logarithms of probabilities, up to a constant.
-    relative = probabilities / probabilities.max(axis=-1, keepdims=True)
-    powers = relative ** (1 / self.temperature)
-    return powers / powers.sum(axis=-1, keepdims=True)
+  # Logits are the logarithms of probabilities, up to a constant.
+  relative = probabilities / probabilities.max(axis=-1, keepdims=True)
+  powers = relative ** (1 / temperature)
+  return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def fit(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
-  """Finds the temperature with the lowest loss: Guo et al., arXiv 1706.04599.
+def fit(probabilities: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the temperature at which the cross-entropy is lowest.
 
   Args:
     probabilities: the softmax of the logits, float32 [n, classes].
@@ -48,9 +41,5 @@ def fit(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
     scaled = logits / np.exp(log_temperature)
     return -np.sum(targets * special.log_softmax(scaled, axis=-1))
 
-  best = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x
-  calibration = Calibration(temperature=float(np.exp(best)))
-  predicted = calibration.apply(probabilities).max(axis=-1)
-  return calibration._replace(
-    usual_probability=float(np.quantile(predicted, 0.02))
-  )
+  found = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+  return float(np.exp(found.x))

@@ -21,6 +21,7 @@ import jax
 import ml_collections
 import numpy as np
 
+import calibration
 import input_pipeline
 from machine import compiling
 from machine import console
@@ -95,7 +96,7 @@ def evaluate(
     "dataset": config.dataset,
     "split": config.test_split,
     "checkpoint": checkpoint,
-    "temperature": _one_or_all([r.calibration.temperature for r in opened]),
+    "temperature": _one_or_all([run.temperature for run in opened]),
   }
   evaluated = evaluation.measure(
     jax.device_get(data.test), probabilities, data.class_names
@@ -107,7 +108,7 @@ def evaluate(
       "  ".join(f"{name} {mean:.4f}" for name, mean in means.items()),
       evaluation.to_text(evaluated),
       "The temperature of the probabilities is "
-      + ", ".join(f"{r.calibration.temperature:.3f}" for r in opened),
+      + ", ".join(f"{run.temperature:.3f}" for run in opened),
       console.printable(f"More in {folder}"),
     ]
   )
@@ -140,7 +141,9 @@ def _score(
   calibrated = []
   for run in opened:
     means, probabilities = evaluator(run.state)
-    calibrated.append(run.calibration.apply(np.asarray(probabilities)))
+    calibrated.append(
+      calibration.apply(np.asarray(probabilities), run.temperature)
+    )
   probabilities = np.mean(calibrated, axis=0)
   if len(opened) > 1:
     smallest = np.finfo(probabilities.dtype).tiny

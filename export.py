@@ -93,7 +93,7 @@ def export(
     "class_names": json.dumps(run.class_names),
     "test_split": run.config.test_split,
     "accuracy": str(accuracy),
-    "temperature": str(run.calibration.temperature),
+    "temperature": str(run.temperature),
     "global_step": str(run.step),
   }
   match format:

@@ -8,8 +8,8 @@ scaled and centered. What is ink is the network's choice among a few candidates.
 Several digits in a row are read one by one, from left to right. A prediction is
 marked unsure if another candidate is nearly as likely and reads differently, if
 the digit seems cut off by the edge of the picture, or if the probability is
-lower than 0.5 or than for 98% of the run's validation images. With several
---workdir, the runs' probabilities are averaged.
+below 0.9. Probabilities are calibrated: of the predictions with 0.9, nine in
+ten should be right. With several --workdir, they are averaged.
 From Python, `predictor(runs.open_run("runs/default"))(images)` takes arrays in
 MNIST's form.
 """
@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import tqdm
 
+import calibration
 import input_pipeline
 from machine import compiling
 from machine import console
@@ -90,7 +91,7 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
       for start in range(0, padded, _BATCH_SIZE)
     ]
     probabilities = np.concatenate(probabilities)[: len(images)]
-    return run.calibration.apply(probabilities)
+    return calibration.apply(probabilities, run.temperature)
 
   return predict
 
@@ -142,7 +143,7 @@ def to_network(
       f"is {list(image.shape[:2])}; with --raw, must be {list(image_shape[:2])}"
     )
   if image_shape[2] == 1:
-    image = np.round(photographs.to_gray(image)).astype(np.uint8)
+    image = image_files.to_gray(image)
   elif image.ndim == 2:
     image = np.repeat(image[..., None], 3, axis=-1)
   return (255 - image if invert == "yes" else image).reshape(image_shape)
@@ -232,12 +233,11 @@ def _digits(
 
 
 def doubts_about(
-  digits: list[photographs.Digit], probabilities: np.ndarray, usual: float
+  digits: list[photographs.Digit], probabilities: np.ndarray
 ) -> list[str]:
   """Returns why each prediction is unsure; "" if it is not."""
-  # Below one half, all other classes together are likelier.
-  is_low = probabilities.max(axis=1) < max(usual, 0.5)
-  low = "probability lower than usual for this network"
+  is_low = probabilities.max(axis=1) < calibration.SURE
+  low = f"probability below {calibration.SURE}"
   return [
     "; ".join([digit.doubt] * bool(digit.doubt) + [low] * bool(is_low))
     for digit, is_low in zip(digits, is_low, strict=True)
@@ -280,8 +280,7 @@ def _report(args, opened: list[runs.Run], judge, images: list[Loaded]) -> None:
   """Prints the predictions and draws them if --sheet is given."""
   seen = np.stack([image.digit.seen for image in images])
   probabilities = judge(seen)
-  usual = float(np.mean([run.calibration.usual_probability for run in opened]))
-  doubts = doubts_about([image.digit for image in images], probabilities, usual)
+  doubts = doubts_about([image.digit for image in images], probabilities)
   class_names = opened[0].class_names
   _print(images, probabilities, doubts, class_names, args.json)
   if not args.sheet:

@@ -197,7 +197,7 @@ def _train(
       probabilities, labels = jax.device_get(
         (probabilities, data.validation.labels)
       )
-      logger.calibration(step, calibration.fit(probabilities, labels))
+      logger.temperature(step, calibration.fit(probabilities, labels))
     if due.save or signal_:
       manager.save(step, training.state, training.metrics, accuracy)
     if signal_:

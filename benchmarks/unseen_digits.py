@@ -129,9 +129,7 @@ def main() -> None:
     correct = probabilities.argmax(axis=1) == labels
     correct &= np.array([len(found) == 1 for found in digits])
     first = [found[0] for found in digits]
-    doubts = predict.doubts_about(
-      first, probabilities, run.calibration.usual_probability
-    )
+    doubts = predict.doubts_about(first, probabilities)
     is_unsure = np.array(doubts) != ""
     result[name] = {
       "n": len(labels),

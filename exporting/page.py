@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import calibration
 from exporting import trace
 from rundir import runs
 import steps
@@ -93,7 +94,8 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     "params": params,
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,
-    **run.calibration._asdict(),
+    "temperature": run.temperature,
+    "sure": calibration.SURE,
   }
   # Some parameters are NumPy integers, which json cannot serialize.
   text = json.dumps(description, default=int).replace("<", "\\u003c")

@@ -31,6 +31,7 @@ styled = matplotlib.rc_context(
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
     "grid.alpha": 0.3,
     "legend.edgecolor": "none",
   }
@@ -54,7 +55,7 @@ def learning_curves(
   logged = dict.fromkeys(name for split, _, name in keys if split in splits)
   metrics = list(logged) or ["loss"]  # If nothing was logged.
   columns = len(metrics)
-  picture = figure.Figure(figsize=(5 * columns, 3.6), layout="constrained")
+  picture = figure.Figure(figsize=(5 * columns, 3.6))
   grid = picture.subplots(1, columns, squeeze=False)[0]
   training = "training, with dropout" if has_dropout else "training"
   styles = {
@@ -73,7 +74,8 @@ def learning_curves(
           style.setdefault("marker", "o")
         if split == "test":
           style["label"] = f"test: {metric} {points[-1, 1]:.4f}"
-        _plot(axes, points, metric, **style)
+        at, values = points.T
+        axes.plot(at, 1 - values if metric == "accuracy" else values, **style)
     _finish(axes, metric)
     axes.legend()
   return picture
@@ -95,7 +97,7 @@ def compare_curves(
   size = 6.4 + width, max(4.5, 0.4 + height)
   if is_wide := width > 4.5:  # Then the legend is below the plot.
     size = max(8, width), 4.5 + height
-  picture = figure.Figure(figsize=size, layout="constrained")
+  picture = figure.Figure(figsize=size)
   axes = picture.subplots()
   title, palette = "error rate: validation (dots)", list(_CYCLE)
   if is_crowded := count > len(
@@ -155,12 +157,6 @@ def _points(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
   return np.array(points, float).reshape(-1, 2)
 
 
-def _plot(axes, points: np.ndarray, metric: str, **style):
-  """Plots a metric; accuracy is plotted as the error rate."""
-  step, value = points.T
-  return axes.plot(step, 1 - value if metric == "accuracy" else value, **style)
-
-
 def _finish(axes, metric: str) -> None:
   """Labels and scales the axes of a metric."""
   axes.set_xlabel("step")
@@ -195,20 +191,20 @@ def confusion_matrix(
   """
   size = len(class_names)
   side = min(max(5.0, 0.55 * size), 20.0)
-  picture = figure.Figure(figsize=(side, side + 0.2), layout="constrained")
+  picture = figure.Figure(figsize=(side, side + 0.2))
   axes = picture.subplots()
   axes.grid(False)
   axes.spines[:].set_visible(False)
-  share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   # Mistakes are rare; without this norm, they would all look white.
-  axes.imshow(share, cmap="Blues", norm=colors.PowerNorm(0.4, 0, 1))
-  if size <= 30:
+  shown = axes.imshow(matrix, cmap="Blues", norm=colors.PowerNorm(0.4, 0))
+  if size > 30:
+    picture.colorbar(shown, label="examples", shrink=0.8)
+  else:
+    style: Any = dict(ha="center", va="center", fontsize=8)
     for row, column in np.argwhere(matrix):
-      color = "white" if share[row, column] > 0.3 else "black"
-      text = str(matrix[row, column])
-      axes.text(
-        column, row, text, ha="center", va="center", color=color, fontsize=8
-      )
+      count = matrix[row, column]
+      color = "white" if count > 0.3 * matrix.max() else "black"
+      axes.text(column, row, count, color=color, **style)
     rotation = 90 if max(map(len, class_names)) > 2 else 0
     axes.set_xticks(range(size), class_names, rotation=rotation)
     axes.set_yticks(range(size), class_names)
@@ -240,19 +236,12 @@ def mistakes(
   predicted = probabilities.argmax(axis=1)
   wrong = np.flatnonzero(predicted != labels)
   worst = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
-  if not len(worst):
-    picture = figure.Figure(figsize=(5, 1))
-    picture.suptitle(f"0 of {len(labels):,} wrong", y=0.65)
-    return picture
-  columns = 5
-  rows = -(-len(worst) // columns)
-  picture = figure.Figure(figsize=(8.5, 0.5 + 1.9 * rows), layout="constrained")
-  picture.suptitle(
-    f"{len(wrong):,} of {len(labels):,} wrong; most confident first"
-  )
-  for axes in (grid := picture.subplots(rows, columns).ravel()):
-    axes.axis("off")
-  for axes, index in zip(grid, worst, strict=False):
+  rows = -(-len(worst) // 5)
+  picture = figure.Figure(figsize=(8.5, 0.6 + 1.9 * rows))
+  order = "; most confident first" if rows else ""
+  picture.suptitle(f"{len(wrong):,} of {len(labels):,} wrong{order}")
+  for position, index in enumerate(worst, 1):
+    axes = picture.add_subplot(rows, 5, position)
     _show(axes, images[index])
     classes = int(labels[index]), predicted[index]
     true, taken = (_short(class_names[y]) for y in classes)
@@ -276,24 +265,18 @@ def calibration(
     accuracies: the accuracy in each bin.
     error: the expected calibration error.
   """
-  picture = figure.Figure(figsize=(5, 5.5), layout="constrained")
+  picture = figure.Figure(figsize=(5, 5.5))
   upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 1))
   width = 1 / len(counts)
   centers = (np.arange(len(counts)) + 0.5) * width
-  few = (counts > 0) & (counts < _FEW)
-  for chosen, color, label in (
-    (counts >= _FEW, _BLUE, "measured"),
-    (few, "#b3d4e6", f"fewer than {_FEW} examples"),
-  ):
-    if chosen.any():
-      bars = accuracies[chosen]
-      upper.bar(
-        centers[chosen], bars, width, color=color, label=label, ec="white"
-      )
-  upper.plot([0, 1], [0, 1], "--", color=_GRAY, label="perfectly calibrated")
+  shades = np.where(counts < _FEW, "#b3d4e6", _BLUE)
+  upper.bar(centers, accuracies, width, color=shades, ec="white")
+  upper.plot([0, 1], [0, 1], "--", color=_GRAY)
   upper.set_ylabel("accuracy")
-  upper.set_title(f"expected calibration error {error:.4f}")
-  picture.legend(loc="outside upper center", ncols=2, fontsize="small")
+  upper.set_title(
+    f"expected calibration error {error:.4f}\n"
+    f"dashed: calibrated; pale: fewer than {_FEW} examples"
+  )
   lower.bar(centers, counts, width, ec="white")
   lower.set_yscale("log")
   lower.set_ylabel("examples")
@@ -309,10 +292,9 @@ def filters(kernel: np.ndarray, name: str) -> figure.Figure:
     kernel: [height, width, 1 or 3, features].
     name: the name of the kernel.
   """
-  channels = np.moveaxis(kernel, 2, 0)
-  tiles = np.stack([_tile(channel) for channel in channels], axis=-1)
+  tiles = np.stack([_tile(x) for x in np.moveaxis(kernel, 2, 0)], axis=-1)
   height = 6 * tiles.shape[0] / tiles.shape[1] + 0.4  # With the title.
-  picture = figure.Figure(figsize=(6.8, height), layout="constrained")
+  picture = figure.Figure(figsize=(6.8, height))
   axes = picture.subplots()
   axes.axis("off")
   axes.set_title(f"{name}, {kernel.shape[-1]} filters")
@@ -342,21 +324,21 @@ def activations(
     class_names: the names of the classes.
   """
   columns = len(layers) + 2
-  picture = figure.Figure(figsize=(3 * columns, 3.2), layout="constrained")
+  picture = figure.Figure(figsize=(3 * columns, 3.5))
   first, *middle, last = picture.subplots(1, columns)
   _show(first, image)
   first.set_title(f"image: {class_names[int(label)]}")
   for axes, (name, output) in zip(middle, layers.items(), strict=True):
-    tiles, sign = _tile(output), ""
+    tiles, title = _tile(output), f"{name} {list(output.shape)}"
     if np.nanmin(tiles) < 0:
-      sign = "\nblue: positive, red: negative"
+      title += ", before activation\nblue: positive, red: negative"
       _show_signed(axes, tiles)
     else:
       axes.imshow(tiles, cmap="viridis")
-    axes.set_title(f"{name} {list(output.shape)}{sign}")
-  for axes in (first, *middle):
+    axes.set_title(title)
     axes.axis("off")
   _bars(last, probabilities, class_names)
+  last.set_box_aspect(1)  # As large as the others.
   last.set_ylabel("probability")
   last.set_title(f"prediction: {class_names[int(probabilities.argmax())]}")
   return picture
@@ -372,18 +354,14 @@ def deformations(images: Array, deformed: Array) -> figure.Figure:
   """
   columns = min(len(images), 10)
   rows = len(images) // columns
-  picture = figure.Figure(figsize=(columns, 2.3 * rows), layout="constrained")
-  groups = picture.subfigures(rows, 1, squeeze=False, hspace=0.05)[:, 0]
-  for row, group in enumerate(groups):
-    grid = group.subplots(2, columns, squeeze=False)
-    for line, name, shown in zip(
-      grid, ("original", "augmented"), (images, deformed), strict=True
-    ):
-      line[0].set_ylabel(name)
-      for axes, image in zip(line, shown[row * columns :], strict=False):
-        _show(axes, (255 * image).astype(np.uint8))
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+  picture = figure.Figure(figsize=(columns, 2.3 * rows))
+  grid = picture.subplots(2 * rows, columns, squeeze=False)
+  for row, line in enumerate(grid):
+    name, shown = (("original", images), ("augmented", deformed))[row % 2]
+    line[0].set_ylabel(name)
+    start = row // 2 * columns
+    for axes, image in zip(line, shown[start : start + columns], strict=True):
+      _show(axes, (255 * image).astype(np.uint8))
   return picture
 
 
@@ -411,9 +389,7 @@ def predictions(
   count = len(given)
   columns = max(1, int((count / 4) ** 0.5))  # A nearly square figure.
   rows = -(-count // columns)
-  picture = figure.Figure(
-    figsize=(7 * columns, 1.7 * rows), layout="constrained"
-  )
+  picture = figure.Figure(figsize=(7 * columns, 1.7 * rows))
   grid = picture.subplots(
     rows, 3 * columns, squeeze=False, width_ratios=(1, 1, 2.2) * columns
   ).reshape(rows * columns, 3)
@@ -423,27 +399,16 @@ def predictions(
     axes.set_title("what the network sees", fontsize=8)
   boxes, doubts = boxes or [None] * count, doubts or [""] * count
   for axes, image, network, row, name, box, doubt in zip(
-    grid[:count],
-    given,
-    seen,
-    probabilities,
-    names,
-    boxes,
-    doubts,
+    *(grid[:count], given, seen, probabilities, names, boxes, doubts),
     strict=True,
   ):
     _show(axes[0], image)
     _show(axes[1], network)
-    axes[0].axis("off")
-    axes[1].axis("off")
     if box:
-      left, top, right, bottom = box
-      corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)
-      axes[0].add_patch(
-        patches.Rectangle(
-          corner, *size, fill=False, color=_ORANGE, linewidth=1.5
-        )
-      )
+      left, top, right, bottom = np.array(box) - 0.5
+      shape = (left, top), right - left, bottom - top
+      frame = patches.Rectangle(*shape, fill=False, color=_ORANGE, lw=1.5)
+      axes[0].add_patch(frame)
     short = name if len(name) <= 26 else f"…{name[-25:]}"
     axes[0].set_title(short, fontsize=8, parse_math=False)
     _bars(axes[2], row, class_names)
@@ -471,8 +436,9 @@ def save(picture: figure.Figure, path: str | os.PathLike) -> None:
 def _show(axes, image: Array) -> None:
   if image.ndim == 3 and image.shape[-1] == 1:
     image = image[..., 0]
-  axes.grid(False)
   axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+  axes.set(xticks=[], yticks=[])
+  axes.spines[:].set_visible(False)
 
 
 def _show_signed(axes, values: np.ndarray):
@@ -500,9 +466,7 @@ def _tile(output: Array) -> np.ndarray:
     output = output[None, None]
   height, width, count = output.shape
   columns = int(np.ceil(np.sqrt(count)))
-  while count % columns:
-    columns += 1
-  rows = count // columns
+  rows = -(-count // columns)
   gap = 1 if height > 1 else 0
   tiles = np.full((rows * (height + gap), columns * (width + gap)), np.nan)
   for index in range(count):

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 import augmentation
+import calibration
 import input_pipeline
 from machine import compiling
 from report import evaluation
@@ -47,17 +48,16 @@ def draw(
   state, probabilities, train, test = jax.device_get(
     (state, probabilities, data.train, data.test)
   )
-  calibration = runs.read_calibration(workdir, int(state.step))
-  evaluated = evaluation.measure(
-    test, calibration.apply(np.asarray(probabilities)), data.class_names
-  )
+  temperature = runs.read_temperature(workdir, int(state.step))
+  probabilities = calibration.apply(np.asarray(probabilities), temperature)
+  evaluated = evaluation.measure(test, probabilities, data.class_names)
   drawings: dict[str, Callable[[], figure.Figure]] = {
     "learning_curve": lambda: figures.learning_curves(
       files.read_metrics(workdir), config.dropout_rate > 0
     ),
     **evaluation.drawings(evaluated),
     "activations": lambda: _activations(
-      state, calibration, train, data.class_names
+      state, temperature, test, data.class_names
     ),
   }
   for name, kernel in trees.of_variables(state.eval_variables):
@@ -116,12 +116,12 @@ def activations(
   return dict(zip(names, layers, strict=True)), probabilities
 
 
-def _activations(state, calibration, examples, class_names: Sequence[str]):
+def _activations(state, temperature, examples, class_names: Sequence[str]):
   image = examples.unflatten(examples.images)[0]
-  layers, probabilities = activations(state, image.astype(np.float32) / 255)
-  probabilities = calibration.apply(np.asarray(probabilities))
+  layers, raw = activations(state, image.astype(np.float32) / 255)
   return figures.activations(
-    image, examples.labels[0], layers, probabilities, class_names
+    *(image, examples.labels[0], layers),
+    *(calibration.apply(np.asarray(raw), temperature), class_names),
   )
 
 

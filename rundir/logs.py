@@ -14,7 +14,6 @@ from tensorboardX import SummaryWriter
 from tensorboardX import summary
 import tqdm
 
-from calibration import Calibration
 from configs import default
 from machine import processes
 from rundir import experiment
@@ -155,9 +154,9 @@ class Logger:
     self._tensorboard.flush()
     self._say(step, _text(split, means))
 
-  def calibration(self, step: int, fitted: Calibration) -> None:
-    """Logs how to read the probabilities of the network."""
-    self._write(step, fitted._asdict())
+  def temperature(self, step: int, temperature: float) -> None:
+    """Logs the temperature that calibrates the probabilities."""
+    self._write(step, {"temperature": temperature})
 
   def probabilities(
     self, step: int, labels: jax.Array, probabilities: jax.Array

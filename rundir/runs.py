@@ -13,7 +13,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from calibration import Calibration
 import input_pipeline
 from machine import compiling
 from machine import devices
@@ -43,7 +42,7 @@ class Run(NamedTuple):
     class_names: the names of the labels.
     state: the state after `step` steps.
     step: the step of the checkpoint.
-    calibration: how to read its probabilities.
+    temperature: what to divide its logits by; see calibration.py.
   """
 
   config: ml_collections.ConfigDict
@@ -51,7 +50,7 @@ class Run(NamedTuple):
   class_names: tuple[str, ...]
   state: steps.TrainState
   step: int
-  calibration: Calibration
+  temperature: float
 
 
 def open_ensemble(
@@ -93,17 +92,18 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   state = _shapes(workdir, config, image_shape, class_names)
   state = _restore(workdir, checkpoint, state)
   step = int(state.step)
-  how = read_calibration(workdir, step)
-  return Run(config, image_shape, class_names, state, step, how)
+  temperature = read_temperature(workdir, step)
+  return Run(config, image_shape, class_names, state, step, temperature)
 
 
-def read_calibration(workdir: pathlib.Path, step: int) -> Calibration:
-  """Returns what was last logged up to a step; older runs have less."""
-  logged = {}
+def read_temperature(workdir: pathlib.Path, step: int) -> float:
+  """Returns the last temperature logged up to a step; older runs have 1."""
+  temperature = 1.0
   for record in files.read_metrics(workdir):
-    if record["step"] <= step:
-      logged |= {k: record[k] for k in Calibration._fields if k in record}
-  return Calibration(**logged)
+    match record:
+      case {"step": int(at), "temperature": float(logged)} if at <= step:
+        temperature = logged
+  return temperature
 
 
 class Series(NamedTuple):

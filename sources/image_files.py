@@ -202,11 +202,16 @@ def supported_formats() -> list[str]:
   return [name for name in _FORMATS if name in Image.OPEN]
 
 
+def to_gray(image: np.ndarray) -> np.ndarray:
+  """Returns the luma of an image, uint8 [height, width] (ITU-R 601)."""
+  return np.asarray(Image.fromarray(image).convert("L"))
+
+
 def _flatten(rgba: np.ndarray) -> np.ndarray:
   """Puts a transparent image on a background that shows its ink."""
   rgb, alpha = rgba[..., :3], rgba[..., 3:]
   alpha = alpha / max(alpha.max(), 1)  # Makes faint ink opaque.
-  visible = photographs.to_gray(rgb)[alpha[..., 0] > 0.5]
+  visible = to_gray(rgb.astype(np.uint8))[alpha[..., 0] > 0.5]
   background = 255.0
   if visible.size and np.ptp(visible) > 2 * photographs.MIN_CONTRAST:
     background = np.median(visible)  # The image has its own paper.

@@ -11,21 +11,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from scipy.sparse import csgraph
+
+import calibration
 
 MIN_CONTRAST = 20.0  # Between ink and paper, out of 255.
 _SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
 _MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
-_MAX_DIGITS = 20  # Per picture; more separate parts are not a row of digits.
+_MAX_PARTS = 200  # Per picture; more parts are not digits.
 _SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
 _SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
 _MAX_CANDIDATES = 6  # Per picture; more read no kind of picture better.
 _COARSE = 140  # Pixels per side that are enough to tell ink from surroundings.
-# Weights of a logistic regression on such pictures, rounded. Doubling or
-# halving one of them changes less than one reading in a hundred.
-_TRUST, _AT_EDGE = 4, 1
+# From a logistic regression on such pictures, rounded. Doubling or halving one
+# of them changes less than one reading in a hundred.
+_TEMPERATURE, _TRUST, _AT_EDGE = 2.5, 3, 1
 _CLOSE = np.log(5)  # A fifth as likely as the best is too likely to ignore.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601.
-_EIGHT = np.ones((3, 3))  # A pixel's neighbors, including the diagonal ones.
 
 
 class Digit(NamedTuple):
@@ -44,12 +45,6 @@ class Candidate(NamedTuple):
   prior: float  # The logarithm of how likely it is before a network has judged.
 
 
-def to_gray(image: np.ndarray) -> np.ndarray:
-  """Returns the luma of an image, float32 [height, width]."""
-  image = image.astype(np.float32)
-  return image if image.ndim == 2 else image @ _LUMA
-
-
 def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
   """Converts an image of one digit to MNIST's form, uint8 [28, 28]."""
   return find_digits(image, invert, is_single=True)[0].seen
@@ -61,7 +56,7 @@ def find_digits(
   is_single: bool = False,
   judge: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Digit]:
-  """Finds the digits in a row, left to right, and puts them in MNIST's form.
+  """Finds the digits, line by line, and puts them in MNIST's form.
 
   Args:
     image: uint8 [height, width] or [height, width, 3].
@@ -80,9 +75,11 @@ def find_digits(
   seen = np.stack([digit.seen for each in found for digit in each.digits])
   ends = np.cumsum([len(each.digits) for each in found])
   rows = np.split(judge(seen[..., None]), ends[:-1])
-  sure = np.array([np.log(row.max(axis=1) + 1e-9).mean() for row in rows])
-  scores = _TRUST * sure + [each.prior for each in found]
   readings = ["".join(map(str, row.argmax(axis=1))) for row in rows]
+  # A network is too certain about what it was not trained on.
+  soft = [calibration.apply(row, _TEMPERATURE).max(axis=1) for row in rows]
+  scores = np.array([_TRUST * np.log(confidence).mean() for confidence in soft])
+  scores += [each.prior for each in found]
   best, *others = np.argsort(-scores, kind="stable")
   for i in others:
     if readings[i] != readings[best] and scores[i] > scores[best] - _CLOSE:
@@ -124,7 +121,7 @@ def _candidates(
 def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns the luma and the least similar channel, each with a smooth copy."""
   image = _resize(image, min(_MAX_SIDE, max(image.shape[:2])))
-  views = [to_gray(image)]
+  views = [np.asarray(Image.fromarray(image).convert("L"), np.float32)]
   if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
     views += [*np.moveaxis(image.astype(np.float32), -1, 0)]
   sigma = max(views[0].shape) / 200  # Enough against noise, less than a stroke.
@@ -148,7 +145,7 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     paper = ndimage.grey_opening(light, [min(n, width) for n in light.shape])
     waiting.append((paper, np.maximum(light - paper, 0), times))
   for paper, contrast, times in waiting:  # More are added meanwhile.
-    labels, _ = ndimage.label(contrast > _otsu(contrast), _EIGHT)
+    labels, _ = ndimage.label(contrast > _otsu(contrast), np.ones((3, 3)))
     sizes = np.bincount(labels[labels > 0], minlength=1)
     labels[(sizes <= _SPECK * sizes.max())[labels]] = 0
     strokes = labels > 0
@@ -204,14 +201,14 @@ def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
 
 
 def _separate(ink: np.ndarray) -> list[np.ndarray]:
-  """Returns the mask of each digit in a row, [height, width], from the left.
+  """Returns the mask of each digit, [height, width], line by line.
 
   A part of the ink belongs to a digit nearby if it is above, below or inside
   it, or small, as the bar of a five is. Other small parts are dropped.
   """
   height = int(ink.any(axis=1).sum())
-  labels, count = ndimage.label(_grown(ink, 1 + height // 40), _EIGHT)
-  if not 1 < count <= 10 * _MAX_DIGITS:
+  labels, count = ndimage.label(_grown(ink, 1 + height // 40), np.ones((3, 3)))
+  if not 1 < count <= _MAX_PARTS:
     return [ink]
   labels[~ink] = 0
   boxes = ndimage.find_objects(labels)
@@ -227,7 +224,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
     is_above = -apart[:, 1] >= 0.5 * np.minimum(sizes[i, 1], sizes[digits, 1])
     gaps = np.hypot(*np.maximum(apart, 0).T)
     if heights[i] >= near:
-      gaps[~is_above] = np.inf  # It is a digit of its own.
+      gaps = np.where(is_above, 4 * gaps, np.inf)  # Or a digit of its own.
     if gaps.min(initial=np.inf) < near:
       digit = digits[gaps.argmin()]
       labels[labels == i + 1] = digit + 1
@@ -235,9 +232,12 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
       stops[digit] = np.maximum(stops[digit], stops[i])
     elif heights[i] >= near:
       digits.append(i)
-  digits.sort(key=lambda digit: starts[digit, 1])
-  is_row = len(digits) <= _MAX_DIGITS
-  return [labels == digit + 1 for digit in digits] if is_row else [ink]
+  digits.sort(key=lambda digit: starts[digit, 0])  # Lines follow this order.
+  tops, bottoms = starts[digits, 0], stops[digits, 0]
+  shared = np.minimum.outer(bottoms, bottoms) - np.maximum.outer(tops, tops)
+  _, lines = csgraph.connected_components(shared > near / 2, directed=False)
+  in_order = np.lexsort((starts[digits, 1], lines))
+  return [labels == digits[i] + 1 for i in in_order]
 
 
 def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
@@ -251,8 +251,9 @@ def _digit(ink: np.ndarray, part: np.ndarray, side: int) -> Digit:
   seen = np.zeros((_SIDE, _SIDE), np.uint8)
   seen[top : top + form.shape[0], left : left + form.shape[1]] = form
   # A tight crop touches opposite sides; a digit that is cut off does not.
+  near = 1 + max(part.shape) // 100  # Blur and noise take a pixel or two.
   edges = zip(box, part.shape, strict=True)
-  touches = [(x.start == 0, x.stop == size) for x, size in edges]
+  touches = [(x.start < near, x.stop > size - near) for x, size in edges]
   ends = columns.start, rows.start, columns.stop, rows.stop
   left, top, right, bottom = (round(x * side / max(part.shape)) for x in ends)
   is_cut = np.any(touches) and not np.all(touches, axis=1).any()

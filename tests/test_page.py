@@ -1,6 +1,7 @@
 """The exported page computes the same in a browser as this project."""
 
 import base64
+import html
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 
 from conftest import pixels
 from conftest import run_program
+from flax import linen as nn
 import jax
 import numpy as np
 from PIL import Image
@@ -22,6 +24,7 @@ import export
 from exporting import page
 from exporting import trace
 from machine import errors
+import predict
 from rundir import runs
 from sources import image_files
 from sources import photographs
@@ -210,9 +213,79 @@ def test_a_drawing_is_read_as_predict_reads_it(
     "p"
   )
 
-  tab.click("button")
+  tab.click("#clear")
   assert bars(tab) == [0] * 10
   assert not tab.evaluate("toMnistForm(inkOf(), pad.width)")
+
+
+@pytest.mark.parametrize("temperature", [0.05, 50])
+def test_the_page_is_calibrated_and_unsure_as_predict_is(
+  temperature, run, images, opened, tmp_path
+):
+  run = run._replace(temperature=temperature)
+  state = write(tmp_path / "page.html", run)
+  tab = opened(tmp_path / "page.html")
+  logits = jax.jit(trace.logits_fn(state))(images[:1])
+  expected = np.asarray(jax.nn.softmax(logits / temperature))
+  shown = tab.evaluate(
+    "(pixels) => { show(pixels); return [...probabilities(pixels)]; }",
+    images[0].ravel().tolist(),
+  )
+  np.testing.assert_allclose([shown], expected, rtol=0, atol=1e-5)
+  digit = photographs.Digit(images[0], (0, 0, 28, 28))
+  (doubt,) = predict.doubts_about([digit], expected)
+  assert (doubt == "") == (temperature < 1)
+  reading = f"Read as {expected.argmax()}"
+  if doubt:
+    reading += f"; unsure: {doubt}"
+  assert tab.inner_text("#reading") == reading
+
+
+def test_the_page_works_by_keyboard_in_a_sandboxed_frame(
+  file, opened, mnist, tmp_path
+):
+  frame = tmp_path / "frame.html"
+  source = html.escape(file.read_text())
+  frame.write_text(f'<iframe sandbox="allow-scripts" srcdoc="{source}">')
+  tab = opened(frame)
+  frame = tab.frames[1]
+  hint = frame.locator("text=Draw a digit here")
+  assert hint.is_visible() and frame.inner_text("#reading") == ""
+  tab.keyboard.press("Tab")
+  assert (
+    frame.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    == "solid"
+  )
+  tab.keyboard.press("Enter")
+  frame.wait_for_selector(".best")
+  assert not hint.is_visible() and frame.inner_text("#reading")
+  example = frame.evaluate("[...toMnistForm(inkOf(), pad.width)]")
+  others = np.float32(mnist.train.images)
+  nearest = np.square(others - np.float32(example)).sum(axis=1).argsort()[:9]
+  assert [*np.asarray(mnist.train.labels)[nearest]] == [3] * 9
+  tab.keyboard.press("Tab")
+  tab.keyboard.press("Space")
+  assert hint.is_visible() and bars(frame) == [0] * 10
+
+
+@pytest.mark.parametrize("form", ["drawing", "file"])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390)])
+def test_the_page_fits_the_window(size, form, run, opened, tmp_path):
+  config = run.config.copy_and_resolve_references()
+  if form == "file":
+    config.dataset = "fashion_mnist"
+  write(tmp_path / "page.html", run._replace(config=config))
+  width, height = size
+  tab = opened(
+    tmp_path / "page.html", viewport={"width": width, "height": height}
+  )
+  assert (width, height) == tuple(
+    tab.evaluate(f"[document.documentElement.scroll{side}]")[0]
+    for side in ("Width", "Height")
+  )
+  if form == "drawing":
+    share = tab.locator("#pad").bounding_box()["height"] / height
+    assert share > (0.35 if width < height else 0.6)
 
 
 def test_drawing_works_by_touch(file, opened):
@@ -287,7 +360,7 @@ def test_a_pasted_digit_is_read(file, opened, images):
     tab.evaluate(_PASTE, base64.b64encode(png(given[..., 0])).decode())
     tab.wait_for_selector(".best")
     forms.append(tab.evaluate("[...toMnistForm(inkOf(), pad.width)]"))
-    tab.click("button")
+    tab.click("#clear")
   for form in forms:
     assert abs(np.int32(form) - images[0].ravel()).mean() < 10
 
@@ -308,7 +381,54 @@ def test_a_page_of_another_data_set_takes_image_files(
     np.testing.assert_allclose(
       bars(tab), softmax(state, images[:1])[0], rtol=0, atol=1e-6
     )
-    tab.click("button")
+    tab.click("#clear")
     tab.check("input[type=checkbox]")  # For the second image.
   tab.set_input_files("input[type=file]", {**image, "buffer": b"text"})
   tab.wait_for_selector("text=This browser cannot read that file")
+
+
+class Colors(nn.Module):
+  """A network whose logits are the mean of each channel."""
+
+  image_shape = (28, 28, 3)
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param("scale", nn.initializers.ones, (3,))
+    return x.mean((1, 2)) * scale
+
+
+_DROP = """(content) => {
+  const dataTransfer = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), (x) => x.charCodeAt(0));
+  dataTransfer.items.add(new File([bytes], "a.png", {type: "image/png"}));
+  return ["dragover", "drop"].map((type) => document.dispatchEvent(
+    new DragEvent(type, {dataTransfer, cancelable: true})
+  ));
+}"""
+
+
+def test_a_dropped_picture_is_scaled_to_fit_in_its_colors(
+  run, opened, tmp_path
+):
+  config = run.config.copy_and_resolve_references()
+  config.dataset = "image_folder"
+  run = run._replace(
+    config=config,
+    state=new_state(Colors()),
+    image_shape=(28, 28, 3),
+    class_names=("red", "green", "blue"),
+  )
+  write(tmp_path / "page.html", run)
+  tab = opened(tmp_path / "page.html")
+  picture = np.full((20, 40, 3), (51, 102, 0), np.uint8)
+  picture[:, -10:] = (51, 102, 255)  # Would not fit if the height filled it.
+  content = base64.b64encode(png(picture)).decode()
+  assert tab.evaluate(_DROP, content) == [False, False]  # Not left to browsers.
+  tab.wait_for_selector(".best")
+  # The picture takes half of the square; what is around it has its color.
+  means = np.array([0.2, 0.4, 1 / 8])
+  for is_inverted in (False, True):
+    tab.set_checked("input[type=checkbox]", is_inverted)
+    expected = jax.nn.softmax(1 - means if is_inverted else means)
+    np.testing.assert_allclose(bars(tab), expected, rtol=0, atol=3e-3)

@@ -116,8 +116,8 @@ def test_a_run_is_drawn_in_its_directory_and_in_tensorboard(
     kernel, create_state().params["conv1"]["kernel"]
   )
   shown_image, label, *_ = drawn["activations"]
-  np.testing.assert_array_equal(shown_image, pixels(mnist.train)[0])
-  assert label == mnist.train.labels[0]
+  np.testing.assert_array_equal(shown_image, pixels(mnist.test)[0])
+  assert label == mnist.test.labels[0]
   originals, deformed = drawn["deformations"]
   np.testing.assert_allclose(
     originals, pixels(mnist.train)[:20] / np.float32(255), atol=1e-6

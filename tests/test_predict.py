@@ -386,46 +386,34 @@ def predict_in_process(monkeypatch, *args):
   return ended.value.code
 
 
-@pytest.fixture
-def sure_run(tiny_run, tmp_path):
-  """A function that copies the run and records a usual probability in it."""
-
-  def copy(usual):
-    run = shutil.copytree(tiny_run, tmp_path / f"run {usual}")
-    with (run / "metrics.jsonl").open("a") as file:
-      file.write(json.dumps({"step": 20, "usual_probability": usual}) + "\n")
-    return run
-
-  return copy
-
-
-def test_a_run_records_its_usual_probability(tiny_run, tiny_config):
-  run = runs.open_run(tiny_run)
+def test_a_run_records_the_temperature_of_each_validation(
+  tiny_run, tiny_config
+):
   validation = input_pipeline.load(tiny_config, ["validation"]).validation
-  images = np.asarray(pixels(validation))
-  top = predict.predictor(run)(images).max(axis=1)
-  np.testing.assert_allclose(
-    run.calibration.usual_probability, np.quantile(top, 0.02), rtol=1e-4
-  )
-  earlier = runs.open_run(tiny_run, "12").calibration
-  assert earlier.temperature != run.calibration.temperature
-  assert earlier.usual_probability != run.calibration.usual_probability
+  images, labels = np.asarray(pixels(validation)), validation.labels
+  found = []
+  for checkpoint in ("12", "last"):
+    run = runs.open_run(tiny_run, checkpoint)
+    raw = predict.predictor(run._replace(temperature=1.0))(images)
+    expected = calibration.fit(raw, np.asarray(labels))
+    assert run.temperature == pytest.approx(expected, rel=1e-3)
+    found.append(run.temperature)
+  assert found[0] != found[1]
 
 
 def test_several_digits_are_read_one_by_one(
-  sure_run, digits, tmp_path, monkeypatch, capsys
+  tiny_run, digits, tmp_path, monkeypatch, capsys
 ):
   row = np.hstack(
     [np.asarray(Image.open(digits / f"good/{i}.png")) for i in range(2)]
   )
   Image.fromarray(row).resize((560, 280)).save(tmp_path / "row.png")
-  args = (f"--workdir={sure_run(0.0)}", tmp_path / "row.png")
+  args = (f"--workdir={tiny_run}", tmp_path / "row.png")
   assert predict_in_process(monkeypatch, *args, "--json") == 0
   left, right = map(json.loads, capsys.readouterr().out.splitlines())
   assert [(x["part"], x["parts"]) for x in (left, right)] == [(1, 2), (2, 2)]
   assert left["box"][2] < 280 < right["box"][0]
-  low = "probability lower than usual for this network"
-  assert {left["unsure"], right["unsure"]} <= {None, low}
+  assert {left["unsure"], right["unsure"]} <= {None, "probability below 0.9"}
   draw = mock.Mock(wraps=figures.predictions)
   monkeypatch.setattr(figures, "predictions", draw)
   sheet = tmp_path / "sheet.png"
@@ -448,10 +436,10 @@ def test_several_digits_are_read_one_by_one(
   assert json.loads(single)["parts"] == 1
 
 
-def test_an_improbable_digit_is_unsure(sure_run, digits, monkeypatch, capsys):
-  args = (f"--workdir={sure_run(0.999)}", digits / "good/0.png")
+def test_an_improbable_digit_is_unsure(tiny_run, digits, monkeypatch, capsys):
+  args = (f"--workdir={tiny_run}", digits / "good/0.png")
   assert predict_in_process(monkeypatch, *args) == 0
-  doubt = "unsure: probability lower than usual for this network"
+  doubt = "unsure: probability below 0.9"
   assert capsys.readouterr().out.rstrip().endswith(f"  {doubt}")
   args += ("--json",)
   assert predict_in_process(monkeypatch, *args) == 0
@@ -476,7 +464,7 @@ def test_another_likely_reading_is_told_with_the_option_that_picks_it(
       def predict_all(images):
         rows = np.zeros((len(images), 10))
         has_center = images[:, 14, 14, 0] > 0
-        rows[:, :3] = 0.5, 0.3, 0.2
+        rows[:, :3] = 0.65, 0.2, 0.15
         rows[has_center, :3] = 1 - share, share, 0
         return rows
 
@@ -485,8 +473,7 @@ def test_another_likely_reading_is_told_with_the_option_that_picks_it(
     differences = [0.1, -0.1]  # Both runs judge together.
     monkeypatch.setattr(predict, "predictor", predictor)
     args = [f"--workdir={tiny_run}"] * 2 + ["--json", tmp_path / "0.png"]
-    never = calibration.Calibration(usual_probability=0.0)
-    monkeypatch.setattr(runs.Run, "calibration", never)
+    monkeypatch.setattr(calibration, "SURE", 0.0)
     assert predict_in_process(monkeypatch, *args, *options) == 0
     record = json.loads(capsys.readouterr().out)
     return record["class"], record["unsure"]
@@ -496,12 +483,10 @@ def test_another_likely_reading_is_told_with_the_option_that_picks_it(
   assert read(0.8, "--invert=no") == ("1", None)
 
 
-def test_less_than_one_half_is_unsure():
-  rows = np.array([[0.45, 0.3, 0.25], [0.55, 0.45, 0.0]])
+def test_less_than_nine_tenths_are_unsure():
+  rows = np.array([[0.89, 0.11, 0.0], [0.91, 0.09, 0.0]])
   digits = [photographs.Digit(np.zeros((28, 28)), (0, 0, 1, 1))] * 2
-  low = "probability lower than usual for this network"
-  assert predict.doubts_about(digits, rows, usual=0.2) == [low, ""]
-  assert predict.doubts_about(digits, rows, usual=0.6) == [low, low]
+  assert predict.doubts_about(digits, rows) == ["probability below 0.9", ""]
 
 
 def test_several_runs_are_an_ensemble(
