@@ -230,7 +230,7 @@ def any_manual_dir(monkeypatch):
   monkeypatch.setattr(
     builders,
     "_path",
-    lambda config, _: pathlib.Path(config.data_dir, "own_images/mnist.npz"),
+    lambda config, *_: pathlib.Path(config.data_dir, "own_images/mnist.npz"),
   )
 
 
