@@ -9,7 +9,6 @@ deviation, and a line of the plot, the mean in a band from lowest to highest.
 import argparse
 import collections
 from collections.abc import Iterable
-import csv
 import os
 import pathlib
 import re
@@ -28,7 +27,6 @@ from rundir import checkpoints
 from rundir import experiment
 from rundir import files
 
-_WIDTH = 100  # The widest table, in characters.
 _CELL = 36  # The widest cell, except for the names of runs.
 
 
@@ -188,37 +186,25 @@ def _columns(keys: Iterable[str], groups: list[list[Row]]) -> list[list[str]]:
 
 
 def print_table(groups: list[list[Row]]) -> None:
-  """Prints a row per group; if it is too wide, tables and a list of names."""
-  names = [_name(group) for group in groups]
+  """Prints a row per group; the names come last, because they may be long."""
   settings, results = groups[0][0][1:]
   keys = [key for key in (*settings, *results) if key != "steps_left"]
   columns = _columns(keys, groups)
   sizes = [len(group) for group in groups]
   if max(sizes) > 1:
     columns.append(["", "runs", *map(str, sizes)])
-  tables = [[["", "run", *names], *columns]]
-  if _width(tables[0]) > _WIDTH:
-    numbers = ["", "", *map(str, range(1, len(groups) + 1))]
-    tables = [[numbers]]
-    for column in columns:
-      if _width([*tables[-1], column]) > _WIDTH:
-        tables.append([numbers])
-      tables[-1].append(column)
-    tables.append([[f"{n}  {name}" for n, name in enumerate(names, 1)]])
-  print("\n\n".join("\n".join(_align(table)) for table in tables))
+  names = ["", "run", *map(_name, groups)]
+  for line, name in zip(_align(columns), names, strict=True):
+    print(f"{line}  {name}".rstrip())
 
 
 def _align(columns: Iterable[list[str]]) -> list[str]:
-  """Returns the lines of a table with only the first column left-aligned."""
-  first, *others = columns
-  padded = [[cell.ljust(max(map(len, first))) for cell in first]]
-  for column in others:
-    padded.append([cell.rjust(max(map(len, column))) for cell in column])
+  """Returns the lines of a table with right-aligned columns."""
+  padded = []
+  for column in columns:
+    width = max(map(len, column))
+    padded.append([cell.rjust(width) for cell in column])
   return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
-
-
-def _width(columns: Iterable[list[str]]) -> int:
-  return max(map(len, _align(columns)))
 
 
 def legend(groups: list[list[Row]]) -> list[str]:
@@ -230,24 +216,15 @@ def legend(groups: list[list[Row]]) -> list[str]:
   return _align(columns)
 
 
-def show(rows: list[Row], as_csv: bool, plot: pathlib.Path | None) -> None:
-  """Prints a table or CSV and, if asked, plots the learning curves."""
-  groups = group_seeds(rows)
-  if as_csv:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["run", *rows[0].settings, *rows[0].results])
-    for run, settings, results in rows:
-      writer.writerow([run, *settings.values(), *results.values()])
-  else:
-    print_table(groups)
-  if plot:
-    from report import figures
+def plot_curves(groups: list[list[Row]], path: pathlib.Path) -> None:
+  """Draws the learning curves of all groups in a file."""
+  from report import figures
 
-    curves = [
-      [files.read_metrics(pathlib.Path(row.run)) for row in group]
-      for group in groups
-    ]
-    figures.save(figures.compare_curves(curves, legend(groups)), plot)
+  curves = [
+    [files.read_metrics(pathlib.Path(row.run)) for row in group]
+    for group in groups
+  ]
+  figures.save(figures.compare_curves(curves, legend(groups)), path)
 
 
 def main() -> None:
@@ -257,9 +234,6 @@ def main() -> None:
   parser.add_argument(
     "folders", nargs="+", metavar="FOLDER", help="where to look for runs"
   )
-  parser.add_argument(
-    "--csv", action="store_true", help="print CSV instead of a table"
-  )
   parser.add_argument("--plot", help="a file to draw the learning curves in")
   with console.program():
     args = parser.parse_args()
@@ -267,7 +241,10 @@ def main() -> None:
     found = find_runs(args.folders)
     rows = compare(found)
     if rows:
-      show(rows, args.csv, plot)
+      groups = group_seeds(rows)
+      print_table(groups)
+      if plot:
+        plot_curves(groups, plot)
   sys.exit(int(len(rows) < len(found)))
 
 

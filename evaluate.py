@@ -168,7 +168,7 @@ def _folder(
       parts.append(f"{key}={config[key]}")
   for workdir in workdirs[1:]:
     parts.append(f"with={os.path.relpath(workdir, workdirs[0].parent)}")
-  return workdirs[0] / "evaluation" / files.unique_name(",".join(parts))
+  return workdirs[0] / "evaluation" / files.folder_name(",".join(parts))
 
 
 def _title(

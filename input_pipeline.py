@@ -8,7 +8,6 @@ row; the jitted step gathers and scales its batch. The order is a function of
 from collections.abc import Sequence
 import functools
 import importlib
-import importlib.util
 import itertools
 from typing import Any
 from typing import NamedTuple
@@ -98,16 +97,10 @@ def load(
   Raises:
     errors.UserError: if a key or a file is wrong; the message names it.
   """
-  if not importlib.util.find_spec("array_record"):
-    raise errors.UserError(
-      "array_record, which TFDS needs, is not installed; on Windows, use WSL2,"
-      " because array_record has no Windows wheels; elsewhere, run"
-      " `pip install -r requirements.txt`"
-    )
   try:
     with processes.first_then_others("load the data"):  # Disks may be shared.
       class_names, loaded = _load(config, splits)
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # pathlib raises the latter.
     raise errors.UserError(
       f"config.data_dir={config.data_dir}: {error}"
     ) from error

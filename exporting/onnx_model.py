@@ -78,7 +78,7 @@ def build(
   )
   model = helper.make_model(
     helper.make_graph(
-      graph.used_nodes(), "network", [inputs], [outputs], graph.initializers()
+      graph.nodes, "network", [inputs], [outputs], graph.initializers()
     ),
     opset_imports=[helper.make_opsetid("", OPSET)],
     ir_version=_IR_VERSION,
@@ -108,13 +108,7 @@ class _Graph:
     }
     self.values["images"] = "images"
     self._arrays: dict[str, np.ndarray] = {}
-    self._transposed: dict[str, tuple[str, Sequence[int]]] = {}
     self._layer = ""
-
-  def used_nodes(self) -> list[onnx.NodeProto]:
-    """Returns the nodes, except transposes that canceled out."""
-    used = {"logits"}.union(*(node.input for node in self.nodes))
-    return [node for node in self.nodes if node.output[0] in used]
 
   def initializers(self) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(x, n) for n, x in self._arrays.items()]
@@ -142,16 +136,9 @@ class _Graph:
     return output
 
   def transpose(self, x: str | _Constant, axes: Sequence[int]):
-    """Transposes a value; a transpose and its inverse cancel out."""
     if isinstance(x, _Constant):
       return x._replace(array=x.array.transpose(axes))
-    source, before = self._transposed.get(x, (x, range(len(axes))))
-    combined = [before[axis] for axis in axes]
-    if combined == sorted(combined):
-      return source
-    output = self.add("Transpose", x, perm=axes)
-    self._transposed[output] = x, axes
-    return output
+    return self.add("Transpose", x, perm=axes)
 
   def reshape(self, x: str | _Constant, shape: Sequence[Any]):
     # At most one size depends on the batch size; ONNX infers it from -1.

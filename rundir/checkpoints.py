@@ -1,6 +1,5 @@
 """Saves and restores a TrainState with Orbax."""
 
-import collections
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
@@ -25,7 +24,6 @@ from steps import Metrics
 from steps import TrainState
 
 _NUM_NEWEST = 3
-_MAX_PENDING = 3  # States held in memory until they are written.
 _BEST = "validation_accuracy"
 _NO_STATE = TrainState.create(apply_fn=None, params={}, tx=optax.identity())
 _UNKNOWN = -1.0  # The accuracy of a state that was not validated.
@@ -152,8 +150,7 @@ class Manager:
     self._manager = ocp.CheckpointManager(folder, options=options)
     self.latest_step = self._manager.latest_step
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
-    # Oldest first.
-    self._saves: collections.deque[futures.Future] = collections.deque()
+    self._saving: futures.Future | None = None
 
   def save(
     self,
@@ -177,19 +174,14 @@ class Manager:
     if validation_accuracy is not None:
       metrics[_BEST] = validation_accuracy
     saved = {"state": state, "since_log": since_log}
-    with self._explain():
-      if jax.process_count() > 1:  # All processes must call Orbax together.
+    if jax.process_count() > 1:  # All processes must call Orbax together.
+      with self._explain():
         self._save(step, saved, metrics)
-        return
-      while len(self._saves) >= _MAX_PENDING or (
-        self._saves and self._saves[0].done()
-      ):
-        self._saves.popleft().result()
-      self._saves.append(
-        self._thread.submit(
-          self._save_and_wait, step, jax.device_get(saved), metrics
-        )
-      )
+      return
+    self.wait()  # No more than one copy of the state is held in memory.
+    self._saving = self._thread.submit(
+      self._save_and_wait, step, jax.device_get(saved), metrics
+    )
 
   def wait(self) -> None:
     """Waits until everything is saved.
@@ -198,8 +190,8 @@ class Manager:
       errors.UserError: if a checkpoint could not be saved.
     """
     with self._explain():
-      while self._saves:
-        self._saves.popleft().result()
+      if self._saving:
+        self._saving.result()
       self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -236,18 +228,14 @@ def open_manager(workdir: pathlib.Path, start_step: int) -> Iterator[Manager]:
   Raises:
     errors.UserError: if a checkpoint could not be saved.
   """
-  readable = _accuracies(workdir)
-  damaged = [
-    step
-    for step in all_steps(workdir)
-    if step > start_step or step not in readable
-  ]
-  processes.sync("find the damaged checkpoints")
+  processes.sync("restore a checkpoint")  # Until then, all may read the others.
   if processes.is_first():
-    for step in damaged:
-      path = _folder(workdir) / str(step)
-      moved = files.set_aside(path, workdir / "damaged_checkpoints")
-      logging.warning("Moved the damaged checkpoint %d to %s", step, moved)
+    readable = _accuracies(workdir)
+    for step in all_steps(workdir):
+      if step > start_step or step not in readable:
+        path = _folder(workdir) / str(step)
+        moved = files.set_aside(path, workdir / "damaged_checkpoints")
+        logging.warning("Moved the damaged checkpoint %d to %s", step, moved)
   processes.sync("set aside the damaged checkpoints")
   manager = Manager(_folder(workdir))
   try:

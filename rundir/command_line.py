@@ -16,7 +16,6 @@ from typing import Any
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
-import numpy as np
 
 from configs import default
 from machine import console
@@ -110,10 +109,6 @@ def load_config(path: str) -> ml_collections.ConfigDict:
       raise errors.UserError(
         f"get_config returns {config!r:.40}; it must return a ConfigDict"
       )
-    for key, value in config.items():
-      if isinstance(value, np.generic):  # Flags cannot override these.
-        with config.ignore_type():
-          config[key] = value.item()
     experiment.check_values(config)
   except errors.UserError as error:
     raise errors.UserError(f"--config={path}: {error}") from error

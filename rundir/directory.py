@@ -20,10 +20,9 @@ from rundir import experiment
 from rundir import files
 from rundir import provenance
 
-# TensorStore reads a backslash as a slash and accepts only UTF-8; in Python,
-# other bytes are surrogates. When saving, Orbax reads []*? as a pattern.
-_UNREADABLE = re.compile(r"[\\\ud800-\udfff]")
-UNWRITABLE = re.compile(r"[][*?\\\ud800-\udfff]")
+# Orbax reads []*? as a pattern. TensorStore reads a backslash as a slash and
+# accepts only UTF-8; in Python, other bytes are surrogates.
+_IMPOSSIBLE = re.compile(r"[][*?\\\ud800-\udfff]")
 
 
 def create(
@@ -122,12 +121,10 @@ def _check_equal(
     )
 
 
-def check_path(
-  workdir: pathlib.Path, characters: re.Pattern = _UNREADABLE
-) -> None:
+def check_path(workdir: pathlib.Path) -> None:
   """Raises errors.UserError if checkpoints would not be saved at this path."""
   path = workdir.absolute().as_posix()
-  if found := sorted(set(characters.findall(path))):
+  if found := sorted(set(_IMPOSSIBLE.findall(path))):
     raise errors.UserError(
       f"{path}: {' '.join(found)} cannot be in the path of a run directory:"
       " its checkpoints would be saved elsewhere or not at all"

@@ -173,12 +173,12 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   for key, value in config.to_dict().items():
     try:
       text = json.dumps(value, default=operator.methodcaller("item"))
+      result[key] = json.loads(text)
     except (AttributeError, TypeError, ValueError) as error:
       raise errors.UserError(
         f"config.{key}={value!r:.60}: must be a value that JSON can hold, such"
         " as a number, a text or a list"
       ) from error
-    result[key] = json.loads(text)
   for key in ("data_dir", "manual_dir", "init_from"):
     if result[key] and not result[key].startswith("~"):
       result[key] = os.path.abspath(result[key])

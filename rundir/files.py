@@ -7,7 +7,6 @@ import pathlib
 import re
 import tempfile
 from typing import Any
-import zlib
 
 from machine import errors
 
@@ -15,9 +14,6 @@ LOCAL = (
   "a path on this machine; mount a bucket (gcsfuse for gs://, mount-s3 for"
   " s3://) or copy its contents"
 )
-# Texts that stay distinct as file names: a split, perhaps sliced, and then only
-# characters that `to_file_name` keeps.
-_PLAIN_NAME = re.compile(r"[^\W_]+(\[[\d%-]*:[\d%-]*\])?(,[\w.,=+%-]*)?")
 
 
 def is_local(path: str | os.PathLike) -> bool:
@@ -82,16 +78,12 @@ def to_file_name(text: str) -> str:
   return re.sub(r"[^\w.,=+%-]", "_", text)
 
 
-def unique_name(text: str) -> str:
-  """Names a file after a text that starts with a split in TFDS's syntax.
+def folder_name(text: str) -> str:
+  """Names a folder after a text that starts with a split in TFDS's syntax.
 
-  `train[:2000],checkpoint=best` gives `train_2000,checkpoint=best`. If another
-  text might give the same name, it ends in a checksum.
+  `train[:2000],checkpoint=best` gives `train_2000,checkpoint=best`.
   """
-  name = to_file_name(re.sub(r"\[:?", "_", text).replace("]", ""))
-  if _PLAIN_NAME.fullmatch(text):
-    return name
-  return f"{name}-{zlib.crc32(os.fsencode(text)):08x}"
+  return to_file_name(re.sub(r"\[:?", "_", text).replace("]", ""))
 
 
 def check_writable(folder: pathlib.Path) -> None:

@@ -159,7 +159,7 @@ def opened_for_training(
       or the directory holds another run.
   """
   workdir = files.local_path(workdir)
-  directory.check_path(workdir, directory.UNWRITABLE)
+  directory.check_path(workdir)
   experiment.check(config)
   data = input_pipeline.load(config)
   input_pipeline.check_batch_size(config, data)

@@ -4,6 +4,7 @@ import pathlib
 import re
 
 from absl import logging
+import ml_collections
 import numpy as np
 
 from machine import errors
@@ -25,9 +26,12 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   return {path.name: path for path in paths if _FILE.fullmatch(path.name)}
 
 
-def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
+def read(
+  paths: dict[str, pathlib.Path], config: ml_collections.ConfigDict
+) -> arrays.Source:
   """Reads the files of a data set; a UserError names one that is wrong."""
-  splits: dict[str, tuple] = {}
+  del config  # Only the files say what they hold.
+  splits: dict[str, arrays.Examples] = {}
   for path in paths.values():
     try:
       found = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
@@ -79,4 +83,4 @@ def _checked(images, labels):
     raise ValueError(
       f"{found}; must be uint8 (n, height, width[, 3]) and n integers"
     )
-  return images, labels.ravel()
+  return arrays.Examples(images, labels.ravel())

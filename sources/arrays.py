@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import functools
 import os
 import pathlib
-import types
 from typing import Any
 from typing import NamedTuple
 import zipfile
@@ -17,7 +16,16 @@ import tqdm
 
 from machine import errors
 
-Examples = tuple[np.ndarray, np.ndarray]
+
+class Examples(NamedTuple):
+  """Images, uint8 [n, height, width, channels], and labels, integers [n]."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.labels)
 
 
 class Source(NamedTuple):
@@ -25,21 +33,8 @@ class Source(NamedTuple):
 
   Attributes:
     class_names: the names of labels 0, 1, ...
-    splits: each split's images, uint8 [n, height, width, channels], and labels,
-      integers [n], by the split's name.
-  """
-
-  class_names: tuple[str, ...]
-  splits: Mapping[str, Examples]
-
-
-class Prepared(NamedTuple):
-  """A data set that is ready to be read.
-
-  Attributes:
-    class_names: the names of labels 0, 1, ...
     splits: objects with `num_examples`, by the split's name.
-    read: returns the images and labels of a split.
+    read: returns the examples of a split.
   """
 
   class_names: tuple[str, ...]
@@ -47,35 +42,70 @@ class Prepared(NamedTuple):
   read: Callable[[str], Examples]
 
 
-class DamagedError(errors.UserError):
-  """Raised if a file cannot be read."""
+def in_memory(
+  class_names: tuple[str, ...], splits: Mapping[str, Examples]
+) -> Source:
+  """Makes a Source of the examples of each split."""
+  splits = {
+    split: Examples(images, labels.astype(np.int32))
+    for split, (images, labels) in splits.items()
+  }
+  return Source(class_names, splits, splits.__getitem__)
 
 
 def from_values(
   splits: Mapping[str, Examples], name: Callable[[int], str] = str
 ) -> Source:
   """Makes a Source of labels of any values, whose classes `name` names."""
-  labels = [labels.astype(np.int64) for _, labels in splits.values()]
+  labels = [examples.labels.astype(np.int64) for examples in splits.values()]
   values = np.unique(np.concatenate(labels))
-  return Source(
+  return in_memory(
     tuple(map(name, values.tolist())),
     {
-      split: (images, np.searchsorted(values, labels))
+      split: Examples(images, np.searchsorted(values, labels))
       for split, (images, labels) in splits.items()
     },
   )
 
 
-def write(path: pathlib.Path, source: Source) -> None:
-  """Writes a file for `open_file`.
+def cached(path: pathlib.Path, make: Callable[[], Source]) -> Source:
+  """Reads a file of arrays; if it is missing or damaged, makes it again."""
+  try:
+    return _read(path)
+  except FileNotFoundError:
+    logging.info("Preparing %s", path)
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    logging.warning("%s is damaged and made again: %s", path, error)
+  source = make()
+  try:
+    _write(path, source)
+  except OSError as error:
+    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
+  return source
 
-  Raises:
-    OSError: if it cannot be written; nothing is left of it then.
-  """
+
+def _read(path: pathlib.Path) -> Source:
+  # NumPy checks the CRC that the zip format stores for each array.
+  with np.load(path, allow_pickle=False) as arrays:
+    splits = [
+      name.removesuffix("_labels")
+      for name in arrays
+      if name.endswith("_labels")
+    ]
+    return in_memory(
+      tuple(arrays["class_names"].tolist()),
+      {
+        split: Examples(arrays[f"{split}_images"], arrays[f"{split}_labels"])
+        for split in splits
+      },
+    )
+
+
+def _write(path: pathlib.Path, source: Source) -> None:
+  """Writes a file; if that fails, nothing is left of it."""
   arrays: dict[str, Any] = {"class_names": np.array(source.class_names)}
-  for split, (images, labels) in source.splits.items():
-    arrays[f"{split}_images"] = images
-    arrays[f"{split}_labels"] = labels.astype(np.int32)
+  for split in source.splits:
+    arrays[f"{split}_images"], arrays[f"{split}_labels"] = source.read(split)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
@@ -87,61 +117,18 @@ def write(path: pathlib.Path, source: Source) -> None:
     raise
 
 
-def open_file(path: pathlib.Path) -> Prepared:
-  """Opens a file from `write`; images are read when they are asked for."""
-  names = [n for n in _read(path) if n.endswith("_labels")]
-  class_names, *labels = _read(path, "class_names", *names)
-  return Prepared(
-    tuple(class_names.tolist()),
-    {
-      name.removesuffix("_labels"): types.SimpleNamespace(
-        num_examples=each.size
-      )
-      for name, each in zip(names, labels, strict=True)
-    },
-    lambda split: tuple(_read(path, f"{split}_images", f"{split}_labels")),
-  )
+def open_records(builder: tfds.core.DatasetBuilder) -> Source:
+  """Opens a data set that TFDS has prepared; reads a split when it is asked."""
 
+  def make(split):
+    return in_memory((), {split: read_records(builder, split)})
 
-def _read(path: pathlib.Path, *names: str) -> list:
-  """Returns arrays in a file, or the names of all."""
-  try:
-    # NumPy checks the CRC that the zip format stores for each array.
-    with np.load(path, allow_pickle=False) as arrays:
-      return [arrays[name] for name in names] or [*arrays]
-  except FileNotFoundError:
-    raise
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise DamagedError(
-      f"{path}: is damaged; remove it to make it again"
-    ) from error
+  def read(split):
+    path = pathlib.Path(builder.data_dir, f"{split}.npz")
+    return cached(path, functools.partial(make, split)).read(split)
 
-
-def open_records(builder: tfds.core.DatasetBuilder) -> Prepared:
-  """Opens a data set that TFDS has prepared."""
-  return Prepared(
-    tuple(builder.info.features["label"].names),
-    builder.info.splits,
-    functools.partial(_read_cached, builder),
-  )
-
-
-def _read_cached(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
-  """Reads a split from its array file, which is made from the records."""
-  path = pathlib.Path(builder.data_dir) / f"{split}.npz"
-  try:
-    images, labels = _read(path, f"{split}_images", f"{split}_labels")
-    return images, labels
-  except FileNotFoundError:  # As at the first start.
-    pass
-  except DamagedError as error:
-    logging.warning("%s: this is done now", error)
-  examples = read_records(builder, split)
-  try:
-    write(path, Source((), {split: examples}))
-  except OSError as error:
-    logging.warning("cannot write %s (%s); startup will stay slow", path, error)
-  return examples
+  class_names = tuple(builder.info.features["label"].names)
+  return Source(class_names, builder.info.splits, read)
 
 
 def read_records(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
@@ -163,4 +150,4 @@ def read_records(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
       f"{builder.data_dir}: the records of {split} are damaged: {error};"
       " remove this directory and run again"
     ) from error
-  return images, labels
+  return Examples(images, labels)

@@ -9,7 +9,6 @@ import re
 import textwrap
 from typing import Any
 
-from absl import logging
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,7 +27,7 @@ _MODULES = {
 }
 
 
-def prepared(config: ml_collections.ConfigDict) -> arrays.Prepared:
+def prepared(config: ml_collections.ConfigDict) -> arrays.Source:
   """Opens `config.dataset`, preparing it if needed.
 
   Args:
@@ -40,19 +39,56 @@ def prepared(config: ml_collections.ConfigDict) -> arrays.Prepared:
   kind, _, name = config.dataset.partition("/")
   if kind not in _MODULES or name and kind not in ("idx", "arrays"):
     return arrays.open_records(_tfds_builder(config))
-  found = _find(config)
-  path = _path(config, found)
-  if not path.exists():
-    logging.info("Preparing %s in %s", config.dataset, path)
-    arrays.write(path, _read(config, found))
-  try:
-    return arrays.open_file(path)
-  except arrays.DamagedError as error:
-    if config.manual_dir and not found:
-      raise
-    logging.warning("%s: this is done now", error)
-    arrays.write(path, _read(config, found))
-  return arrays.open_file(path)
+  module = _MODULES[kind]
+  manual_dir = config.manual_dir or _PROJECT_DATA
+  manual_dir = pathlib.Path(os.path.abspath(os.path.expanduser(manual_dir)))
+  found = module.find(manual_dir, config.dataset)
+  if not found and _is_own(config):
+    raise errors.UserError(
+      f"config.manual_dir={config.manual_dir}: must be a folder with"
+      f" {module.FILES} for config.dataset={config.dataset}"
+    )
+
+  def make():
+    files = found or idx_dataset.download(config.dataset, _root(config))
+    source = module.read(files, config)
+    if len(source.class_names) < 2:
+      raise errors.UserError(
+        f"config.manual_dir={config.manual_dir}: all images are of one class,"
+        f" {source.class_names[0]}; there must be at least two classes"
+      )
+    return source
+
+  return arrays.cached(_path(config, manual_dir, found), make)
+
+
+def _is_own(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether the files are the user's, rather than this project's."""
+  return bool(config.manual_dir) or config.dataset not in idx_dataset.CONFIGS
+
+
+def _path(
+  config: ml_collections.ConfigDict,
+  manual_dir: pathlib.Path,
+  found: dict[str, pathlib.Path],
+) -> pathlib.Path:
+  """Returns the file in which the data set is, or will be, prepared.
+
+  The name of one made from your own files depends on their names, sizes and
+  times, so changed files make a new data set.
+  """
+  name = config.dataset
+  if _is_own(config):
+    stats = [(file, path.stat()) for file, path in found.items()]
+    made_from = (
+      config.dataset,
+      config.image_size,
+      str(manual_dir),
+      [(file, s.st_size, s.st_mtime_ns) for file, s in stats],
+    )
+    digest = hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]
+    name = re.sub(r"\W", "_", manual_dir.name)[:50] + f"-{digest}"
+  return _root(config) / "own_images" / f"{name}.npz"
 
 
 def parse_split(
@@ -87,84 +123,6 @@ def parse_split(
     )
     for part in parts
   ]
-
-
-def _path(
-  config: ml_collections.ConfigDict, found: dict[str, pathlib.Path]
-) -> pathlib.Path:
-  """Returns the file in which the data set is, or will be, prepared.
-
-  The name of one made from `config.manual_dir` depends on that path and on the
-  names, sizes and times of the files there, so changed files make a new data
-  set. If the files are gone, it is the newest data set made from that path.
-  """
-  folder = _root(config) / "own_images"
-  if not config.manual_dir:
-    return folder / f"{config.dataset}.npz"
-  manual_dir = _manual_dir(config)
-  what = [config.dataset, str(manual_dir)]
-  if config.dataset == "image_folder":
-    what.append(config.image_size)
-  name = re.sub(r"\W", "_", manual_dir.name)[:50] + f"-{_digest(what)}"
-  if found:
-    stats = [(file, path.stat()) for file, path in found.items()]
-    files = [(file, s.st_size, s.st_mtime_ns) for file, s in stats]
-    return folder / f"{name}-{_digest(files)}.npz"
-  made = [*folder.glob(f"{name}-*.npz")]
-  if not made:
-    problem = "is not a directory"
-    if manual_dir.is_dir():
-      problem = f"has no files for {config.dataset}"
-    raise errors.UserError(
-      f"config.manual_dir={config.manual_dir}: {problem}, and nothing was"
-      f" prepared from it; must be a folder with {_module(config).FILES}"
-    )
-  path = max(made, key=os.path.getmtime)
-  logging.warning(
-    "The files in config.manual_dir=%s are gone; reading what was prepared from"
-    " them: %s",
-    config.manual_dir,
-    path,
-  )
-  return path
-
-
-def _module(config: ml_collections.ConfigDict):
-  """Returns the module that reads a data set's files."""
-  return _MODULES[config.dataset.partition("/")[0]]
-
-
-def _find(config: ml_collections.ConfigDict) -> dict[str, pathlib.Path]:
-  """Returns the files in `config.manual_dir` that the data set is made from."""
-  if not config.manual_dir and config.dataset not in idx_dataset.CONFIGS:
-    raise errors.UserError(
-      f"config.dataset={config.dataset}: needs config.manual_dir, a folder with"
-      f" {_module(config).FILES}"
-    )
-  if config.dataset == "image_folder":
-    return image_folder.find(_manual_dir(config))
-  return _module(config).find(_manual_dir(config), config.dataset)
-
-
-def _read(
-  config: ml_collections.ConfigDict, found: dict[str, pathlib.Path]
-) -> arrays.Source:
-  """Reads the files of a data set, or downloads them if there are none."""
-  if config.dataset == "image_folder":
-    source = image_folder.read(found, config.image_size)
-  else:
-    found = found or idx_dataset.download(config.dataset, _root(config))
-    source = _module(config).read(found, config.dataset)
-  if len(source.class_names) < 2:
-    raise errors.UserError(
-      f"config.manual_dir={config.manual_dir}: all images are of one class,"
-      f" {source.class_names[0]}; there must be at least two classes"
-    )
-  return source
-
-
-def _digest(value) -> str:
-  return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 
 def _tfds_builder(
@@ -214,15 +172,4 @@ def _tfds_builder(
 def _root(config: ml_collections.ConfigDict) -> pathlib.Path:
   """Returns the folder that holds all prepared data sets."""
   data_dir = config.data_dir or tfds.core.constants.DATA_DIR
-  try:
-    return pathlib.Path(data_dir).expanduser()
-  except RuntimeError as error:
-    raise errors.UserError(
-      f"config.data_dir={config.data_dir}: must be a full path, because"
-      f" {data_dir} needs HOME, which is not set"
-    ) from error
-
-
-def _manual_dir(config: ml_collections.ConfigDict) -> pathlib.Path:
-  folder = config.manual_dir or _PROJECT_DATA
-  return pathlib.Path(os.path.abspath(os.path.expanduser(folder)))
+  return pathlib.Path(data_dir).expanduser()

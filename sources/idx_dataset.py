@@ -10,7 +10,6 @@ import collections
 import gzip
 import hashlib
 import math
-import os
 import pathlib
 import re
 import string
@@ -18,6 +17,7 @@ import sys
 import zlib
 
 from absl import logging
+import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -148,7 +148,9 @@ def download(dataset: str, data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
     ) from error
 
 
-def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
+def read(
+  paths: dict[str, pathlib.Path], config: ml_collections.ConfigDict
+) -> arrays.Source:
   """Reads IDX files.
 
   Your own may have any number of images, any image size and any classes, which
@@ -157,40 +159,39 @@ def read(paths: dict[str, pathlib.Path], dataset: str) -> arrays.Source:
 
   Args:
     paths: the files, as returned by `find` or `download`.
-    dataset: what they must be: one of CONFIGS, or your own.
+    config: its `dataset` is what they must be: one of CONFIGS, or your own.
 
   Raises:
     errors.UserError: if a file is wrong; the message names it.
   """
-  is_own = dataset not in CONFIGS
+  is_own = config.dataset not in CONFIGS
+  emnist = re.match(r"emnist-(\w+)-", next(iter(paths.values())).name)
   splits = {}
   shape: tuple[int | None, ...] = (None, None) if is_own else _IMAGE_SHAPE
   for split, (prefix, size) in _SPLITS.items():
-    names = _file_names(prefix)
-    if names[0] not in paths:
+    image_file, label_file = _file_names(prefix)
+    if image_file not in paths:
       continue
-    images = read_idx(paths[names[0]], (None if is_own else size, *shape))
-    labels = read_idx(paths[names[1]], images.shape[:1])
+    images = read_idx(paths[image_file], (None if is_own else size, *shape))
+    labels = read_idx(paths[label_file], images.shape[:1])
     shape = images.shape[1:]
     if not images.size:
-      raise errors.UserError(f"{paths[names[0]]}: has no images")
+      raise errors.UserError(f"{paths[image_file]}: has no images")
     if not is_own:
-      _check_file(paths[names[0]], names[0], images, dataset)
-      _check_file(paths[names[1]], names[1], labels, dataset)
-    splits[split] = images[..., np.newaxis], labels
+      _check_file(paths[image_file], image_file, images, config.dataset)
+      _check_file(paths[label_file], label_file, labels, config.dataset)
+    elif emnist:
+      images = images.swapaxes(1, 2)
+    splits[split] = arrays.Examples(images[..., np.newaxis], labels)
   if not is_own:
-    return arrays.Source(tuple(CONFIGS[dataset][1].split(",")), splits)
-  first = next(iter(paths.values()))
-  emnist = re.match(r"emnist-(\w+)-", first.name)
+    return arrays.in_memory(
+      tuple(CONFIGS[config.dataset][1].split(",")), splits
+    )
   if not emnist:
     return arrays.from_values(splits)
-  logging.info("%s is from EMNIST; transposing the images", first)
   characters = _EMNIST_CLASSES.get(emnist[1], _EMNIST_OTHER_CLASSES)
   return arrays.from_values(
-    {
-      split: (images.swapaxes(1, 2), y) for split, (images, y) in splits.items()
-    },
-    lambda label: characters[label : label + 1] or str(label),
+    splits, lambda label: characters[label : label + 1] or str(label)
   )
 
 
@@ -214,13 +215,12 @@ def _check_file(path: pathlib.Path, name: str, array, dataset: str) -> None:
     )
 
 
-def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
+def read_idx(path: pathlib.Path, shape: tuple[int | None, ...]) -> np.ndarray:
   """Reads an IDX file of unsigned bytes, gzipped or not.
 
   Args:
     path: the file.
-    shape: the shape that the file must have; None stands for any size. If no
-      size is None, no more is read than this shape needs.
+    shape: the shape that the file must have; None stands for any size.
 
   Returns:
     The uint8 array.
@@ -228,25 +228,20 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
   Raises:
     errors.UserError: if the file is wrong; the message names it and says why.
   """
-  magic = bytes([0, 0, 8, len(shape)])  # 8 stands for unsigned bytes.
-  start = 4 + 4 * len(shape)
-  sizes = [n for n in shape if n is not None]
-  limit = start + math.prod(sizes) + 1 if len(sizes) == len(shape) else -1
   try:
-    with open(path, "rb") as file:
-      is_gzip = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if is_gzip else open(path, "rb") as file:
-      content = file.read(limit)
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+      content = gzip.decompress(content)
   except (OSError, EOFError, zlib.error) as error:
     raise errors.UserError(f"{path}: cannot be read: {error}") from error
-  if content[:4] != magic:
+  magic = bytes([0, 0, 8, len(shape)])  # 8 stands for unsigned bytes.
+  start = 4 + 4 * len(shape)
+  if content[:4] != magic or len(content) < start:
     raise errors.UserError(
       f"{path}: starts with {content[:4].hex(' ') or 'nothing'}; an IDX file"
-      f" of {len(shape)} dimensions starts with {magic.hex(' ')}"
+      f" of {len(shape)} dimensions starts with {magic.hex(' ')} and its sizes"
     )
-  found = tuple(n or 0 for n in shape)
-  if len(content) >= start:
-    found = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+  found = tuple(np.frombuffer(content[4:start], ">u4").tolist())
   if any(n not in (None, m) for n, m in zip(shape, found, strict=True)):
     raise errors.UserError(
       f"{path}: declares {' x '.join(map(str, found))} values; expected"
@@ -254,8 +249,5 @@ def read_idx(path: os.PathLike, shape: tuple[int | None, ...]) -> np.ndarray:
     )
   size = start + math.prod(found)
   if len(content) != size:
-    raise errors.UserError(
-      f"{path}: has {'more' if len(content) > size else len(content)} bytes;"
-      f" expected {size}"
-    )
+    raise errors.UserError(f"{path}: has {len(content)} bytes; expected {size}")
   return np.frombuffer(content, np.uint8, offset=start).reshape(found)

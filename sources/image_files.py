@@ -40,23 +40,18 @@ def read(
   Raises:
     ValueError: if the file cannot be read; the message says why.
   """
-  file: io.BytesIO | pathlib.Path
   try:
-    if isinstance(source, bytes):
-      file, head = io.BytesIO(source), source[:12]
-    else:
-      with open(source, "rb") as opened:
-        file, head = source, opened.read(12)
+    content = source if isinstance(source, bytes) else source.read_bytes()
   except IsADirectoryError as error:
     raise ValueError("is a folder without images") from error
   except OSError as error:
     raise ValueError(error.strerror) from error
-  if not head:
+  if not content:
     raise ValueError("is empty")
-  if head.startswith(_NPY_MAGIC):
-    yield from _read_array(file)
+  if content.startswith(_NPY_MAGIC):
+    yield from _read_array(content)
   else:
-    with _opened(file, head) as opened_image:
+    with _opened(content) as opened_image:
       for image in ImageSequence.Iterator(opened_image):
         ImageOps.exif_transpose(image, in_place=True)
         yield _as_drawn(image) if fit is None else _fitted(image, fit)
@@ -64,40 +59,22 @@ def read(
           break  # A telephone's JPEG may also have a preview.
 
 
-def _read_array(file) -> Iterator[np.ndarray]:
+def _read_array(content: bytes) -> Iterator[np.ndarray]:
   """Returns the images in a .npy file."""
   try:
-    # Memory-mapped, so that no header can claim more memory than the file has.
-    is_on_disk = not isinstance(file, io.BytesIO)
     with warnings.catch_warnings(action="ignore"):
-      array = np.load(file, "r" if is_on_disk else None, allow_pickle=False)
+      array = np.load(io.BytesIO(content), allow_pickle=False)
   except Exception as error:  # NumPy's header parser may raise anything.
     reason = str(error).splitlines()[0]
     raise ValueError(f"cannot be read as an array: {reason}") from error
   found = f"is an array of {array.dtype} {list(array.shape)}"
-  match array.shape:
-    case (n, 784) if 100 <= n <= 2000:
-      raise ValueError(
-        f"{found}: save it as [{n}, 28, 28] if these are {n} images, as [1,"
-        f" {n}, 784] if it is one image"
-      )
-    case (_, 784):
-      array = array.reshape(-1, 28, 28, 1)
-    case (_, _):
-      array = array[None, ..., None]
-    case (_, _, 1 | 3 | 4):
-      array = array[None]
-    case (3 | 4 as n, height, width) if (height, width) != (28, 28):
-      raise ValueError(
-        f"{found}: save it as [{n}, {height}, {width}, 1] if these are {n}"
-        f" images, as [1, {n}, {height}, {width}] if it is one of {n} colors"
-      )
-    case (_, _, _):
-      array = array[..., None]
-    case (_, 1 | 3 | 4, _, width) if width not in (1, 3, 4):
-      array = array.transpose(0, 2, 3, 1)
-  is_image = array.ndim == 4 and array.shape[-1] in (1, 3, 4)
-  if not is_image or not array.size or array.dtype.kind not in "buif":
+  if array.ndim == 2 and array.shape[1] == 784:
+    array = array.reshape(-1, 28, 28)
+  if array.shape[-1:] not in ((1,), (3,), (4,)):
+    array = array[..., None]
+  if array.ndim == 3:
+    array = array[None]
+  if array.ndim != 4 or not array.size or array.dtype.kind not in "buif":
     raise ValueError(
       f"{found}; must be numbers, [height, width], [height, width, 1, 3 or 4],"
       " n such images, or [n, 784]"
@@ -124,16 +101,16 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(file, head: bytes) -> Iterator[Image.Image]:
+def _opened(content: bytes) -> Iterator[Image.Image]:
   """Opens an image; decoding it may fail too."""
   formats = supported_formats()
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(file, formats=formats) as image:
+      with Image.open(io.BytesIO(content), formats=formats) as image:
         yield image
   except Image.UnidentifiedImageError as error:
-    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
     if brand == b"avif" and "AVIF" not in formats:
       raise ValueError("is AVIF, which needs Pillow 11.3 or newer") from error
     if brand in _HEIC_BRANDS and "HEIF" not in formats:

@@ -9,6 +9,7 @@ import pathlib
 import random
 
 from absl import logging
+import ml_collections
 import numpy as np
 from PIL import Image
 import tqdm
@@ -27,12 +28,13 @@ SPLITS = {
 }
 
 
-def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
+def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   """Returns the path of each image by its name, such as "train/cat/1.png".
 
   If no subfolder is a split, the subfolders are the classes, and all images
   belong to "train".
   """
+  del dataset  # A folder holds only one.
   formats = image_files.supported_formats()
   extensions = Image.registered_extensions()
   images: list[tuple[str, ...]] = []
@@ -77,15 +79,17 @@ def find(manual_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   return found
 
 
-def read(paths: dict[str, pathlib.Path], image_size: int = 0) -> arrays.Source:
+def read(
+  paths: dict[str, pathlib.Path], config: ml_collections.ConfigDict
+) -> arrays.Source:
   """Reads the images that `find` returned.
 
   If one of them is in color, all become RGB.
 
   Args:
     paths: the path of each image by its name.
-    image_size: the height and width to scale and crop them to; 0 takes them as
-      they are.
+    config: its `image_size` is the height and width to scale and crop them to;
+      0 takes them as they are.
 
   Raises:
     errors.UserError: if an image cannot be used; the message names it.
@@ -96,6 +100,7 @@ def read(paths: dict[str, pathlib.Path], image_size: int = 0) -> arrays.Source:
       raise errors.UserError(
         f"{label!r}: the name of a class must be printable"
       )
+  image_size = config.image_size
   first = next(iter(paths.values()))
   shape = (image_size, image_size)
   if not image_size:
@@ -127,8 +132,9 @@ def read(paths: dict[str, pathlib.Path], image_size: int = 0) -> arrays.Source:
     images = np.empty((len(pairs), *shape, 3 if is_color else 1), np.uint8)
     for index, (image, _) in enumerate(pairs):
       images[index] = image.reshape(*shape, -1)
-    splits[split] = images, np.array([label for _, label in pairs])
-  return arrays.Source(tuple(class_names), splits)
+    labels = np.array([label for _, label in pairs])
+    splits[split] = arrays.Examples(images, labels)
+  return arrays.in_memory(tuple(class_names), splits)
 
 
 def _read(path: pathlib.Path, image_size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ LABELS = np.arange(12) % 3 + 4  # 4, 5 and 6.
 
 
 def read(folder, dataset="arrays"):
-  return array_files.read(array_files.find(folder, dataset), dataset)
+  return array_files.read(array_files.find(folder, dataset), None)
 
 
 @pytest.mark.parametrize(

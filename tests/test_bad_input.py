@@ -96,10 +96,9 @@ FLAGS = {
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: must be one of mnist,",
   "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: must be one of mnist,",
-  "--config.manual_dir=/no": "config.manual_dir=/no: is not a directory, and",
+  "--config.manual_dir=/no": "config.manual_dir=/no: must be a folder with tra",
   "--config.manual_dir=None": "config.manual_dir=None: must be a path on",
   "--config.data_dir=None": "config.data_dir=None: must be a path on this",
-  "--config.data_dir=/dev/null/x": "config.data_dir=/dev/null/x: ",
   "--config.batchsize=7": (
     "unknown option --config.batchsize; did you mean --config.batch_size=7?"
   ),
@@ -180,12 +179,12 @@ IDX_FILES = {
   "width": (TRAIN_IMAGES, images_header(15, 0), "declares 60000 x 28 x 0"),
   "empty": (TRAIN_IMAGES, b"", "starts with nothing"),
   "one byte": (TRAIN_IMAGES, HEADER[:1], "starts with 00;"),
-  "magic number": (TRAIN_IMAGES, HEADER[:4], "has 4 bytes; expected 47040016"),
-  "magic and count": (TRAIN_IMAGES, HEADER[:8], "has 8 bytes; expected"),
+  "magic number": (TRAIN_IMAGES, HEADER[:4], "starts with 00 00 08 03; an IDX"),
+  "magic and count": (TRAIN_IMAGES, HEADER[:8], "starts with 00 00 08 03; an"),
   "header": (TRAIN_IMAGES, HEADER, "has 16 bytes; expected 47040016"),
   "one image": (TRAIN_IMAGES, HEADER + bytes(784), "has 800 bytes; expected"),
   "one less": (TRAIN_LABELS, LABELS[:-1], "has 60007 bytes; expected 60008"),
-  "one more": (TRAIN_LABELS, LABELS + b"\0", "has more bytes; expected 60008"),
+  "one more": (TRAIN_LABELS, LABELS + b"\0", "has 60009 bytes; expected 60008"),
   "no labels": (TRAIN_LABELS, LABELS[:8], "has 8 bytes; expected 60008"),
   "label 10": (TRAIN_LABELS, LABELS[:-1] + b"\x0a", "has label 10 at index 5"),
   "label 255": (TRAIN_LABELS, LABELS[:8] + b"\xff" * 60000, "has label 255"),
@@ -203,11 +202,6 @@ IDX_FILES = {
     TRAIN_LABELS,
     gzip.compress(LABELS)[:10] + b"\xff" * 50,
     "cannot be read: ",
-  ),
-  "gzip bomb": (
-    TRAIN_LABELS,
-    gzip.compress(LABELS + bytes(10**8), compresslevel=1),
-    "has more bytes; expected 60008",
   ),
   "mnist's": (
     TEST_LABELS,
@@ -353,12 +347,11 @@ COMMANDS = {
   "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: must be last",
   "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: must be last, be",
   "evaluate.py --workdir=run --dataset=x": "dataset=x: must be one of mnist,",
-  "evaluate.py --workdir=run --manual_dir=none": "none: is not a directory",
+  "evaluate.py --workdir=run --manual_dir=none": "none: must be a folder w",
   "evaluate.py --workdir=run --data_dir=None": "/None: must be a path on",
   "evaluate.py --workdir=run --split=x": "evaluate.py: --split=x: not a split",
   "evaluate.py --workdir=run --split=": "evaluate.py: --split=: not a split",
   "evaluate.py --workdir=run --dataset=a:b": "config.dataset=a:b: must be the",
-  "evaluate.py --workdir=run --data_dir=/dev/null/x": "data_dir=/dev/null/x: ",
   "evaluate.py --workdir=run --output=run/config.json": (
     "run/config.json: cannot be written (File exists); name another --output"
   ),

@@ -280,7 +280,7 @@ def test_the_next_save_reports_that_the_last_one_failed(tmp_path):
     with checkpoints.open_manager(tmp_path, 0) as manager:
       with files_of_at_most(1000):
         manager.save(2, large, ZERO, None)
-        futures.wait(manager._saves)
+        futures.wait([manager._saving])
       manager.save(3, small_state(3), ZERO, None)
       pytest.fail("The failed save was not reported.")
 

@@ -133,15 +133,14 @@ def test_a_bad_config_file_is_named(content, expected, tmp_path):
   assert len(message) < 400
 
 
-REFERENCES = """import numpy as np
-from configs import default
+REFERENCES = """from configs import default
 import neighbour_of_a_config
 def get_config(name="none"):
   config = default.get_config()
   with config.unlocked():
     config.epochs = 2
     config.model = type(config)({"name": name, "sizes": (1, 2)})
-    config.scale = np.float32(0.5)
+    config.scale = 0.5
     config.size = neighbour_of_a_config.SIZE
   config.num_steps = config.get_ref("epochs") * 30
   return config

@@ -118,9 +118,7 @@ def test_a_path_that_checkpoints_cannot_use_is_refused(
   ):
     train.train_and_evaluate(default.get_config(), "run")
   assert not [*(tmp_path / name).iterdir()]
-  # Orbax can restore from a path that it reads as a pattern.
-  expected = "cannot be in" if name in ("a\\b", "a\udcffb") else "no such file"
-  with pytest.raises(errors.UserError, match=expected):
+  with pytest.raises(errors.UserError, match="cannot be in the path of a run"):
     runs.open_run("run")
 
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import pathlib
@@ -226,10 +225,3 @@ def test_the_error_says_why_tfds_cannot_be_imported(tmp_path):
     " requirements.txt`: Exception: gencode 6, runtime 5\n"
   )
   assert not (tmp_path / "run").exists()
-
-
-def test_windows_users_are_told_to_use_wsl2(default_config, monkeypatch):
-  # On Windows, requirements.txt does not install array_record.
-  monkeypatch.setattr(importlib.util, "find_spec", {}.get)
-  with pytest.raises(errors.UserError, match="array_record.*on Windows.*WSL2"):
-    input_pipeline.load(default_config)

@@ -12,6 +12,7 @@ from conftest import pixels
 from conftest import run_program
 from conftest import temperature
 import jax
+import ml_collections
 import numpy as np
 from PIL import Image
 import pytest
@@ -260,7 +261,8 @@ def test_photographs_are_fitted_as_in_training(tiny_run, tmp_path):
   folder.mkdir(parents=True)
   photograph = np.random.default_rng(0).integers(0, 256, (90, 60, 4), np.uint8)
   Image.fromarray(photograph).convert("LA").save(folder / "a.png")
-  source = image_folder.read(image_folder.find(tmp_path / "images"), 28)
+  found = image_folder.find(tmp_path / "images", "image_folder")
+  source = image_folder.read(found, ml_collections.ConfigDict(config))
   images, _ = source.splits["train"]
   expected = predict.predictor(runs.open_run(run))(images)
   completed = run_program(
