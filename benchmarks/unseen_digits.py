@@ -18,6 +18,8 @@ import pathlib
 import sys
 
 import matplotlib
+from matplotlib import figure
+from matplotlib.patches import Rectangle
 import numpy as np
 from PIL import Image
 from PIL import ImageDraw
@@ -106,6 +108,28 @@ def make_sets() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
   }
 
 
+def draw(
+  shown: list[tuple[np.ndarray, photographs.Digit, str, str]],
+) -> figure.Figure:
+  """Draws pictures, what the network sees of them, and titles in a color."""
+  columns = 5
+  rows = -(-len(shown) // columns)
+  picture = figure.Figure((10, 1.45 * rows), layout="constrained")
+  grid = picture.subplots(rows, 2 * columns).reshape(-1, 2)
+  for axes in grid.ravel():
+    axes.axis("off")
+  for (left, right), (image, digit, title, color) in zip(
+    grid, shown, strict=False
+  ):
+    left.imshow(image, cmap="gray", vmin=0, vmax=255)
+    x, y, right_x, bottom_y = digit.box
+    size = right_x - x, bottom_y - y
+    left.add_patch(Rectangle((x, y), *size, fill=False, color="#e69f00"))
+    right.imshow(digit.seen, cmap="gray", vmin=0, vmax=255)
+    left.set_title(title, color=color, fontsize=9, loc="left")
+  return picture
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,7 +142,7 @@ def main() -> None:
   run = runs.open_run(args.workdir, args.checkpoint)
   predictor = predict.predictor(run)
   result = {}
-  shown: list[tuple] = []
+  shown: list[tuple[np.ndarray, photographs.Digit, str, str]] = []
   for name, (images, labels) in make_sets().items():
     digits = [
       photographs.find_digits(image, judge=predictor)
@@ -143,22 +167,15 @@ def main() -> None:
     }
     print({name: list(result[name].values())[:4]})
     index = np.random.default_rng(len(shown)).integers(len(labels))
-    title = f"{name.split(',')[0]}: {labels[index]}"
-    box = digits[index][0].box
-    row = images[index], seen[index], probabilities[index], title, box
-    shown.append((*row, correct[index]))
+    reading = f"{labels[index]} read as {probabilities[index].argmax()}"
+    mark = ", unsure" * bool(doubts[index])
+    title = f"{name.split(',')[0]}:\n{reading}{mark}"
+    color = "black" if correct[index] else "#d55e00"
+    shown.append((images[index], digits[index][0], title, color))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
-  if args.picture and shown:
-    given, inputs, rows, titles, boxes, right = zip(*shown, strict=True)
-    picture = figures.predictions(
-      *(given, np.stack(inputs), np.stack(rows), titles),
-      *(run.class_names, boxes),
-    )
-    for axes, is_right in zip(picture.axes[2::3], right, strict=True):
-      if not is_right:
-        axes.title.set_color("#d55e00")
-    figures.save(picture, args.picture)
+  if args.picture:
+    figures.save(draw(shown), args.picture)
 
 
 if __name__ == "__main__":

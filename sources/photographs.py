@@ -270,7 +270,8 @@ def _prior(
   # counts is how much the weakest tenth of the outline stands out.
   step = np.percentile(steps[outline], 10) if outline.any() else 0
   sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) / side for d in digits]
-  prominence = 2 * np.log(max(step, 1) * min(sides))
+  area = len(sides) * min(sides) ** 2  # A row is as large as one large digit.
+  prominence = np.log(max(step, 1) ** 2 * area)
   # MNIST's median and deviation; thin strokes are common in other pictures.
   fill = np.log([digit.seen.sum() / 255 / _BOX**2 / 0.25 for digit in digits])
   unusual = np.where(fill > 0, fill / 0.34, fill / 0.5) ** 2 / 2
