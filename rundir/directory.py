@@ -89,10 +89,10 @@ def _check_same(
   steps_done = max(checkpoints.all_steps(workdir), default=0)
   if ours["num_steps"] >= steps_done and not experiment.needs_num_steps(config):
     may_differ.add("num_steps")
-  theirs = pathlib.Path(found["init_from"])
-  if theirs.name == pathlib.Path(ours["init_from"]).name:
-    if not theirs.expanduser().exists():  # It has moved.
-      may_differ.add("init_from")
+  # Runs may move; the name of this one says no more either.
+  names = {pathlib.Path(each["init_from"]).name for each in (found, ours)}
+  if len(names) == 1:
+    may_differ.add("init_from")
   _check_equal(path, found, ours, may_differ)
   path = workdir / "dataset.json"
   if path.exists():

@@ -172,13 +172,6 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(
     )
   # It resumes, even if the other run has moved, but not with another run.
   (tmp_path / "moved").mkdir()
-  (tmp_path / "moved/first").mkdir()
-  tiny_config.init_from = str(tmp_path / "moved/first")
-  with pytest.raises(
-    errors.UserError, match="/first there, .*/moved/first here"
-  ):
-    train.train_and_evaluate(tiny_config, tmp_path / "second")
-  (tmp_path / "moved/first").rmdir()
   (tmp_path / "first").rename(tmp_path / "moved/first")
   tiny_config.init_from = str(tmp_path / "moved/first")
   train.train_and_evaluate(tiny_config, tmp_path / "second")
