@@ -158,7 +158,8 @@ def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     faint = strokes & (contrast <= _otsu(contrast[strokes]))
     faint &= faint.sum() > strokes.sum() / 2  # Otherwise, these are soft edges.
     around = (_border(labels), [*_enclosing(labels)])
-    parts = [_grown(np.isin(labels, x) & strokes, 2) for x in around]
+    masks = [np.isin(labels, x) & strokes for x in around]
+    parts = [ndimage.maximum_filter(mask, 5) for mask in masks]
     for each in (*parts, _lines(strokes), faint):  # Parts have soft edges.
       if each.any():
         waiting.append((paper, np.where(each, 0, contrast), times + 1))
@@ -190,7 +191,7 @@ def _lines(strokes: np.ndarray) -> np.ndarray:
 
 def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
   """Returns how much of each pixel is ink, 0 to 1: 0 away from the strokes."""
-  near = _grown(strokes, 2 + max(contrast.shape) // 100)
+  near = ndimage.maximum_filter(strokes, 5 + 2 * (max(contrast.shape) // 100))
   high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
   is_far = ~near & (contrast < high / 2)  # What has more is not paper.
   far = contrast[is_far][:: 1 + near.size // 10_000]  # A sample is enough.
@@ -207,7 +208,8 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   it, or small, as the bar of a five is. Other small parts are dropped.
   """
   height = int(ink.any(axis=1).sum())
-  labels, count = ndimage.label(_grown(ink, 1 + height // 40), np.ones((3, 3)))
+  grown = ndimage.maximum_filter(ink, 3 + 2 * (height // 40))
+  labels, count = ndimage.label(grown, np.ones((3, 3)))
   if not 1 < count <= _MAX_PARTS:
     return [ink]
   labels[~ink] = 0
@@ -292,10 +294,6 @@ def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
   scale = longer_side / max(x.shape[:2])
   size = [max(1, round(n * scale)) for n in x.shape[1::-1]]
   return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC))
-
-
-def _grown(mask: np.ndarray, width: int) -> np.ndarray:
-  return ndimage.maximum_filter(mask, 2 * width + 1) if mask.any() else mask
 
 
 def _border(x: np.ndarray) -> np.ndarray:

@@ -458,7 +458,7 @@ def test_the_judge_decides_what_is_ink():
     def judge(images, calls=calls, has_center=has_center):
       calls.append(images.shape)
       likely = (images[:, 14, 14, 0] > 0) == has_center
-      return np.where(likely[:, None], (0.9, 0.1, 0), (0.3, 0.3, 0.4))
+      return np.where(likely[:, None], (1, 0, 0), (0.3, 0.3, 0.4))
 
     (digit,) = photographs.find_digits(picture, judge=judge)
     assert (digit.seen[14, 14] > 0) == has_center
@@ -544,13 +544,13 @@ def test_a_digit_that_is_cut_off_is_doubted():
     assert digit.doubt == "ink touches the edge"
 
 
-def test_many_parts_are_not_a_row_of_digits():
-  dots = np.full((300, 360), 255, np.uint8)
-  for row in range(20, 300, 60):
-    for column in range(20, 360, 60):
-      dots[row : row + 20, column : column + 20] = 0
+def test_hundreds_of_parts_are_not_digits():
+  dots = np.full((280, 280), 255, np.uint8)
+  for row in range(8, 272, 18):
+    for column in range(8, 272, 18):
+      dots[row : row + 6, column : column + 6] = 0
   (all_dots,) = photographs.find_digits(dots)
-  assert all_dots.box == pytest.approx((20, 20, 340, 280), abs=4)
+  assert all_dots.box == pytest.approx((8, 8, 266, 266), abs=4)
 
 
 def test_arrays_of_every_layout_are_read():
@@ -621,3 +621,16 @@ def test_the_preview_in_a_jpeg_is_not_a_picture():
   content = encode(pages[0], "MPO", save_all=True, append_images=pages[1:])
   (read,) = image_files.read(content)
   assert read.shape == (40, 60, 3) and (read.mean(axis=(0, 1)) > 200)[0]
+
+
+@pytest.mark.parametrize("angle", [-3, 3])
+def test_digits_in_two_lines_are_found_line_by_line(angle):
+  page = np.zeros((260, 400), np.uint8)
+  corners = [(30, 40), (36, 150), (28, 260), (140, 90), (134, 210)]
+  for width, (top, left) in zip((20, 30, 40, 50, 60), corners, strict=True):
+    page[top : top + 80, left : left + width] = 255
+  page = Image.fromarray(255 - page).rotate(angle, fillcolor=255)
+  found = photographs.find_digits(np.asarray(page))
+  widths = [digit.box[2] - digit.box[0] for digit in found]
+  np.testing.assert_allclose(widths, [20, 30, 40, 50, 60], atol=8)
+  assert widths == sorted(widths)
