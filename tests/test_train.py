@@ -433,14 +433,13 @@ def test_the_directory_of_another_run_is_refused(tiny_run, tiny_config):
 
 
 def test_the_command_trains_resumes_and_needs_no_tensorflow(
-  mnist, data_dir, tmp_path
+  default_config, tmp_path
 ):
   # A TensorFlow that raises an error if it is imported.
   (tmp_path / "path/tensorflow").mkdir(parents=True)
   (tmp_path / "path/tensorflow/__init__.py").write_text("1 / 0")
   environment = {"PYTHONPATH": str(tmp_path / "path")}
-  del mnist
-  args = (*TINY, f"--config.data_dir={data_dir}")
+  args = (*TINY, f"--config.data_dir={default_config.data_dir}")
   first = run_train(*args, cwd=tmp_path, **environment)
   assert first.returncode == 0, first.stderr
   result = json.loads(first.stdout.splitlines()[-1])
