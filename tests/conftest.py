@@ -88,11 +88,6 @@ def default_config(shared_dir):
 
 
 @pytest.fixture(scope="session")
-def data_dir(default_config):
-  return default_config.data_dir
-
-
-@pytest.fixture(scope="session")
 def mnist(default_config):
   """The default config's splits."""
   return input_pipeline.load(default_config)
@@ -295,9 +290,9 @@ def read_jsonl(workdir):
 
 
 @functools.cache
-def _warm_python():
+def warm_python(project=PROJECT):
   process = subprocess.Popen(
-    [sys.executable, str(PROJECT / "tests/warm_python.py")],
+    [sys.executable, str(project / "tests/warm_python.py")],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
@@ -307,11 +302,14 @@ def _warm_python():
   return process
 
 
-def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
+def run_program(
+  program, *args, cwd, stdin=b"", is_read=True, project=PROJECT, **environment
+):
   """Runs a program as a user would, except that its imports are done already.
 
   If `is_read` is false, the program's stdout is a pipe whose reader has exited.
   """
+  warm = warm_python(project)
   with tempfile.TemporaryDirectory() as folder:
     pipes = {
       name: pathlib.Path(folder, name) for name in ("stdin", "stdout", "stderr")
@@ -325,8 +323,8 @@ def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
     }
     if not is_read:
       command["stdout"] = ""
-    print(json.dumps(command), file=_warm_python().stdin, flush=True)
-    returncode = int(_warm_python().stdout.readline())
+    print(json.dumps(command), file=warm.stdin, flush=True)
+    returncode = int(warm.stdout.readline())
     return subprocess.CompletedProcess(
       argv, returncode, pipes["stdout"].read_text(), pipes["stderr"].read_text()
     )

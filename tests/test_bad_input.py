@@ -92,7 +92,9 @@ FLAGS = {
   "--config.checkpoint_every_steps=0": "config.checkpoint_every_steps=0: must",
   "--config.dataset=": "config.dataset=: must be the name of a data set",
   "--config.dataset=../mnist": "config.dataset=../mnist: must be the name",
-  "--config.dataset=huggingface:mnist": "dataset=huggingface:mnist: must be",
+  "--config.dataset=huggingface:mnist": (
+    "config.dataset=huggingface:mnist: must be the name of a data set"
+  ),
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: must be one of mnist,",
   "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: must be one of mnist,",
@@ -433,9 +435,8 @@ def run(tiny_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def data_flag(mnist, data_dir):
-  del mnist  # This fixture prepares the data.
-  return f"--config.data_dir={data_dir}"
+def data_flag(default_config):
+  return f"--config.data_dir={default_config.data_dir}"
 
 
 @pytest.mark.parametrize("flag", FLAGS)

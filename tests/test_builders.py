@@ -132,6 +132,22 @@ def test_a_prepared_data_set_is_read_even_if_its_files_are_gone(
   )
 
 
+def test_data_sets_prepared_from_one_folder_are_kept_apart(
+  family_config, family
+):
+  folder, images, _ = family
+  names = {}
+  for dataset in ("kmnist", "fashion_mnist"):
+    family_config.dataset = dataset
+    names[dataset] = builders.prepared(family_config).class_names
+  shutil.rmtree(folder)
+  assert names["kmnist"] != names["fashion_mnist"]
+  for dataset in names:
+    family_config.dataset = dataset
+    assert builders.prepared(family_config).class_names == names[dataset]
+    np.testing.assert_array_equal(read_test_images(family_config), images)
+
+
 def cut_off(path):
   path.write_bytes(path.read_bytes()[:-100])
 

@@ -1,14 +1,13 @@
 """Applies the changes in CONTRIBUTING.md to a copy, then trains it."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 from conftest import PROJECT
 from conftest import idx_bytes
+from conftest import run_program
+from conftest import warm_python
 import numpy as np
 import pytest
 
@@ -69,17 +68,14 @@ def run(copy, tmp_path):
       path.write_bytes(idx_bytes(array))
 
   def run(program, *args, **environment):
-    done = subprocess.run(
-      [sys.executable, copy / program, *args],
-      capture_output=True,
-      text=True,
-      cwd=tmp_path,
-      env={**os.environ, **environment},
+    done = run_program(
+      program, *args, cwd=tmp_path, project=copy, **environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
-  return run
+  yield run
+  warm_python(copy).kill()
 
 
 def flags(**overrides):

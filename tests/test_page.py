@@ -9,6 +9,7 @@ import shutil
 
 from conftest import pixels
 from conftest import run_program
+from flax import linen as nn
 import jax
 import numpy as np
 from PIL import Image
@@ -290,6 +291,78 @@ def test_a_pasted_digit_is_read(file, opened, images):
     tab.click("button")
   for form in forms:
     assert abs(np.int32(form) - images[0].ravel()).mean() < 10
+
+
+class Colors(nn.Module):
+  """Its logits are the pixels 5 and 14 of the middle row, in each channel."""
+
+  image_shape = (28, 28, 3)
+
+  @nn.compact
+  def __call__(self, x):
+    self.param("unused", nn.initializers.zeros, (1, 1))
+    return x[:, 14, 5:15:9].reshape(-1, 6)
+
+
+@pytest.fixture
+def color_page(run, opened, tmp_path):
+  """A page of color images, and a function: its probabilities of an image."""
+  config = run.config.copy_and_resolve_references()
+  config.dataset = "image_folder"
+  names = tuple("abcdef")
+  color_run = run._replace(
+    config=config, image_shape=(28, 28, 3), class_names=names
+  )
+  state = write(
+    tmp_path / "page.html", color_run._replace(state=new_state(Colors()))
+  )
+  return opened(tmp_path / "page.html"), lambda x: softmax(state, x[None])[0]
+
+
+_DROP = """(content) => {
+  const dataTransfer = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), (x) => x.charCodeAt(0));
+  dataTransfer.items.add(new File([bytes], "a.png", {type: "image/png"}));
+  // True if nothing has prevented what the browser does by default.
+  return ["dragover", "drop"].map((type) => document.body.dispatchEvent(
+    new DragEvent(type, {dataTransfer, bubbles: true, cancelable: true})));
+}"""
+
+
+def assert_shown(tab, probabilities):
+  tab.wait_for_function("document.querySelector('.best')")
+  np.testing.assert_allclose(bars(tab), probabilities, rtol=0, atol=1e-6)
+
+
+def test_a_narrow_color_image_is_shown_whole_and_inverted(color_page):
+  """It is 14 pixels wide; the rest has the color of its corner."""
+  tab, expected = color_page
+  rng = np.random.default_rng(0)
+  narrow = np.full((28, 14, 3), [10, 120, 230], np.uint8)
+  narrow[4:24, 4:10] = rng.integers(0, 256, (20, 6, 3))
+  image = np.tile(narrow[0, 0], (28, 28, 1))
+  image[:, 7:21] = narrow
+  content = {"name": "a.png", "mimeType": "image/png", "buffer": png(narrow)}
+  tab.set_input_files("input[type=file]", content)
+  assert_shown(tab, expected(image))
+  seen = tab.evaluate(
+    "[...seen.getContext('2d').getImageData(0, 0, 28, 28).data]"
+  )
+  np.testing.assert_array_equal(np.reshape(seen, (28, 28, 4))[..., :3], image)
+  before = tab.evaluate("document.querySelector('i').style.width")
+  tab.check("input[type=checkbox]")  # Inverts the image that is there.
+  tab.wait_for_function(
+    "(before) => document.querySelector('i').style.width !== before", arg=before
+  )
+  assert_shown(tab, expected(255 - image))
+
+
+def test_an_image_can_be_dropped(color_page):
+  tab, expected = color_page
+  image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
+  content = base64.b64encode(png(image)).decode()
+  assert tab.evaluate(_DROP, content) == [False, False]
+  assert_shown(tab, expected(image))
 
 
 def test_a_page_of_another_data_set_takes_image_files(

@@ -174,6 +174,16 @@ def stop_after(monkeypatch, save_step):
   return Crash
 
 
+def test_a_state_saved_between_two_validations_is_not_the_best(
+  tiny_config, tmp_path, monkeypatch
+):
+  tiny_config.checkpoint_every_steps = 2  # It is validated every 4.
+  with pytest.raises(stop_after(monkeypatch, 6)):
+    train.train_and_evaluate(tiny_config, tmp_path)
+  assert checkpoints.all_steps(tmp_path) == [2, 4, 6]
+  assert runs.open_run(tmp_path, "best").step == 4
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_resumed_run_equals_an_uninterrupted_one(
   tiny_run, tiny_config, tmp_path, monkeypatch
