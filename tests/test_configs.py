@@ -1,5 +1,4 @@
 import json
-import re
 import runpy
 
 from conftest import PROJECT
@@ -7,7 +6,6 @@ from conftest import if_meant
 import pytest
 
 from configs import default
-import optimizer
 from sources import builders
 import train
 
@@ -25,19 +23,6 @@ def test_every_config_is_locked_and_has_the_default_keys(path):
   assert config.batch_size == 7
   with pytest.raises(TypeError):
     config.batch_size = "many"
-
-
-def test_every_key_is_used():
-  folders = (".", "machine", "report", "rundir", "sources")
-  files = [path for name in folders for path in (PROJECT / name).glob("*.py")]
-  code = "".join(path.read_text() for path in files)
-  read = set(re.findall(r"config\.(\w+)", code))
-  # The splits are read by computed names.
-  read |= {"train_split", "validation_split", "test_split"}
-  for table in (optimizer.OPTIMIZERS, optimizer.SCHEDULES):
-    for entry in table.values():
-      read |= set(optimizer.keys_read(entry))
-  assert set(default.get_config()) <= read
 
 
 def test_a_run_finds_everything_in_the_home_directory(
