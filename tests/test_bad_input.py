@@ -467,6 +467,7 @@ def kmnist(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", IDX_FILES)
 def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
   damaged, content, culprit = IDX_FILES[case]
@@ -484,6 +485,7 @@ def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
 
 
 @pytest.mark.usefixtures("run")
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RUNS)
 def test_a_damaged_run_directory_is_refused(case, tmp_path):
   damage, culprit = RUNS[case]
@@ -491,6 +493,7 @@ def test_a_damaged_run_directory_is_refused(case, tmp_path):
   check(tmp_path, "evaluate.py", "--workdir=run", culprit=culprit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_bad_image_is_refused(name, tiny_run, tmp_path):
   content, culprit = IMAGES[name]
@@ -502,6 +505,7 @@ def test_a_bad_image_is_refused(name, tiny_run, tmp_path):
 
 
 @pytest.mark.usefixtures("run")
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bad_arguments_are_refused(command, tmp_path):
   check(tmp_path, *command.split(), culprit=COMMANDS[command])
@@ -518,6 +522,7 @@ class Canary:
 
 
 @pytest.mark.usefixtures("run", "data_flag")
+@pytest.mark.slow
 @pytest.mark.parametrize("readable", [(), ("config.json", "dataset.json")])
 def test_a_hostile_run_directory_executes_nothing(
   readable, tiny_config, tmp_path
@@ -543,6 +548,7 @@ def test_a_hostile_run_directory_executes_nothing(
 
 
 @pytest.mark.usefixtures("run", "data_flag")
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "command",
   [

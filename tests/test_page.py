@@ -111,6 +111,7 @@ def write(file, run, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.slow
 def test_the_page_computes_the_same_probabilities(
   dtype, run, images, opened, tmp_path
 ):
@@ -124,6 +125,7 @@ def test_the_page_computes_the_same_probabilities(
   )
 
 
+@pytest.mark.slow
 def test_the_page_can_compute_another_network(run, images, opened, tmp_path):
   state = new_state(Other())
   write(tmp_path / "page.html", run._replace(state=state))
@@ -183,6 +185,7 @@ def drawing(tab):
   return base64.b64decode(url.partition(",")[2])
 
 
+@pytest.mark.slow
 def test_a_drawing_is_read_as_predict_reads_it(
   file, opened, tiny_run, tmp_path
 ):
@@ -216,6 +219,7 @@ def test_a_drawing_is_read_as_predict_reads_it(
   assert not tab.evaluate("toMnistForm(inkOf(), pad.width)")
 
 
+@pytest.mark.slow
 def test_drawing_works_by_touch(file, opened):
   tab = opened(file, has_touch=True, viewport={"width": 390, "height": 844})
   box = tab.locator("#pad").bounding_box()
@@ -256,6 +260,7 @@ def random_strokes(rng):
     yield points.clip(15, 265).tolist()
 
 
+@pytest.mark.slow
 def test_the_page_and_predict_bring_drawings_to_the_same_form(file, opened):
   tab, rng = opened(file), np.random.default_rng(0)
   for _ in range(50):
@@ -281,6 +286,7 @@ def png(image):
   return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_pasted_digit_is_read(file, opened, images):
   tab = opened(file)
   forms = []
@@ -334,6 +340,7 @@ def assert_shown(tab, probabilities):
   np.testing.assert_allclose(bars(tab), probabilities, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_narrow_color_image_is_shown_whole_and_inverted(color_page):
   """It is 14 pixels wide; the rest has the color of its corner."""
   tab, expected = color_page
@@ -357,6 +364,7 @@ def test_a_narrow_color_image_is_shown_whole_and_inverted(color_page):
   assert_shown(tab, expected(255 - image))
 
 
+@pytest.mark.slow
 def test_an_image_can_be_dropped(color_page):
   tab, expected = color_page
   image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
@@ -365,6 +373,7 @@ def test_an_image_can_be_dropped(color_page):
   assert_shown(tab, expected(image))
 
 
+@pytest.mark.slow
 def test_a_page_of_another_data_set_takes_image_files(
   run, images, opened, tmp_path
 ):

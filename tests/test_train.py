@@ -212,7 +212,7 @@ def test_a_recipe_resumes_exactly_and_scores_its_average(
     optimizer="adamw",
     weight_decay=0.02,
     schedule="one_cycle",
-    warmup_steps=5,
+    warmup_steps=3,
     learning_rate=0.002,
     label_smoothing=0.1,
     ema_decay=0.9,
@@ -397,6 +397,7 @@ def test_the_directory_of_another_run_is_refused(tiny_run, tiny_config):
   assert content() == before
 
 
+@pytest.mark.slow
 def test_the_command_trains_resumes_and_needs_no_tensorflow(
   tiny_config, tmp_path
 ):
