@@ -118,6 +118,7 @@ def draw(
   grid = picture.subplots(rows, 2 * columns).reshape(-1, 2)
   for axes in grid.ravel():
     axes.axis("off")
+    axes.set_anchor("N")  # Titles are in line.
   for (left, right), (image, digit, title, color) in zip(
     grid, shown, strict=False
   ):
@@ -166,7 +167,7 @@ def main() -> None:
       },
     }
     print({name: list(result[name].values())[:4]})
-    index = np.random.default_rng(len(shown)).integers(len(labels))
+    index = np.random.default_rng([len(shown), 2]).integers(len(labels))
     reading = f"{labels[index]} read as {probabilities[index].argmax()}"
     mark = ", unsure" * bool(doubts[index])
     title = f"{name.split(',')[0]}:\n{reading}{mark}"

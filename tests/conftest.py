@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from flax import serialization
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ import tensorflow_datasets as tfds
 from configs import default
 import input_pipeline
 from machine import compiling
+from sources import builders
 from sources import idx_dataset
 import train
 
@@ -46,12 +49,27 @@ def pytest_configure(config):
   )
 
 
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory):
+  """The folder that all workers of pytest-xdist share."""
+  folder = tmp_path_factory.getbasetemp()
+  return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@contextlib.contextmanager
+def only_one_worker(path):
+  """Yields whether `path` is to be made, while the other workers wait."""
+  with open(f"{path}.lock", "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield lock.tell() == 0
+    lock.write("made")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
+def compilation_cache(shared_dir):
   """Lets the tests and their subprocesses compile each program once."""
-  folder = str(tmp_path_factory.mktemp("jax"))
   for name, value in {
-    "jax_compilation_cache_dir": folder,
+    "jax_compilation_cache_dir": str(shared_dir / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.1,
   }.items():
     jax.config.update(name, value)
@@ -59,16 +77,13 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-  """The folder in which MNIST is prepared for all tests."""
-  return str(tmp_path_factory.mktemp("tensorflow_datasets"))
-
-
-@pytest.fixture(scope="session")
-def default_config(data_dir):
-  """The default config, with `data_dir`."""
+def default_config(shared_dir):
+  """The default config, with a data_dir in which MNIST is prepared."""
   config = default.get_config()
-  config.data_dir = data_dir
+  config.data_dir = str(shared_dir / "tensorflow_datasets")
+  with only_one_worker(config.data_dir) as is_first:
+    if is_first:
+      builders.prepared(config)
   return config
 
 
@@ -104,10 +119,48 @@ def tiny_config(_tiny_config):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(_tiny_config, tmp_path_factory):
+def tiny_run(_tiny_config, shared_dir):
   """The complete run of `tiny_config`. Tests must not change it."""
-  workdir = tmp_path_factory.mktemp("runs") / "tiny"
-  train.train_and_evaluate(_tiny_config, workdir)
+  workdir = shared_dir / "tiny"
+  with only_one_worker(workdir) as is_first:
+    if is_first:
+      train.train_and_evaluate(_tiny_config, workdir)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def averaged_run(_tiny_config, mnist, shared_dir):
+  """A run on a .npz file, with averaged parameters. Tests must not change it.
+
+  It is saved every 2 steps and validated every 4, and ends at step 10.
+  """
+  workdir = shared_dir / "averaged"
+  config = _tiny_config.copy_and_resolve_references()
+  config.update(
+    dataset="arrays",
+    data_dir=str(shared_dir / "arrays"),
+    manual_dir=str(shared_dir / "own"),
+    train_split="train[50:]",
+    validation_split="train[:50]",
+    test_split="test",
+    num_steps=10,
+    ema_decay=0.5,
+    checkpoint_every_steps=2,
+    eval_every_steps=4,
+  )
+  with only_one_worker(workdir) as is_first:
+    if is_first:
+      train_images, test_images = pixels(mnist.train), pixels(mnist.test)
+      (shared_dir / "own").mkdir()
+      np.savez(
+        shared_dir / "own/digits.npz",
+        x_train=train_images[:150],
+        y_train=mnist.train.labels[:150],
+        x_test=test_images[100:180],
+        y_test=mnist.test.labels[100:180],
+      )
+      with mock.patch.object(train, "_draw"):  # It takes longer than 10 steps.
+        train.train_and_evaluate(config, workdir)
   return workdir
 
 
@@ -243,9 +296,9 @@ def temperature(workdir, step):
 
 
 @functools.cache
-def _warm_python():
+def warm_python(project=PROJECT):
   process = subprocess.Popen(
-    [sys.executable, str(PROJECT / "tests/warm_python.py")],
+    [sys.executable, str(project / "tests/warm_python.py")],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
@@ -255,11 +308,14 @@ def _warm_python():
   return process
 
 
-def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
+def run_program(
+  program, *args, cwd, stdin=b"", is_read=True, project=PROJECT, **environment
+):
   """Runs a program as a user would, except that its imports are done already.
 
   If `is_read` is false, the program's stdout is a pipe whose reader has exited.
   """
+  warm = warm_python(project)
   with tempfile.TemporaryDirectory() as folder:
     pipes = {
       name: pathlib.Path(folder, name) for name in ("stdin", "stdout", "stderr")
@@ -273,8 +329,8 @@ def run_program(program, *args, cwd, stdin=b"", is_read=True, **environment):
     }
     if not is_read:
       command["stdout"] = ""
-    print(json.dumps(command), file=_warm_python().stdin, flush=True)
-    returncode = int(_warm_python().stdout.readline())
+    print(json.dumps(command), file=warm.stdin, flush=True)
+    returncode = int(warm.stdout.readline())
     return subprocess.CompletedProcess(
       argv, returncode, pipes["stdout"].read_text(), pipes["stderr"].read_text()
     )

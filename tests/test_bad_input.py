@@ -92,7 +92,9 @@ FLAGS = {
   "--config.checkpoint_every_steps=0": "config.checkpoint_every_steps=0: must",
   "--config.dataset=": "config.dataset=: must be the name of a data set",
   "--config.dataset=../mnist": "config.dataset=../mnist: must be the name",
-  "--config.dataset=huggingface:mnist": "dataset=huggingface:mnist: must be",
+  "--config.dataset=huggingface:mnist": (
+    "config.dataset=huggingface:mnist: must be the name of a data set"
+  ),
   "--config.dataset=\x1b[2Jmnist": "config.dataset=\\x1b[2Jmnist: must be the",
   "--config.dataset=no_such_set": "dataset=no_such_set: must be one of mnist,",
   "--config.dataset=mnist:9.9.9": "dataset=mnist:9.9.9: must be one of mnist,",
@@ -379,7 +381,7 @@ COMMANDS = {
   "predict.py --workdir=run none.png": "none.png: No such file or directory",
   "predict.py --workdir=run ~nosuch/1.png": "~nosuch/1.png: No such file or",
   "predict.py --workdir=run run/checkpoints": "is a folder without images",
-  "predict.py --workdir=a\x1b]0;b\x07 x": "/a\\x1b]0;b\\x07: ] cannot be in the",
+  "predict.py --workdir=a\x1b]0;b\x07 x": "/a\\x1b]0;b\\x07: ] cannot be in",
   "predict.py --workdir=none none.png": "none/config.json: no such file",
   "compare.py ~nosuch": "~nosuch: contains no run directory",
   "compare.py none": "none: contains no run directory",
@@ -426,9 +428,8 @@ def run(tiny_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def data_flag(mnist, data_dir):
-  del mnist  # This fixture prepares the data.
-  return f"--config.data_dir={data_dir}"
+def data_flag(default_config):
+  return f"--config.data_dir={default_config.data_dir}"
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -459,6 +460,7 @@ def kmnist(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", IDX_FILES)
 def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
   damaged, content, culprit = IDX_FILES[case]
@@ -476,6 +478,7 @@ def test_a_bad_idx_file_is_refused(case, kmnist, tmp_path):
 
 
 @pytest.mark.usefixtures("run")
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RUNS)
 def test_a_damaged_run_directory_is_refused(case, tmp_path):
   damage, culprit = RUNS[case]
@@ -483,6 +486,7 @@ def test_a_damaged_run_directory_is_refused(case, tmp_path):
   check(tmp_path, "evaluate.py", "--workdir=run", culprit=culprit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_bad_image_is_refused(name, tiny_run, tmp_path):
   content, culprit = IMAGES[name]
@@ -494,6 +498,7 @@ def test_a_bad_image_is_refused(name, tiny_run, tmp_path):
 
 
 @pytest.mark.usefixtures("run")
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bad_arguments_are_refused(command, tmp_path):
   check(tmp_path, *command.split(), culprit=COMMANDS[command])
@@ -510,6 +515,7 @@ class Canary:
 
 
 @pytest.mark.usefixtures("run", "data_flag")
+@pytest.mark.slow
 @pytest.mark.parametrize("readable", [(), ("config.json", "dataset.json")])
 def test_a_hostile_run_directory_executes_nothing(
   readable, tiny_config, tmp_path
@@ -535,6 +541,7 @@ def test_a_hostile_run_directory_executes_nothing(
 
 
 @pytest.mark.usefixtures("run", "data_flag")
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "command",
   [

@@ -221,6 +221,42 @@ def test_a_damaged_checkpoint_is_skipped_and_kept(
   assert content(workdir / "damaged_checkpoints/4") == damaged
 
 
+def test_a_step_damaged_twice_is_kept_twice(four_steps, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(four_steps, workdir)
+  contents = []
+  for accuracy in (0.3, 0.4):
+    flip_a_byte(workdir / "checkpoints/4")
+    contents.append(data_file(workdir / "checkpoints/4").read_bytes())
+    assert save_all(workdir, [(4, accuracy)], start_step=3)[-1] == 4
+  kept = (workdir / "damaged_checkpoints").iterdir()
+  assert sorted(data_file(x).read_bytes() for x in kept) == sorted(contents)
+
+
+def test_a_fourth_save_waits_for_the_first(tmp_path, monkeypatch):
+  """At most three states are held in memory."""
+  may_write = threading.Event()
+  save = checkpoints.Manager._save
+
+  def slow_save(manager, *args):
+    assert may_write.wait(60)
+    save(manager, *args)
+
+  monkeypatch.setattr(checkpoints.Manager, "_save", slow_save)
+  with checkpoints.open_manager(tmp_path, 0) as manager:
+    for step in (1, 2, 3):
+      manager.save(step, small_state(step), ZERO, None)
+    fourth = threading.Thread(
+      target=manager.save, args=(4, small_state(4), ZERO, None)
+    )
+    fourth.start()
+    fourth.join(0.5)
+    assert fourth.is_alive()
+    may_write.set()
+    fourth.join()
+  assert checkpoints.all_steps(tmp_path) == [2, 3, 4]
+
+
 def test_a_damaged_older_checkpoint_does_not_stop_training(
   four_steps, tmp_path
 ):

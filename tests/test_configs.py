@@ -1,5 +1,4 @@
 import json
-import re
 import runpy
 
 from conftest import PROJECT
@@ -7,8 +6,6 @@ from conftest import if_meant
 import pytest
 
 from configs import default
-from configs import kmnist
-import optimizer
 from sources import builders
 import train
 
@@ -28,39 +25,24 @@ def test_every_config_is_locked_and_has_the_default_keys(path):
     config.batch_size = "many"
 
 
-def test_every_key_is_used():
-  folders = (".", "machine", "report", "rundir", "sources")
-  files = [path for name in folders for path in (PROJECT / name).glob("*.py")]
-  code = "".join(path.read_text() for path in files)
-  read = set(re.findall(r"config\.(\w+)", code))
-  # The splits are read by computed names.
-  read |= {"train_split", "validation_split", "test_split"}
-  for table in (optimizer.OPTIMIZERS, optimizer.SCHEDULES):
-    for entry in table.values():
-      read |= set(optimizer.keys_read(entry))
-  assert set(default.get_config()) <= read
-
-
-def test_kmnist_trains_on_files_in_the_home_directory(
-  family, tmp_path, monkeypatch
+def test_a_run_finds_everything_in_the_home_directory(
+  family, tiny_config, tmp_path, monkeypatch
 ):
   _, images, _ = family
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "elsewhere").mkdir()
   monkeypatch.chdir(tmp_path / "elsewhere")
-  config = kmnist.get_config()
-  config.update(
+  monkeypatch.setattr(train, "_draw", lambda *args: None)
+  tiny_config.update(
+    dataset="kmnist",
     data_dir="~/data",
     manual_dir="~/family",
-    train_split="train[100:]",
-    validation_split="train[:100]",
+    train_split="train[100:200]",
     num_steps=3,
-    warmup_steps=1,
-    clean_steps=1,
-    batch_size=16,
   )
-  result = train.train_and_evaluate(config, "~/run")
+  result = train.train_and_evaluate(tiny_config, "~/run")
   assert result["global_step"] == 3
+  images = images[:70]
   assert result["accuracy"] * len(images) == pytest.approx(
     round(result["accuracy"] * len(images))
   )
@@ -109,6 +91,64 @@ def test_the_default_values_are_those_of_the_tutorial():
     "eval_every_steps": 1000,
     "checkpoint_every_steps": 1000,
   }, if_meant("update the defaults in this test")
+
+
+PRESETS = {
+  "default": {},
+  "accurate": {
+    "augment_elastic": 20.0,
+    "augment_rotation": 12.0,
+    "augment_scale": 0.12,
+    "augment_shear": 0.12,
+    "augment_shift": 2.0,
+    "batch_size": 50,
+    "clean_steps": 4400,
+    "dropout_rate": 0.5,
+    "ema_decay": 0.9995,
+    "learning_rate": 0.0014,
+    "num_steps": 44000,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "train_split": "train[1000:]",
+    "validation_split": "train[:1000]",
+    "warmup_steps": 2000,
+    "weight_decay": 0.05,
+  },
+  "fashion_mnist": {
+    "augment_scale": 0.1,
+    "augment_shift": 2.0,
+    "dataset": "fashion_mnist",
+    "ema_decay": 0.999,
+    "learning_rate": 0.05,
+    "momentum": 0.9,
+    "num_steps": 5500,
+    "schedule": "cosine",
+    "warmup_steps": 275,
+  },
+  "fast": {
+    "adam_b2": 0.98,
+    "batch_size": 50,
+    "dropout_rate": 0.0,
+    "eval_every_steps": 50,
+    "label_smoothing": 0.2,
+    "learning_rate": 0.006,
+    "log_every_steps": 25,
+    "num_steps": 400,
+    "optimizer": "nadamw",
+    "schedule": "one_cycle",
+    "warmup_steps": 40,
+  },
+}
+PRESETS["kmnist"] = PRESETS["accurate"] | {"dataset": "kmnist"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_preset_changes_these_values(path):
+  config = runpy.run_path(str(path))["get_config"]().to_dict()
+  defaults = default.get_config().to_dict()
+  assert {
+    key: value for key, value in config.items() if value != defaults[key]
+  } == PRESETS[path.stem], if_meant("update the preset in this test")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -21,7 +21,7 @@ from rundir import runs
 import train
 
 # A rounding error that decides the sign of a ReLU's input or the larger of two
-# pixels is amplified: parameters differ by 7e-9 after 50 steps with jax 0.10.2
+# pixels is amplified: after 50 steps, parameters differ by 7e-9 with jax 0.10.2
 # and by 4e-6 with 0.7.2.
 MAX_DIFFERENCE = 1e-5
 
@@ -46,17 +46,18 @@ def result(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_the_number_of_devices_changes_only_rounding(result, devices):
-  """Dropout and the order are the same, so 50 steps have the same result."""
+  """Dropout and the order are the same, so 20 steps have the same result."""
   one, many = result["1"], result[str(devices)]
   assert many["devices"] == devices
   # The sum of the loss and the counts of right answers and examples, per step.
   np.testing.assert_allclose(many["metrics"], one["metrics"], rtol=1e-6)
-  assert np.shape(many["metrics"]) == (50, 3)
+  assert np.shape(many["metrics"]) == (20, 3)
   assert many["difference"] < MAX_DIFFERENCE
 
 
+@pytest.mark.slow
 def test_eight_devices_evaluate_every_image_once(result):
   """Their number divides one of the two batch sizes."""
   expected = result["1"]["tests"][0]
@@ -65,17 +66,20 @@ def test_eight_devices_evaluate_every_image_once(result):
     np.testing.assert_allclose(means["loss"], expected["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_device_has_all_probabilities(result):
   assert result["8"]["whole"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["8 to 1", "1 to 8"])
 def test_a_checkpoint_resumes_on_another_number_of_devices(result, change):
-  metrics = result["1"]["metrics"][25:]
+  metrics = result["1"]["metrics"][10:]
   np.testing.assert_allclose(result[change]["metrics"], metrics, rtol=1e-6)
   assert result[change]["difference"] < MAX_DIFFERENCE
 
 
+@pytest.mark.slow
 def test_gradients_are_summed_in_one_operation(result):
   with_gradients = [x for x in result["all_reduces"] if "f32[1024]" in x]
   assert len(with_gradients) == 1

@@ -33,10 +33,11 @@ import steps
 PICTURES = ("confusion_matrix.png", "mistakes.png", "calibration.png")
 
 
-@pytest.fixture
-def run(tiny_run, tmp_path):
-  """A copy of the tiny run that a test may change."""
-  return shutil.copytree(tiny_run, tmp_path / "run")
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+  """Skips drawing, which takes most of the time, but in the first test."""
+  if "numpy" not in request.node.name:
+    monkeypatch.setattr(evaluation, "drawings", lambda evaluated: {})
 
 
 def test_the_scores_equal_those_of_numpy(run, mnist, monkeypatch):
@@ -205,6 +206,19 @@ def test_several_runs_are_scored_by_the_mean_of_their_probabilities(
   written = json.loads((folder / "metrics.json").read_text())
   names = [str(workdir) for workdir in workdirs]
   assert written.items() >= {**result, "run": names}.items()
+
+
+def test_a_probability_of_0_has_a_finite_loss(tiny_run, tmp_path, monkeypatch):
+  """Runs that are certain and wrong have the largest loss of a float32."""
+  run = runs.open_run(tiny_run)
+  params = jax.tree.map(jax.numpy.zeros_like, run.state.params)
+  params["logits"]["bias"] = params["logits"]["bias"].at[3].set(1e4)
+  certain = run._replace(state=run.state.replace(params=params))
+  monkeypatch.setattr(runs, "open_ensemble", lambda *_: [certain, certain])
+  result, _ = evaluate.evaluate([tiny_run] * 2, output=tmp_path / "out")
+  largest = -np.log(np.finfo(np.float32).tiny)
+  assert 0 < result["accuracy"] < 1
+  assert result["loss"] == pytest.approx((1 - result["accuracy"]) * largest)
 
 
 def test_an_ensemble_must_have_the_same_classes(run, tiny_run, tmp_path):

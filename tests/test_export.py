@@ -287,18 +287,6 @@ def test_safetensors_give_the_same_logits_in_pytorch(
   np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
 
 
-def test_the_moving_average_is_exported(run):
-  average = jax.tree.map(lambda x: x + 1, run.state.params)
-  network = trace.trace(
-    run.state.replace(ema_params=average),
-    jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8),
-  )
-  used = {x for op in network.ops for x in op.inputs if isinstance(x, str)}
-  assert used >= network.params.keys()
-  for name, array in trees.named(average):
-    np.testing.assert_array_equal(network.params[name], array)
-
-
 def test_the_accuracy_is_that_of_the_rounded_weights(
   tiny_run, mnist, tmp_path, monkeypatch
 ):

@@ -321,9 +321,10 @@ def test_prepared_mnist_equals_the_shipped_files_in_order(mnist):
   np.testing.assert_array_equal(mnist.test.labels, shipped(FILES[3], 8))
 
 
-def test_mnist_is_not_prepared_where_tfds_puts_its_own(mnist, data_dir):
-  del mnist  # The fixture prepares it.
-  names = {path.name for path in pathlib.Path(data_dir).iterdir()}
+def test_mnist_is_not_prepared_where_tfds_puts_its_own(default_config):
+  names = {
+    path.name for path in pathlib.Path(default_config.data_dir).iterdir()
+  }
   assert names == {"own_images"}
 
 

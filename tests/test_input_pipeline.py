@@ -125,6 +125,39 @@ def test_the_error_for_a_split_that_is_too_long_suggests_percentages(
   )
 
 
+@pytest.mark.parametrize(
+  "change", ["nothing", "a pixel", "a label", "the order", "the shape"]
+)
+def test_the_checksum_is_that_of_the_examples(change, default_config, tmp_path):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (20, 6, 4), np.uint8)
+  labels = np.arange(20) % 3
+  config = default_config.copy_and_resolve_references()
+  config.update(dataset="arrays", data_dir=str(tmp_path / "data"))
+
+  def checksums(name):
+    (tmp_path / name).mkdir()
+    np.savez(tmp_path / name / "a.npz", x_train=images, y_train=labels)
+    config.manual_dir = str(tmp_path / name)
+    for key in ("train", "validation", "test"):
+      config[f"{key}_split"] = f"train[{'10:' if key == 'train' else ':10'}]"
+    return input_pipeline.load(config).crc32
+
+  before = checksums("before")
+  if change == "a pixel":
+    images[15, 2, 3] ^= 1
+  elif change == "a label":
+    labels[15] = (labels[15] + 1) % 3
+  elif change == "the order":
+    images[10:], labels[10:] = images[:9:-1].copy(), labels[:9:-1].copy()
+  elif change == "the shape":
+    images = images.reshape(20, 4, 6)
+  after = checksums("after")
+  assert (after["train"] == before["train"]) == (change == "nothing")
+  assert (after["test"] == before["test"]) == (change != "the shape")
+  assert after["validation"] == after["test"]
+
+
 def test_a_class_without_training_examples_causes_a_warning(
   tiny_builder, tiny_set_config, monkeypatch
 ):

@@ -42,6 +42,7 @@ def test_writes_jsonl_and_tensorboard(tmp_path, config):
   with logs.Logger(tmp_path, config, 0) as logger:
     logger.train(10, {"loss": 2.5, "accuracy": 0.25}, 0.001)
     logger.probabilities(10, np.array([3, 4]), probabilities)
+    assert [r["step"] for r in read_jsonl(tmp_path)] == [10]  # Right away.
     logger.evaluation(20, "validation", {"loss": 1.5, "accuracy": 0.5})
   train, validation = read_jsonl(tmp_path)
   assert train.pop("steps_per_second") > 0

@@ -113,6 +113,7 @@ def write(file, run, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.slow
 def test_the_page_computes_the_same_probabilities(
   dtype, run, images, opened, tmp_path
 ):
@@ -126,6 +127,7 @@ def test_the_page_computes_the_same_probabilities(
   )
 
 
+@pytest.mark.slow
 def test_the_page_can_compute_another_network(run, images, opened, tmp_path):
   state = new_state(Other())
   write(tmp_path / "page.html", run._replace(state=state))
@@ -185,6 +187,7 @@ def drawing(tab):
   return base64.b64decode(url.partition(",")[2])
 
 
+@pytest.mark.slow
 def test_a_drawing_is_read_as_predict_reads_it(
   file, opened, tiny_run, tmp_path
 ):
@@ -218,6 +221,7 @@ def test_a_drawing_is_read_as_predict_reads_it(
   assert not tab.evaluate("toMnistForm(inkOf(), pad.width)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.05, 50])
 def test_the_page_is_calibrated_and_unsure_as_predict_is(
   temperature, run, images, opened, tmp_path
@@ -241,6 +245,7 @@ def test_the_page_is_calibrated_and_unsure_as_predict_is(
   assert tab.inner_text("#reading") == reading
 
 
+@pytest.mark.slow
 def test_the_page_works_by_keyboard_in_a_sandboxed_frame(
   file, opened, mnist, tmp_path
 ):
@@ -268,6 +273,7 @@ def test_the_page_works_by_keyboard_in_a_sandboxed_frame(
   assert hint.is_visible() and bars(frame) == [0] * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["drawing", "file"])
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390)])
 def test_the_page_fits_the_window(size, form, run, opened, tmp_path):
@@ -288,6 +294,7 @@ def test_the_page_fits_the_window(size, form, run, opened, tmp_path):
     assert share > (0.35 if width < height else 0.6)
 
 
+@pytest.mark.slow
 def test_drawing_works_by_touch(file, opened):
   tab = opened(file, has_touch=True, viewport={"width": 390, "height": 844})
   box = tab.locator("#pad").bounding_box()
@@ -328,6 +335,7 @@ def random_strokes(rng):
     yield points.clip(15, 265).tolist()
 
 
+@pytest.mark.slow
 def test_the_page_and_predict_bring_drawings_to_the_same_form(file, opened):
   tab, rng = opened(file), np.random.default_rng(0)
   for _ in range(50):
@@ -353,6 +361,7 @@ def png(image):
   return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_pasted_digit_is_read(file, opened, images):
   tab = opened(file)
   forms = []
@@ -365,6 +374,81 @@ def test_a_pasted_digit_is_read(file, opened, images):
     assert abs(np.int32(form) - images[0].ravel()).mean() < 10
 
 
+class Colors(nn.Module):
+  """Its logits are the pixels 5 and 14 of the middle row, in each channel."""
+
+  image_shape = (28, 28, 3)
+
+  @nn.compact
+  def __call__(self, x):
+    self.param("unused", nn.initializers.zeros, (1, 1))
+    return x[:, 14, 5:15:9].reshape(-1, 6)
+
+
+@pytest.fixture
+def color_page(run, opened, tmp_path):
+  """A page of color images, and a function: its probabilities of an image."""
+  config = run.config.copy_and_resolve_references()
+  config.dataset = "image_folder"
+  names = tuple("abcdef")
+  color_run = run._replace(
+    config=config, image_shape=(28, 28, 3), class_names=names
+  )
+  state = write(
+    tmp_path / "page.html", color_run._replace(state=new_state(Colors()))
+  )
+  return opened(tmp_path / "page.html"), lambda x: softmax(state, x[None])[0]
+
+
+_DROP = """(content) => {
+  const dataTransfer = new DataTransfer();
+  const bytes = Uint8Array.from(atob(content), (x) => x.charCodeAt(0));
+  dataTransfer.items.add(new File([bytes], "a.png", {type: "image/png"}));
+  // True if nothing has prevented what the browser does by default.
+  return ["dragover", "drop"].map((type) => document.body.dispatchEvent(
+    new DragEvent(type, {dataTransfer, bubbles: true, cancelable: true})));
+}"""
+
+
+def assert_shown(tab, probabilities):
+  tab.wait_for_function("document.querySelector('.best')")
+  np.testing.assert_allclose(bars(tab), probabilities, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_narrow_color_image_is_shown_whole_and_inverted(color_page):
+  """It is 14 pixels wide; the rest has the color of its corner."""
+  tab, expected = color_page
+  rng = np.random.default_rng(0)
+  narrow = np.full((28, 14, 3), [10, 120, 230], np.uint8)
+  narrow[4:24, 4:10] = rng.integers(0, 256, (20, 6, 3))
+  image = np.tile(narrow[0, 0], (28, 28, 1))
+  image[:, 7:21] = narrow
+  content = {"name": "a.png", "mimeType": "image/png", "buffer": png(narrow)}
+  tab.set_input_files("input[type=file]", content)
+  assert_shown(tab, expected(image))
+  seen = tab.evaluate(
+    "[...seen.getContext('2d').getImageData(0, 0, 28, 28).data]"
+  )
+  np.testing.assert_array_equal(np.reshape(seen, (28, 28, 4))[..., :3], image)
+  before = tab.evaluate("document.querySelector('i').style.width")
+  tab.check("input[type=checkbox]")  # Inverts the image that is there.
+  tab.wait_for_function(
+    "(before) => document.querySelector('i').style.width !== before", arg=before
+  )
+  assert_shown(tab, expected(255 - image))
+
+
+@pytest.mark.slow
+def test_an_image_can_be_dropped(color_page):
+  tab, expected = color_page
+  image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
+  content = base64.b64encode(png(image)).decode()
+  assert tab.evaluate(_DROP, content) == [False, False]
+  assert_shown(tab, expected(image))
+
+
+@pytest.mark.slow
 def test_a_page_of_another_data_set_takes_image_files(
   run, images, opened, tmp_path
 ):
@@ -385,50 +469,3 @@ def test_a_page_of_another_data_set_takes_image_files(
     tab.check("input[type=checkbox]")  # For the second image.
   tab.set_input_files("input[type=file]", {**image, "buffer": b"text"})
   tab.wait_for_selector("text=This browser cannot read that file")
-
-
-class Colors(nn.Module):
-  """A network whose logits are the mean of each channel."""
-
-  image_shape = (28, 28, 3)
-
-  @nn.compact
-  def __call__(self, x):
-    scale = self.param("scale", nn.initializers.ones, (3,))
-    return x.mean((1, 2)) * scale
-
-
-_DROP = """(content) => {
-  const dataTransfer = new DataTransfer();
-  const bytes = Uint8Array.from(atob(content), (x) => x.charCodeAt(0));
-  dataTransfer.items.add(new File([bytes], "a.png", {type: "image/png"}));
-  return ["dragover", "drop"].map((type) => document.dispatchEvent(
-    new DragEvent(type, {dataTransfer, cancelable: true})
-  ));
-}"""
-
-
-def test_a_dropped_picture_is_scaled_to_fit_in_its_colors(
-  run, opened, tmp_path
-):
-  config = run.config.copy_and_resolve_references()
-  config.dataset = "image_folder"
-  run = run._replace(
-    config=config,
-    state=new_state(Colors()),
-    image_shape=(28, 28, 3),
-    class_names=("red", "green", "blue"),
-  )
-  write(tmp_path / "page.html", run)
-  tab = opened(tmp_path / "page.html")
-  picture = np.full((20, 40, 3), (51, 102, 0), np.uint8)
-  picture[:, -10:] = (51, 102, 255)  # Would not fit if the height filled it.
-  content = base64.b64encode(png(picture)).decode()
-  assert tab.evaluate(_DROP, content) == [False, False]  # Not left to browsers.
-  tab.wait_for_selector(".best")
-  # The picture takes half of the square; what is around it has its color.
-  means = np.array([0.2, 0.4, 1 / 8])
-  for is_inverted in (False, True):
-    tab.set_checked("input[type=checkbox]", is_inverted)
-    expected = jax.nn.softmax(1 - means if is_inverted else means)
-    np.testing.assert_allclose(bars(tab), expected, rtol=0, atol=3e-3)

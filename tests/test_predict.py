@@ -12,6 +12,7 @@ from conftest import pixels
 from conftest import run_program
 from conftest import temperature
 import jax
+from matplotlib import figure
 import ml_collections
 import numpy as np
 from PIL import Image
@@ -505,6 +506,24 @@ def test_several_runs_are_an_ensemble(
   record = json.loads(capsys.readouterr().out)
   actual = [record["probabilities"][str(digit)] for digit in range(10)]
   np.testing.assert_allclose(actual, np.mean(rows, axis=0), rtol=1e-5)
+
+
+def test_a_sheet_shows_the_first_50_digits(
+  tiny_run, mnist, tmp_path, monkeypatch, capsys
+):
+  images = np.asarray(pixels(mnist.test)[:52, ..., 0])
+  np.save(tmp_path / "a.npy", images)
+  draw = mock.Mock(wraps=lambda *_: figure.Figure())
+  monkeypatch.setattr(figures, "predictions", draw)
+  args = (f"--workdir={tiny_run}", "--raw", "--json", tmp_path / "a.npy")
+  sheet = tmp_path / "sheet.png"
+  assert predict_in_process(monkeypatch, *args, f"--sheet={sheet}") == 0
+  printed = capsys.readouterr()
+  assert len(printed.out.splitlines()) == 52
+  assert printed.err == f"{sheet} shows only the first 50 digits\n"
+  for shown in draw.call_args.args[:2]:
+    assert len(shown) == 50
+    np.testing.assert_array_equal(np.squeeze(shown), images[:50])
 
 
 def test_names_that_the_terminal_cannot_encode_are_printed(

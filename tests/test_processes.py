@@ -23,7 +23,7 @@ from rundir import directory
 from rundir import runs
 import train
 
-NUM_STEPS = 40
+NUM_STEPS = 25
 MAX_DIFFERENCE = 1e-5  # From rounding, as in test_devices.py.
 
 
@@ -95,8 +95,8 @@ def test_two_processes_stop_and_resume_as_one(config, tmp_path):
   run, alone = tmp_path / "run", tmp_path / "alone"
 
   running = start(run, [config] * 2, devices=2)
-  # Step 8 is saved by then, and maybe 16.
-  wait_for(f"step 20/{NUM_STEPS}  train loss", running[0])
+  # Step 8 is saved by then.
+  wait_for(f"step 10/{NUM_STEPS}  train loss", running[0])
   running[0].kill()
   statuses, _, errors = finish(running)
   assert statuses[0] == -signal.SIGKILL
@@ -183,6 +183,7 @@ def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
     directory.create(tmp_path / "run", default.get_config(), {})
 
 
+@pytest.mark.slow
 def test_processes_with_different_data_are_refused(config, tmp_path):
   other = config.copy_and_resolve_references()
   other.train_split = "train[:100]"  # The same number of other images.

@@ -1,6 +1,5 @@
 """Whole runs: what they write, how they resume, what the program prints."""
 
-import contextlib
 import functools
 import json
 import os
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from unittest import mock
 
 from conftest import PROJECT
@@ -18,7 +16,9 @@ from conftest import jit
 from conftest import pixels
 from conftest import read_events
 from conftest import read_jsonl
+from conftest import run_program
 from conftest import run_train
+from conftest import train_command
 import jax
 from matplotlib import image
 import numpy as np
@@ -32,21 +32,12 @@ from machine import errors
 from machine import signals
 from model import CNN
 import optimizer
-from report import pictures
 from rundir import checkpoints
 from rundir import directory
 from rundir import logs
 from rundir import runs
 import steps
 import train
-
-TINY = (
-  "--config.train_split=train[5000:5100]",
-  "--config.validation_split=train[:50]",
-  "--config.test_split=test[:70]",
-  "--config.batch_size=16",
-  "--config.num_steps=6",
-)
 
 
 @pytest.fixture
@@ -174,6 +165,16 @@ def stop_after(monkeypatch, save_step):
   return Crash
 
 
+def test_a_state_saved_between_two_validations_is_not_the_best(
+  tiny_config, tmp_path, monkeypatch
+):
+  tiny_config.checkpoint_every_steps = 2  # It is validated every 4.
+  with pytest.raises(stop_after(monkeypatch, 6)):
+    train.train_and_evaluate(tiny_config, tmp_path)
+  assert checkpoints.all_steps(tmp_path) == [2, 4, 6]
+  assert runs.open_run(tmp_path, "best").step == 4
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_resumed_run_equals_an_uninterrupted_one(
   tiny_run, tiny_config, tmp_path, monkeypatch
@@ -201,15 +202,17 @@ def scored_by_numpy(logits, labels):
 
 
 @pytest.mark.slow
-def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
-  """Evaluation uses the averaged parameters and undeformed images."""
-  draw = mock.Mock()
-  monkeypatch.setattr(pictures, "draw", draw)
+@pytest.mark.usefixtures("no_pictures")
+def test_a_recipe_resumes_exactly_and_scores_its_average(
+  tiny_config, mnist, tmp_path, monkeypatch
+):
   tiny_config.update(
+    num_steps=8,
+    log_every_steps=2,
     optimizer="adamw",
     weight_decay=0.02,
     schedule="one_cycle",
-    warmup_steps=5,
+    warmup_steps=3,
     learning_rate=0.002,
     label_smoothing=0.1,
     ema_decay=0.9,
@@ -218,26 +221,24 @@ def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
     clean_steps=2,
   )
   stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-  train_step = mock.Mock(wraps=steps.train_step)
-  with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 8)):
-    patch.setattr(steps, "train_step", train_step)
+  smooth_loss = mock.Mock(wraps=steps.smooth_loss)
+  with monkeypatch.context() as patch, pytest.raises(stop_after(patch, 4)):
+    patch.setattr(steps, "smooth_loss", smooth_loss)
     train.train_and_evaluate(tiny_config, stopped)
-  assert train_step.call_args.args[-1] == tiny_config.label_smoothing
+  assert smooth_loss.call_args.args[2] == 0.1
   result = train.train_and_evaluate(tiny_config, stopped)
   assert result == train.train_and_evaluate(tiny_config, whole)
   states = [runs.open_run(each).state for each in (stopped, whole)]
   assert_same_state(*states)
-  average, last = states[0].ema_params, states[0].params
-  assert (average["conv1"]["kernel"] != last["conv1"]["kernel"]).any()
   records = without_speed(read_jsonl(whole))
   assert without_speed(read_jsonl(stopped)) == records
   rates = [r["learning_rate"] for r in records if "learning_rate" in r]
   schedule = optimizer.schedule(tiny_config)
-  assert rates == [float(schedule(step - 1)) for step in (5, 10, 15, 20)]
-  # At step 16, training images are still deformed.
+  assert rates == [float(schedule(step - 1)) for step in (2, 4, 6, 8)]
+  # At step 4, training images are still deformed; these are not.
   for step, split, examples, size in (
-    (16, "validation", mnist.validation, 50),
-    (20, "test", mnist.test, 70),
+    (4, "validation", mnist.validation, 50),
+    (8, "test", mnist.test, 70),
   ):
     params = runs.open_run(whole, str(step)).state.ema_params
     images = np.float32(pixels(examples)[:size]) / 255
@@ -248,14 +249,6 @@ def test_a_recipe_resumes_exactly(tiny_config, mnist, tmp_path, monkeypatch):
     )
     assert record[f"{split}_accuracy"] == accuracy
     np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
-
-  # The pictures are those of the last state and its test results.
-  workdir, config, data, state, probabilities = draw.call_args.args
-  assert (workdir, config) == (whole, tiny_config)
-  assert_same_state(state, states[0])
-  evaluate = steps.evaluator(data.test, tiny_config.eval_batch_size)
-  _, expected = evaluate(states[0])
-  np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_complete_run_is_only_evaluated(
@@ -292,83 +285,55 @@ def test_a_run_without_its_checkpoints_starts_over_and_keeps_its_records(
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_seed_determines_the_run(
+def test_another_seed_gives_another_run_and_the_step_is_compiled_once(
   tiny_config, tiny_run, tmp_path, monkeypatch
 ):
-  traces = []
-  train_step = steps.train_step
-
-  def counted(*args):
-    traces.append(args)
-    return train_step(*args)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(steps, "train_step", counted)
-    train.train_and_evaluate(tiny_config, tmp_path / "same")
-  assert len(traces) == 1  # The training step is compiled once.
-  assert_same_state(restore(tmp_path / "same"), restore(tiny_run))
-  tiny_config.seed = 1
-  train.train_and_evaluate(tiny_config, tmp_path / "other")
-  with pytest.raises(AssertionError):
-    assert_same_state(restore(tmp_path / "other"), restore(tiny_run))
+  """The same seed gives the same: see the tests of runs that resume."""
+  train_step = mock.Mock(wraps=steps.train_step)
+  monkeypatch.setattr(steps, "train_step", train_step)
+  tiny_config.update(seed=1, num_steps=5)
+  train.train_and_evaluate(tiny_config, tmp_path)
+  assert train_step.call_count == 1
+  losses = [
+    next(r["train_loss"] for r in read_jsonl(run) if "train_loss" in r)
+    for run in (tmp_path, tiny_run)
+  ]
+  assert abs(losses[0] - losses[1]) > 1e-3
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_on_an_accelerator_is_the_same(
-  tiny_config, tmp_path, monkeypatch
+  tiny_run, tiny_config, tmp_path, monkeypatch
 ):
-  """An accelerator takes all steps up to the next boundary in one dispatch.
-
-  From the first dispatch on, data is transferred only by jax.device_put and
-  jax.device_get, and only at boundaries. (On a CPU, the guard sees only
-  transfers to the device.)
-  """
-  # The two programs round differently; a low rate does not amplify that.
-  tiny_config.learning_rate = 0.001
-  train.train_and_evaluate(tiny_config, tmp_path / "cpu")
+  """An accelerator takes all steps up to the next boundary in one dispatch."""
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  dispatches = []  # Each is [number of steps, number of fetches after it].
-  guard = contextlib.ExitStack()
-  jit_loop, train_loop = compiling.jit_loop, train._train
-  device_get = jax.device_get
-
-  def guarded_train(*args):
-    with guard:
-      return train_loop(*args)
-
-  def recorded_get(x):
-    # Ignore the thread that writes checkpoints.
-    if dispatches and threading.current_thread() is threading.main_thread():
-      dispatches[-1][1] += 1
-    return device_get(x)
-
-  def counted(step):
-    run = jit_loop(step)
-
-    def counting_run(carry, num_steps, *args):
-      if isinstance(carry, steps.Training):
-        if not dispatches:
-          guard.enter_context(jax.transfer_guard("disallow"))
-        dispatches.append([num_steps, 0])
-      return run(carry, num_steps, *args)
-
-    return counting_run
-
-  monkeypatch.setattr(compiling, "jit_loop", counted)
-  monkeypatch.setattr(train, "_train", guarded_train)
-  monkeypatch.setattr(jax, "device_get", recorded_get)
-  train.train_and_evaluate(tiny_config, tmp_path / "accelerator")
-
+  dues, step = [], 0
+  while step < 20:
+    dues.append(train.next_due(tiny_config, step))
+    step = dues[-1].step
   # Logs come every 5 steps, validations every 4, probabilities every 10.
-  assert [n for n, _ in dispatches] == [4, 1, 3, 2, 2, 3, 1, 4]
-  fetches = dict(zip((4, 5, 8, 10, 12, 15, 16, 20), dispatches, strict=True))
-  # The probabilities of the first images are two more.
-  assert [fetches[step][1] for step in (5, 10, 15)] == [1, 3, 1]
-  runs = (read_jsonl(tmp_path / "cpu"), read_jsonl(tmp_path / "accelerator"))
-  for a, b in zip(*runs, strict=True):
-    assert a["step"] == b["step"]
-    for key in a.keys() & {"train_loss", "validation_loss", "test_loss"}:
-      np.testing.assert_allclose(a[key], b[key], rtol=1e-5)
+  assert [due.step for due in dues] == [4, 5, 8, 10, 12, 15, 16, 20]
+  assert [due.step for due in dues if due.log] == [5, 10, 15, 20]
+  assert [due.step for due in dues if due.evaluate] == [4, 8, 12, 16, 20]
+  assert [due.step for due in dues if due.show] == [10, 20]
+  tiny_config.num_steps = 8
+  train.train_and_evaluate(tiny_config, tmp_path)
+  expected = {r["step"]: r for r in read_jsonl(tiny_run) if "train_loss" in r}
+  validated = {
+    r["step"]: r for r in read_jsonl(tiny_run) if "validation_loss" in r
+  }
+  found = read_jsonl(tmp_path)
+  assert [r["step"] for r in found if "train_loss" in r] == [5, 8]
+  for record in found:
+    for key, records in (
+      ("train_loss", expected),
+      ("validation_loss", validated),
+    ):
+      if key in record and record["step"] in records:
+        # The two programs round differently.
+        np.testing.assert_allclose(
+          record[key], records[record["step"]][key], rtol=1e-4
+        )
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -432,24 +397,27 @@ def test_the_directory_of_another_run_is_refused(tiny_run, tiny_config):
   assert content() == before
 
 
+@pytest.mark.slow
 def test_the_command_trains_resumes_and_needs_no_tensorflow(
-  mnist, data_dir, tmp_path
+  tiny_config, tmp_path
 ):
   # A TensorFlow that raises an error if it is imported.
   (tmp_path / "path/tensorflow").mkdir(parents=True)
   (tmp_path / "path/tensorflow/__init__.py").write_text("1 / 0")
   environment = {"PYTHONPATH": str(tmp_path / "path")}
-  del mnist
-  args = (*TINY, f"--config.data_dir={data_dir}")
+  tiny_config.num_steps = 6
+  args = train_command(tiny_config, "")[3:]
   first = run_train(*args, cwd=tmp_path, **environment)
   assert first.returncode == 0, first.stderr
   result = json.loads(first.stdout.splitlines()[-1])
   assert result["global_step"] == 6
   (workdir,) = (tmp_path / "runs").iterdir()
-  assert workdir.name.startswith("default,batch_size=16,num_steps=6,")
+  assert workdir.name.startswith(
+    "default,batch_size=16,learning_rate=0.1,num_steps=6,"
+  )
   assert json.loads((workdir / "result.json").read_text()) == result
-  again = run_train(
-    f"--config={PROJECT}/configs/default.py", *args, cwd=tmp_path, **environment
+  again = run_program(
+    *("train.py", f"--config={PROJECT}/configs/default.py", *args), cwd=tmp_path
   )
   assert again.stdout == first.stdout, again.stderr
   assert "Complete at step 6" in again.stderr
