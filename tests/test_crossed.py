@@ -3,7 +3,9 @@
 What a program writes is compared with the network computed here.
 """
 
+import base64
 import json
+import re
 
 from conftest import jit
 from conftest import pixels
@@ -176,6 +178,32 @@ def test_any_checkpoint_is_exported(
     assert metadata["global_step"] == str(step)
     assert metadata["accuracy"] == str(accuracy)
     assert metadata["dataset"] == "arrays"
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_the_page_of_any_checkpoint_has_its_averages(
+  checkpoint, averaged_run, compute, own, tmp_path
+):
+  path = tmp_path / "page.html"
+  export.export(averaged_run, "html", path, checkpoint, weights="float32")
+  network, weights = (
+    re.search(f'id="{name}">(.*?)</script>', path.read_text(), re.DOTALL)[1]
+    for name in ("network", "weights")
+  )
+  description = json.loads(network)
+  step, expected = compute(checkpoint, own[0])
+  accuracy = (expected.argmax(axis=1) == own[1]).mean()
+  assert description["subtitle"] == (
+    f"averaged · test accuracy {accuracy:.2%} · {step} steps · float32 weights"
+  )
+  values = np.frombuffer(base64.b64decode(weights), np.float32)
+  state, _ = checkpoints.restore(averaged_run, step)
+  for entry in description["params"]:
+    found, values = np.split(values, [entry["size"]])
+    layer, kind = entry["name"].split("/")
+    average = np.ravel(state.ema_params[layer][kind])
+    np.testing.assert_array_equal(found, average)
+  assert not values.size
 
 
 def test_the_picture_of_activations_is_of_the_averaged_network(
