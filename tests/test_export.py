@@ -11,6 +11,7 @@ from conftest import PROJECT
 from conftest import files_of_at_most
 from conftest import pixels
 from conftest import run_program
+from conftest import temperature
 from flax import linen as nn
 import jax
 from jax import lax
@@ -90,6 +91,7 @@ def test_an_onnx_model_gives_the_same_logits(
     "class_names": json.dumps([*"0123456789"]),
     "test_split": "test[:70]",
     "accuracy": str(accuracy),
+    "temperature": str(temperature(tiny_run, 20)),
     "global_step": "20",
     "images": f"{dtype} [batch, 28, 28, 1], "
     + {"uint8": "0 to 255", "float32": "0 to 1"}[dtype],
