@@ -16,6 +16,7 @@ def no_pictures(monkeypatch):
   monkeypatch.setattr(train, "_draw", lambda *args: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_a_trace_covers_the_steps_between_two_logs(

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import tarfile
 
 from conftest import PROJECT
@@ -154,12 +155,11 @@ def test_other_images_with_the_same_names_are_refused(run, tiny_config):
 
 
 def test_a_run_starts_from_the_averaged_parameters_of_another(
-  tiny_run, tiny_config, tmp_path, caplog
+  tiny_run, averaged_run, tiny_config, tmp_path, caplog
 ):
-  tiny_config.update(ema_decay=0.9, num_steps=4)
-  train.train_and_evaluate(tiny_config, tmp_path / "first")
-  average = runs.open_run(tmp_path / "first").state.ema_params
-  tiny_config.update(seed=1, learning_rate=1e-30)
+  shutil.copytree(averaged_run, tmp_path / "first")
+  average = runs.open_run(averaged_run).state.ema_params
+  tiny_config.update(ema_decay=0.5, num_steps=4, seed=1, learning_rate=1e-30)
   tiny_config.init_from = str(tmp_path / "first")
   train.train_and_evaluate(tiny_config, tmp_path / "second")
   second = runs.open_run(tmp_path / "second")

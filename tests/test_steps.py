@@ -248,6 +248,7 @@ def test_the_loss_reported_is_the_one_trained(
   np.testing.assert_allclose(training.metrics.sums["loss"], total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_deformations_depend_on_the_seed_and_the_step(mnist):
   """Dropout is the same as without deformations."""
   limits = augmentation.Limits(10, 0, 0, 2, 0)
@@ -271,6 +272,7 @@ def test_deformations_depend_on_the_seed_and_the_step(mnist):
   )
 
 
+@pytest.mark.slow
 def test_the_last_steps_see_undeformed_images(mnist):
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:20], mnist.train)
