@@ -18,6 +18,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -140,16 +141,13 @@ def _score(
   evaluator = steps.evaluator(examples, batch_size)
   calibrated = []
   for run in opened:
-    means, probabilities = evaluator(run.state)
-    calibrated.append(
-      calibration.apply(np.asarray(probabilities), run.temperature)
-    )
+    means, raw = evaluator(run.state)
+    calibrated.append(calibration.apply(np.asarray(raw), run.temperature))
   probabilities = np.mean(calibrated, axis=0)
   if len(opened) > 1:
     smallest = np.finfo(probabilities.dtype).tiny
-    logits = np.log(np.maximum(probabilities, smallest))
-    metrics = steps.Metrics.of(logits, jax.device_get(examples.labels))
-    means = jax.device_get(metrics).means()
+    logits = jnp.log(np.maximum(probabilities, smallest))
+    means = jax.device_get(steps.Metrics.of(logits, examples.labels)).means()
   return means, probabilities
 
 
