@@ -32,7 +32,8 @@ from sources import photographs
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-  return runs.open_run(tiny_run)
+  # At this temperature, the probabilities are the softmax of the logits.
+  return runs.open_run(tiny_run)._replace(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
