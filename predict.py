@@ -5,11 +5,11 @@
 Takes image files, folders and .npy arrays; - is standard input. Drawings and
 photographs of digits are first brought to MNIST's form: light ink on black,
 scaled and centered. What is ink is the network's choice among a few candidates.
-Several digits in a row are read one by one, from left to right. A prediction is
-marked unsure if another candidate is nearly as likely and reads differently, if
-the digit seems cut off by the edge of the picture, or if the probability is
-below 0.9. Probabilities are calibrated: of the predictions with 0.9, nine in
-ten should be right. With several --workdir, they are averaged.
+Several digits are read one by one, line by line. A prediction is marked unsure
+if another candidate is nearly as likely and reads differently, if the digit
+seems cut off by the edge of the picture, or if the probability is below 0.9.
+Probabilities are calibrated: of the predictions with 0.9, nine in ten should be
+right. With several --workdir, they are averaged.
 From Python, `predictor(runs.open_run("runs/default"))(images)` takes arrays in
 MNIST's form.
 """

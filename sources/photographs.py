@@ -38,7 +38,7 @@ class Digit(NamedTuple):
 
 
 class Candidate(NamedTuple):
-  """What may be the digits of a picture, from left to right."""
+  """What may be the digits of a picture, line by line."""
 
   digits: list[Digit]
   is_dark: bool  # Whether the ink is darker than the paper.
@@ -226,7 +226,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
     is_above = -apart[:, 1] >= 0.5 * np.minimum(sizes[i, 1], sizes[digits, 1])
     gaps = np.hypot(*np.maximum(apart, 0).T)
     if heights[i] >= near:
-      gaps = np.where(is_above, 4 * gaps, np.inf)  # Or a digit of its own.
+      gaps = np.where(is_above, 4 * gaps, np.inf)  # It may be in another line.
     if gaps.min(initial=np.inf) < near:
       digit = digits[gaps.argmin()]
       labels[labels == i + 1] = digit + 1
