@@ -98,12 +98,9 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
 
 def read_temperature(workdir: pathlib.Path, step: int) -> float:
   """Returns the last temperature logged up to a step; older runs have 1."""
-  temperature = 1.0
-  for record in files.read_metrics(workdir):
-    match record:
-      case {"step": int(at), "temperature": float(logged)} if at <= step:
-        temperature = logged
-  return temperature
+  logged = history(workdir).get("temperature", Series(*np.empty((2, 0))))
+  fitted = logged.values[logged.steps <= step]
+  return float(fitted[-1]) if fitted.size else 1.0
 
 
 class Series(NamedTuple):
