@@ -46,7 +46,6 @@ def export(
   output: str | os.PathLike,
   checkpoint: str = "last",
   dtype: str | None = None,
-  weights: str | None = None,
   data_dir: str | os.PathLike | None = None,
   manual_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
@@ -59,8 +58,6 @@ def export(
     checkpoint: "last", "best" or a step.
     dtype: the type of the images that onnx and stablehlo take: "uint8", 0 to
       255 (the default), or "float32", 0 to 1.
-    weights: how html stores the weights: "float16" (the default), "float32" or
-      "int8".
     data_dir: the folder of prepared data sets; by default the run's.
     manual_dir: the folder of your own images; by default the run's.
 
@@ -73,13 +70,11 @@ def export(
       network cannot be exported.
   """
   workdir, output = files.local_path(workdir), files.local_path(output)
-  _check(format, output, dtype, weights)
+  _check(format, output, dtype)
   run = runs.open_run(workdir, checkpoint)
   files.check_writable(output.parent)  # Fail before the work.
   if format == "html":
-    variables = page.round_weights(
-      run.state.eval_variables, weights or "float16"
-    )
+    variables = page.round_weights(run.state.eval_variables)
     run = run._replace(state=run.state.starting_from(variables))
   config = experiment.changed(
     run.config,
@@ -104,7 +99,7 @@ def export(
     case "safetensors":
       content = _to_safetensors(run, metadata)
     case "html":
-      content = page.build(run, weights or "float16", metadata).encode()
+      content = page.build(run, metadata).encode()
   files.write_bytes(output, content)
   return {
     "accuracy": accuracy,
@@ -138,16 +133,10 @@ def _accuracy(
   return evaluate(run.state)[0]["accuracy"]
 
 
-def _check(
-  format: str, output: pathlib.Path, dtype: str | None, weights: str | None
-) -> None:
+def _check(format: str, output: pathlib.Path, dtype: str | None) -> None:
   if dtype and format not in ("onnx", "stablehlo"):
     raise errors.UserError(
       f"--dtype={dtype} has no effect with --format={format}"
-    )
-  if weights and format != "html":
-    raise errors.UserError(
-      f"--weights={weights} has no effect with --format={format}"
     )
   package = _NEEDS.get(format)
   if package and not importlib.util.find_spec(package):
@@ -219,11 +208,6 @@ def main() -> None:
     choices=("uint8", "float32"),
     help="the type of the images for onnx and stablehlo: uint8, 0 to 255 (the"
     " default), or float32, 0 to 1",
-  )
-  parser.add_argument(
-    "--weights",
-    choices=("float16", "float32", "int8"),
-    help="how html stores the weights; by default float16",
   )
   parser.add_argument(
     "--data_dir", help="the folder of prepared data sets; by default the run's"

@@ -26,42 +26,18 @@ ELEMENTWISE = set(
 _NHWC = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
-def round_weights(variables: steps.Variables, dtype: str) -> steps.Variables:
-  """Rounds a network's variables to the values that a page stores.
-
-  Args:
-    variables: float32 arrays.
-    dtype: "float16", "float32" or "int8". With int8, the weights of each output
-      of a kernel take at most 255 values, and biases stay float32.
-
-  Returns:
-    The rounded variables, float32.
-  """
-
-  def rounded(x):
-    values, scales = _encode(np.asarray(x), dtype)
-    return np.float32(values) * scales
-
-  return jax.tree.map(rounded, variables)
+def round_weights(variables: steps.Variables) -> steps.Variables:
+  """Rounds a network's variables to what a page stores: float16."""
+  return jax.tree.map(
+    lambda x: np.float32(np.asarray(x, np.float16)), variables
+  )
 
 
-def _encode(x: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the values to store and the factors that restore x from them."""
-  if dtype != "int8":
-    return x.astype(dtype), np.ones(1, np.float32)
-  if x.ndim < 2:
-    return x, np.ones(1, np.float32)
-  largest = np.abs(x).max(axis=tuple(range(x.ndim - 1)))
-  scales = (np.maximum(largest, 1e-30) / 127).astype(np.float32)
-  return np.round(x / scales).astype(np.int8), scales
-
-
-def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
+def build(run: runs.Run, metadata: dict[str, str]) -> str:
   """Builds the page.
 
   Args:
     run: a run with rounded parameters.
-    dtype: how to store them, as for `round_weights`.
     metadata: holds the run's name as "run" and its accuracy as "accuracy".
 
   Raises:
@@ -69,15 +45,7 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
   """
   images = jax.ShapeDtypeStruct((1, *run.image_shape), np.uint8)
   network = trace.trace(run.state, images)
-  params, blobs = [], []
-  for name, x in network.params.items():
-    values, scales = _encode(x, dtype)
-    entry = {"name": name, "size": x.size, "dtype": values.dtype.name}
-    if values.dtype == np.int8:
-      entry["scales"] = scales.size
-      blobs.append(scales.tobytes())
-    params.append(entry)
-    blobs.append(values.tobytes())
+  weights = [x.astype("<f2").tobytes() for x in network.params.values()]
   is_drawing = run.config.dataset == "mnist"
   accuracy = metadata["accuracy"]
   scored = "not scored"
@@ -85,13 +53,11 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
     scored = f"test accuracy {float(accuracy):.2%}"
   description = {
     "title": "Draw a digit" if is_drawing else "Choose an image",
-    "subtitle": (
-      f"{metadata['run']} · {scored} · {run.step:,} steps · {dtype} weights"
-    ),
+    "subtitle": f"{metadata['run']} · {scored} · {run.step:,} steps",
     "form": "drawing" if is_drawing else "file",
     "image_shape": run.image_shape,
     "class_names": run.class_names,
-    "params": params,
+    "params": [(name, x.size) for name, x in network.params.items()],
     "ops": [_operation(op) for op in network.ops],
     "output": network.output,
     "temperature": run.temperature,
@@ -100,7 +66,7 @@ def build(run: runs.Run, dtype: str, metadata: dict[str, str]) -> str:
   # Some parameters are NumPy integers, which json cannot serialize.
   text = json.dumps(description, default=int).replace("<", "\\u003c")
   page = PATH.read_text().replace("$NETWORK", text)
-  return page.replace("$WEIGHTS", base64.b64encode(b"".join(blobs)).decode())
+  return page.replace("$WEIGHTS", base64.b64encode(b"".join(weights)).decode())
 
 
 def _operation(op: trace.Op) -> dict[str, Any]:

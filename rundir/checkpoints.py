@@ -29,10 +29,6 @@ _NO_STATE = TrainState.create(apply_fn=None, params={}, tx=optax.identity())
 _UNKNOWN = -1.0  # The accuracy of a state that was not validated.
 
 
-class DamagedError(Exception):
-  """Raised if a checkpoint is not what was saved; the message says why."""
-
-
 def all_steps(workdir: pathlib.Path) -> list[int]:
   """Returns the steps of the complete checkpoints, in ascending order."""
   return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
@@ -47,86 +43,94 @@ def best_step(workdir: pathlib.Path) -> int | None:
 
 def restore(
   workdir: pathlib.Path,
-  step: int,
+  which: str | int = "last",
   state: TrainState | None = None,
-  since_log: Metrics | None = None,
-) -> tuple[TrainState, Metrics | None]:
-  """Restores the state and the sums since the last log to the device.
+) -> tuple[TrainState, Metrics]:
+  """Restores a state to the device, and the sums since its last log.
 
   Args:
     workdir: the run directory.
-    step: one of `all_steps`.
+    which: "best" by validation accuracy; one of `all_steps`; or "last", the
+      newest that is not damaged.
     state: arrays, or just their shapes and dtypes; with None, any network and
       optimizer is restored, but the result has no functions.
-    since_log: returned if the saved sums are for other metrics; if it is None,
-      so are the sums.
 
   Raises:
-    DamagedError: if the checkpoint is not what was saved.
+    errors.UserError: if there is no such checkpoint, or it is damaged.
     trees.OtherNetworkError: if an array differs or is missing; the message
       names it.
   """
-  path = _folder(workdir) / str(step)
-  if step not in _accuracies(workdir):
-    raise DamagedError("bad metrics")
-  try:
-    # A Checkpointer would warn about other metadata, which we do not save.
-    found = ocp.StandardCheckpointHandler().metadata(path / "default").tree
-    if state is None:
-      state, target = _NO_STATE, found
-    else:
-      trees.check_same_network(path, state, found["state"])
-      # Older checkpoints lack some fields.
-      fields = {key: getattr(state, key) for key in found["state"]}
-      target = {**found, "state": fields}
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=devices.replicated()
-      ),
-      target,
-    )
-    with ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.restore(path / "default", target)
-    saved["state"] = state.replace(**saved["state"])
-    # TensorStore does not notice a changed byte in an array.
-    checksum = saved.pop("checksum")
-    # Older versions took the arrays in the order of the state's fields.
-    orders = (_by_name(saved), jax.tree.leaves(saved))
-    if saved["state"].step != step or not any(
-      checksum == _checksum(arrays) for arrays in orders
-    ):
-      raise DamagedError("its checksum is wrong")
-  except trees.OtherNetworkError:
-    raise
-  except Exception as error:  # Orbax and TensorStore can raise anything.
-    raise DamagedError(_reason(error)) from error
-  if since_log is None:
-    return saved["state"], None
-  if trees.shapes(saved["since_log"]) != trees.shapes(since_log):
-    logging.info("The metrics have changed: their sums start over at this step")
-    return saved["state"], since_log
-  return saved["state"], Metrics(**saved["since_log"])
-
-
-def restore_newest(
-  workdir: pathlib.Path,
-  state: TrainState | None = None,
-  since_log: Metrics | None = None,
-) -> tuple[TrainState, Metrics | None]:
-  """Restores the newest undamaged checkpoint; see `restore`.
-
-  Raises:
-    errors.UserError: if all checkpoints are damaged.
-    trees.OtherNetworkError: as in `restore`.
-  """
-  for step in reversed(all_steps(workdir)):
+  damaged = []
+  for step in _candidates(workdir, str(which)):
+    path = _folder(workdir) / str(step)
     try:
-      return restore(workdir, step, state, since_log)
-    except DamagedError as error:
-      path = _folder(workdir) / str(step)
-      logging.warning("%s is damaged and was skipped: %s", path, error)
-      reason = f"{path}: {error}"
-  raise errors.UserError(f"none of the checkpoints can be restored: {reason}")
+      restored = _restore(path, state)
+      if step not in _accuracies(workdir):
+        raise ValueError("bad metrics")
+    except trees.OtherNetworkError:
+      raise
+    except Exception as error:  # Orbax and TensorStore can raise anything.
+      damaged.append(f"{path} is damaged: {_reason(error)}")
+      continue
+    for each in damaged:
+      logging.warning("%s; it was skipped", each)
+    return restored
+  raise errors.UserError("; ".join(damaged))
+
+
+def _candidates(workdir: pathlib.Path, which: str) -> list[int]:
+  """Returns the steps to try to restore, in this order."""
+  saved = all_steps(workdir)
+  if not saved:
+    raise errors.UserError(
+      f"{workdir}: has no complete checkpoint; train.py saves them"
+    )
+  if which == "last":
+    return saved[::-1]
+  if which == "best":
+    if best := best_step(workdir):
+      return [best]
+    raise errors.UserError(
+      f"{workdir}: no checkpoint has a validation accuracy"
+    )
+  if which in map(str, saved):
+    return [int(which)]
+  raise errors.UserError(
+    f"--checkpoint={which}: must be last, best or one of the steps"
+    f" {', '.join(map(str, saved))}"
+  )
+
+
+def _restore(
+  path: pathlib.Path, state: TrainState | None
+) -> tuple[TrainState, Metrics]:
+  # A Checkpointer would warn about other metadata, which we do not save.
+  found = ocp.StandardCheckpointHandler().metadata(path / "default").tree
+  if state is None:
+    state, target = _NO_STATE, found
+  else:
+    trees.check_same_network(path, state, found["state"])
+    # Older checkpoints lack some fields.
+    fields = {key: getattr(state, key) for key in found["state"]}
+    target = {**found, "state": fields}
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=devices.replicated()
+    ),
+    target,
+  )
+  with ocp.StandardCheckpointer() as checkpointer:
+    saved = checkpointer.restore(path / "default", target)
+  saved["state"] = state.replace(**saved["state"])
+  # TensorStore does not notice a changed byte in an array.
+  checksum = saved.pop("checksum")
+  # Older versions took the arrays in the order of the state's fields.
+  orders = (_by_name(saved), jax.tree.leaves(saved))
+  if saved["state"].step != int(path.name) or not any(
+    checksum == _checksum(arrays) for arrays in orders
+  ):
+    raise ValueError("its checksum is wrong")
+  return saved["state"], Metrics(**saved["since_log"])
 
 
 class Manager:

@@ -90,7 +90,7 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
   image_shape, class_names = _read_dataset(workdir / "dataset.json")
   provenance.warn_of_another_model(workdir)
   state = _shapes(workdir, config, image_shape, class_names)
-  state = _restore(workdir, checkpoint, state)
+  state, _ = checkpoints.restore(workdir, checkpoint, state)
   step = int(state.step)
   temperature = read_temperature(workdir, step)
   return Run(config, image_shape, class_names, state, step, temperature)
@@ -201,8 +201,11 @@ def _resume(
   since_log = steps.Metrics.zero(num_classes)
   if checkpoints.all_steps(workdir):
     provenance.warn_of_another_model(workdir)
-    state, saved = checkpoints.restore_newest(workdir, state, since_log)
-    since_log = saved or since_log
+    state, saved = checkpoints.restore(workdir, "last", state)
+    if trees.shapes(saved) == trees.shapes(since_log):
+      since_log = saved
+    else:
+      logging.info("The metrics have changed: their sums start over")
     done = int(state.step) == config.num_steps
     logging.info(
       "%s step %d", "Complete at" if done else "Resuming after", state.step
@@ -292,7 +295,8 @@ def starting_from(
   directory.check_path(workdir)
   files.read_json(workdir / "config.json")  # Says so if this is not a run.
   ours = dict(trees.of_variables(state.eval_variables))
-  theirs = dict(trees.of_variables(_restore(workdir, "last").eval_variables))
+  other, _ = checkpoints.restore(workdir)
+  theirs = dict(trees.of_variables(other.eval_variables))
   here, there = trees.shapes(ours), trees.shapes(theirs)
   new = [name for name in ours if there.get(name) != here[name]]
   text = ", ".join(
@@ -385,39 +389,3 @@ def _read_dataset(
         f"{path}: holds {found}; must have image_shape (three numbers) and"
         " class_names"
       )
-
-
-def _restore(
-  workdir: pathlib.Path,
-  checkpoint: str,
-  state: steps.TrainState | None = None,
-) -> steps.TrainState:
-  """Restores the "last" or "best" checkpoint, or that of a step.
-
-  Without the shapes in `state`, it takes whatever was saved.
-  """
-  saved = checkpoints.all_steps(workdir)
-  if not saved:
-    raise errors.UserError(
-      f"{workdir}: has no complete checkpoint; train.py saves them"
-    )
-  if checkpoint == "last":
-    return checkpoints.restore_newest(workdir, state)[0]
-  if checkpoint == "best":
-    if (step := checkpoints.best_step(workdir)) is None:
-      raise errors.UserError(
-        f"{workdir}: no checkpoint has a validation accuracy"
-      )
-  elif checkpoint in map(str, saved):
-    step = int(checkpoint)
-  else:
-    raise errors.UserError(
-      f"--checkpoint={checkpoint}: must be last, best or one of the steps"
-      f" {', '.join(map(str, saved))}"
-    )
-  try:
-    return checkpoints.restore(workdir, step, state)[0]
-  except checkpoints.DamagedError as error:
-    raise errors.UserError(
-      f"{workdir}: the checkpoint of step {step} is damaged: {error}"
-    ) from error

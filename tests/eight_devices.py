@@ -128,7 +128,7 @@ def main() -> None:
   result["all_reduces"] = all_reduces(8, training)
   for before, after in ((8, 1), (1, 8)):
     use(after)
-    restored, _ = checkpoints.restore_newest(scratch / str(before), state)
+    restored, _ = checkpoints.restore(scratch / str(before), "last", state)
     training, metrics = train(after, restored)
     result[f"{before} to {after}"] = {
       "metrics": metrics,

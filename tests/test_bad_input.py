@@ -289,11 +289,11 @@ RUNS = {
       remove("run/checkpoints/20")(scratch),
       (scratch / "run/checkpoints/20").mkdir(),
     ),
-    "none of the checkpoints can be restored",
+    "run/checkpoints/20 is damaged: ",
   ),
   "only checkpoint damaged": (
     truncate("run/checkpoints/20/default/manifest.ocdbt"),
-    "none of the checkpoints can be restored",
+    "run/checkpoints/20 is damaged: ",
   ),
   "pipe": (pipe, "run/config.json: no such file"),
 }

@@ -189,7 +189,7 @@ def test_the_page_of_any_checkpoint_has_its_averages(
   checkpoint, averaged_run, compute, own, tmp_path
 ):
   path = tmp_path / "page.html"
-  export.export(averaged_run, "html", path, checkpoint, weights="float32")
+  export.export(averaged_run, "html", path, checkpoint)
   network, weights = (
     re.search(f'id="{name}">(.*?)</script>', path.read_text(), re.DOTALL)[1]
     for name in ("network", "weights")
@@ -198,14 +198,14 @@ def test_the_page_of_any_checkpoint_has_its_averages(
   step, expected = compute(checkpoint, own[0])
   accuracy = (expected.argmax(axis=1) == own[1]).mean()
   assert description["subtitle"] == (
-    f"averaged · test accuracy {accuracy:.2%} · {step} steps · float32 weights"
+    f"averaged · test accuracy {accuracy:.2%} · {step} steps"
   )
-  values = np.frombuffer(base64.b64decode(weights), np.float32)
+  values = np.frombuffer(base64.b64decode(weights), np.float16)
   state, _ = checkpoints.restore(averaged_run, step)
-  for entry in description["params"]:
-    found, values = np.split(values, [entry["size"]])
-    layer, kind = entry["name"].split("/")
-    average = np.ravel(state.ema_params[layer][kind])
+  for name, size in description["params"]:
+    found, values = np.split(values, [size])
+    layer, kind = name.split("/")
+    average = np.ravel(state.ema_params[layer][kind]).astype(np.float16)
     np.testing.assert_array_equal(found, average)
   assert not values.size
 

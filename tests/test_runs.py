@@ -267,3 +267,21 @@ def test_the_best_checkpoint_has_the_best_accuracy(run, tiny_config, tmp_path):
   assert runs.open_run(workdir, "best").step == 2
   assert runs.open_run(workdir, "last").step == 3
   assert runs.open_run(workdir, "1").step == 1
+
+
+def test_sums_of_other_metrics_start_over(run, tiny_config, monkeypatch):
+  """Step 16 was saved one step after a log."""
+  shutil.rmtree(run / "checkpoints/20")
+  with runs.opened_for_training(run, tiny_config) as opened:
+    assert int(opened.state.step) == 16
+    assert opened.since_log.num_examples == 16
+  compute = steps.compute_metrics
+
+  def with_margin(logits, labels):
+    return {**compute(logits, labels), "margin": logits.max(axis=-1)}
+
+  monkeypatch.setattr(steps, "compute_metrics", with_margin)
+  with runs.opened_for_training(run, tiny_config) as opened:
+    assert int(opened.state.step) == 16
+    assert opened.since_log.num_examples == 0
+    assert sorted(opened.since_log.sums) == ["accuracy", "loss", "margin"]
