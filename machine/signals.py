@@ -50,20 +50,16 @@ class Stop:
     return self._noted
 
   def _note(self, number, _):
-    self._noted = signal.Signals(number)
-    self._stop_handling(number)
+    if number not in _WARNINGS:
+      self._noted = signal.Signals(number)
+      for each in (signal.SIGINT, signal.SIGTERM):  # The next one ends it.
+        signal.signal(each, signal.SIG_DFL)
+    self._noted = self._noted or signal.Signals(number)
 
   def _pass_on(self, number, _):
-    self._stop_handling(number)
+    if number == signal.SIGINT:
+      signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
-
-  def _stop_handling(self, number):
-    """Ignores warnings; after SIGINT or SIGTERM, the next ends the process."""
-    for handled in self.handlers:
-      if handled in _WARNINGS:
-        signal.signal(handled, signal.SIG_IGN)
-      elif number not in _WARNINGS:
-        signal.signal(handled, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
