@@ -104,11 +104,11 @@ def test_a_larger_num_steps_can_be_undone(run, tiny_config):
 def test_an_extended_run_with_other_reports_has_the_same_bits(
   tiny_run, tiny_config, tmp_path
 ):
-  tiny_config.update(
-    num_steps=7, log_every_steps=3, eval_every_steps=2, eval_batch_size=50
-  )
+  tiny_config.update(num_steps=7, eval_every_steps=2, eval_batch_size=50)
   assert train.train_and_evaluate(tiny_config, tmp_path)["global_step"] == 7
-  tiny_config.update(num_steps=20, log_every_steps=9, checkpoint_every_steps=50)
+  tiny_config.update(
+    num_steps=20, log_every_steps=10, checkpoint_every_steps=50
+  )
   result = train.train_and_evaluate(tiny_config, tmp_path)
   expected = json.loads((tiny_run / "result.json").read_text())
   assert result == pytest.approx(expected, rel=1e-6)
@@ -119,8 +119,10 @@ def test_an_extended_run_with_other_reports_has_the_same_bits(
   assert config == tiny_config.to_dict()
   tested = [r for r in files.read_metrics(tmp_path) if "test_loss" in r]
   assert [r["step"] for r in tested] == [7, 20]
-  trained = [r for r in files.read_metrics(tmp_path) if "train_loss" in r]
-  assert [r["step"] for r in trained] == [3, 6, 7, 9, 18, 20]
+  trained = runs.history(tmp_path)["train_loss"]
+  assert trained.steps.tolist() == [5, 7, 10, 20]
+  # The log at step 10 covers the steps since 5, as if there were none at 7.
+  assert trained.values[2] == runs.history(tiny_run)["train_loss"].values[1]
 
 
 @pytest.mark.parametrize(
