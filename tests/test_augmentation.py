@@ -9,6 +9,7 @@ import numpy as np
 
 import augmentation
 import input_pipeline
+import steps
 
 NONE = augmentation.Limits(0, 0, 0, 0, 0)
 
@@ -163,6 +164,17 @@ def test_augmentation_is_off_if_all_limits_are_0(default_config):
   assert augmentation.from_config(config) == NONE._replace(shear=0.5)
   config.clean_steps = 1000
   assert augmentation.from_config(config).num_steps == 19000
+
+
+def test_the_last_steps_are_not_augmented():
+  images = jnp.arange(96.0).reshape(16, 2, 3, 1)
+  limits = NONE._replace(flip=True, num_steps=2)
+  augment = jit(functools.partial(steps.augment, limits=limits))
+  is_same = [
+    (augment(jax.random.key(0), step, images) == images).all()
+    for step in range(4)
+  ]
+  assert is_same == [False, False, True, True]
 
 
 def test_half_of_the_images_are_flipped_exactly():
