@@ -95,10 +95,9 @@ def test_adam_and_nadam(is_nesterov):
     np.testing.assert_allclose(new, param, rtol=1e-5)
 
 
-def test_weight_decay_shrinks_only_kernels():
-  config = make_config(
-    optimizer="adamw", weight_decay=0.5, learning_rate=0.1, ema_decay=0.0
-  )
+@pytest.mark.parametrize("name", ["adamw", "nadamw"])
+def test_weight_decay_shrinks_only_kernels(name):
+  config = make_config(optimizer=name, weight_decay=0.5, learning_rate=0.1)
   params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
   (found,) = updates(config, params, [jax.tree.map(jnp.zeros_like, params)])
   np.testing.assert_allclose(found["kernel"], 1 - 0.1 * 0.5, rtol=1e-6)
