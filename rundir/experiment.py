@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping
 import json
-import math
 import operator
 import os
 import pathlib
@@ -43,7 +42,8 @@ def _one_of(*names):
 
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number in [0, 1)")
-_AMOUNT = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+# Beyond 1e38, a float32 is infinite; below 1e-38, it loses digits.
+_AMOUNT = (lambda x: 0 <= x <= 1e38, "a number from 0 to 1e38")
 _PATH = (
   lambda path: (
     path.isprintable()
@@ -67,7 +67,10 @@ _RULES = {
   "batch_size": _at_least(1),
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),
-  "learning_rate": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+  "learning_rate": (
+    lambda x: 1e-38 <= x <= 1e38,
+    "a number from 1e-38 to 1e38",
+  ),
   "schedule": _one_of(*optimizer.SCHEDULES),
   "warmup_steps": _at_least(0),
   "optimizer": _one_of(*optimizer.OPTIMIZERS),
@@ -101,7 +104,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         f"the config has no {key}; it must have all keys of configs/default.py"
       )
     value, kind = config[key], type(default_value)
-    if not isinstance(value, kind) and (type(value), kind) != (int, float):
+    kinds = (int, float) if kind is float else kind
+    is_bool = isinstance(value, bool)  # Python takes it for an int.
+    if not isinstance(value, kinds) or is_bool != (kind is bool):
       raise errors.UserError(
         f"config.{key}={value!r}: must be of type {kind.__name__}, as in"
         " configs/default.py"
