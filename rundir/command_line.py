@@ -14,6 +14,7 @@ import traceback
 from typing import Any
 
 from absl import flags
+from flax import traverse_util
 import ml_collections
 from ml_collections import config_flags
 
@@ -78,9 +79,8 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
   name = ",".join(filter(None, (pathlib.Path(path).stem, argument)))
   args.config = load_config(args.config)
   overrides = _override(args.config, arguments)
-  args.workdir = args.workdir or pathlib.Path(
-    "runs", experiment.name(name, overrides)
-  )
+  if args.workdir is None:
+    args.workdir = pathlib.Path("runs", experiment.name(name, overrides))
   return args
 
 
@@ -112,7 +112,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     experiment.check_values(config)
   except errors.UserError as error:
     raise errors.UserError(f"--config={path}: {error}") from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
@@ -131,10 +131,12 @@ def _override(
 
   Keys that refer to an overridden one follow it.
   """
+  # The keys of the config, and those of dicts in it.
+  keys = {**config, **traverse_util.flatten_dict(config.to_dict(), sep=".")}
   for argument in arguments:
-    match = re.match(r"--?(?:no)?config\.(\w*)", argument)
-    if match and match[1] not in config:
-      raise errors.UserError(_explain(argument, config))
+    match = re.match(r"--?(?:no)?config\.([\w.]*)", argument)
+    if match and match[1] not in keys:
+      raise errors.UserError(_explain(argument, keys))
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict(
@@ -146,10 +148,11 @@ def _override(
   except (flags.Error, AttributeError, LookupError) as error:
     message = str(error).removeprefix("flag ").replace("\n", " ")
     message = re.sub(": invalid literal.*", ": must be an integer", message)
+    message = re.sub(r": \('Non-bool.*", ": must be true or false", message)
     message = re.sub(": could not convert.*", ": must be a number", message)
     raise errors.UserError(message) from error
   if unexpected:
-    raise errors.UserError(_explain(unexpected[0], config))
+    raise errors.UserError(_explain(unexpected[0], keys))
   overrides = config_flags.get_override_values(values["config"])
   return {
     key: value
@@ -171,6 +174,8 @@ def _explain(argument: str, keys: Iterable[str]) -> str:
     word = name.lstrip("-")
   if closest := difflib.get_close_matches(word, meant, n=1):
     hint = f"did you mean --{meant[closest[0]]}{equals}{value}?"
+  if name.endswith(".py"):
+    hint = f"did you mean --config={name}?"
   return f"unknown {what} {name}; {hint}"
 
 

@@ -96,6 +96,7 @@ def test_overrides_name_the_run(config_comes):
     "-process_id=1": "did you mean --process_id=1?",
     "--init_from=a": "did you mean --config.init_from=a?",
     "--config.seed": "Missing value for flag --config.seed",
+    "configs/fast.py": "did you mean --config=configs/fast.py?",
     "xyz": "unknown argument xyz; the options are --config, --workdir",
   }.items(),
 )
@@ -117,6 +118,7 @@ def get_config():
     "def get_config(): return {'a': 1}": "get_config returns {'a': 1}; it must",
     "def get_config(): pass": "get_config returns None; it must",
     "import nosuch": "line 1: ModuleNotFoundError: No module named 'nosuch'",
+    "import sys; sys.exit()": "line 1: SystemExit",
     f"{GET_CONFIG}  return conf": "line 4: NameError: name 'conf' is not",
     f"{GET_CONFIG}  config.nosuch = 1": "line 4: AttributeError: 'Key \"nosuch",
     f"{GET_CONFIG}  with config.unlocked(): del config.batch_size\n"
@@ -187,8 +189,8 @@ def test_a_config_with_references_and_an_argument(
 @pytest.mark.parametrize(
   ("flag", "expected"),
   {
-    "--config.model.nosuch=1": "nosuch",
-    "--config.seed.x=1": "seed.x",
+    "--config.model.widht=1": "did you mean --config.model.width=1?",
+    "--config.seed.x=1": "unknown option --config.seed.x; did you mean",
     "--config.none=1": "config.none is not supported",
   }.items(),
 )
