@@ -234,17 +234,20 @@ def main() -> None:
   parser.add_argument(
     "folders", nargs="+", metavar="FOLDER", help="where to look for runs"
   )
-  parser.add_argument("--plot", help="a file to draw the learning curves in")
+  parser.add_argument(
+    "--plot",
+    type=files.local_path,
+    help="a file to draw the learning curves in",
+  )
   with console.program():
     args = parser.parse_args()
-    plot = args.plot and files.local_path(args.plot)
     found = find_runs(args.folders)
     rows = compare(found)
     if rows:
       groups = group_seeds(rows)
       print_table(groups)
-      if plot:
-        plot_curves(groups, plot)
+      if args.plot:
+        plot_curves(groups, args.plot)
   sys.exit(int(len(rows) < len(found)))
 
 

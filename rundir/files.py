@@ -28,8 +28,11 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   """Expands a leading `~`; every path from the user goes through here.
 
   Raises:
-    errors.UserError: if the path is a URL, or the home directory is unknown.
+    errors.UserError: if the path is empty or a URL, or the home directory is
+      unknown.
   """
+  if not os.fspath(path):
+    raise errors.UserError("an argument is empty; must be a path")
   if not is_local(path):
     raise errors.UserError(f"{path}: must be {LOCAL}")
   # Unlike pathlib, this keeps `~name` if there is no such user.
@@ -51,7 +54,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     )
   try:
     found = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise errors.UserError(f"{path}: is not JSON: {error}") from error
   if not isinstance(found, dict):
     raise errors.UserError(f"{path}: holds {found!r}, not a JSON object")
@@ -121,11 +124,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file atomically: a crash leaves the old or the new one."""
+  """Writes a file atomically: a crash leaves the old or the new one.
+
+  Raises:
+    errors.UserError: if it cannot be written; the message names it.
+  """
   temporary = path.with_name(path.name + ".incomplete")
   try:
     temporary.write_bytes(content)
     os.replace(temporary, path)
-  except BaseException:
+  except OSError as error:
+    raise errors.UserError(
+      f"{path}: cannot be written ({error.strerror})"
+    ) from error
+  finally:
     temporary.unlink(missing_ok=True)
-    raise

@@ -69,7 +69,7 @@ def test_other_data_with_the_same_name_are_refused(tmp_path):
 
 def test_a_run_directory_can_be_created_after_a_failure(tmp_path):
   args = (default.get_config(), DATASET)
-  with pytest.raises(errors.UserError, match="--workdir=.*File too large"):
+  with pytest.raises(errors.UserError, match="config.json: .*File too large"):
     with files_of_at_most(100):
       directory.create(tmp_path, *args)
   assert not [*tmp_path.iterdir()]

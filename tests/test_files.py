@@ -14,8 +14,9 @@ def test_a_file_is_replaced_atomically(tmp_path):
   path, link = tmp_path / "file", tmp_path / "link"
   path.write_text("old")
   os.link(path, link)
-  with pytest.raises(OSError), files_of_at_most(1000):
+  with pytest.raises(errors.UserError) as error, files_of_at_most(1000):
     files.write_text(path, "new" * 1000)
+  assert str(error.value) == f"{path}: cannot be written (File too large)"
   assert path.read_text() == "old"
   assert {*tmp_path.iterdir()} == {path, link}  # No partial file is left.
   files.write_text(path, "new")
@@ -46,3 +47,13 @@ def test_a_url_is_not_a_local_path(path, is_local):
   assert files.is_local(path) == is_local
   if not is_local:  # Nor after pathlib has shortened it.
     assert not files.is_local(pathlib.Path(path))
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+  (tmp_path / "config.json").touch()
+  error = PermissionError(13, "Permission denied")
+  with (
+    mock.patch.object(pathlib.Path, "read_text", side_effect=error),
+    pytest.raises(PermissionError),
+  ):
+    files.read_json(tmp_path / "config.json")
