@@ -342,10 +342,15 @@ def main() -> None:
   parser.add_argument(
     "--json", action="store_true", help="print one JSON object per line"
   )
-  parser.add_argument("--sheet", help="a file to draw the predictions in")
+  parser.add_argument(
+    "--sheet", type=files.local_path, help="a file to draw the predictions in"
+  )
   with console.program():
     args = parser.parse_args()
-    args.sheet = args.sheet and files.local_path(args.sheet)
+    if args.sheet in map(pathlib.Path, args.images):
+      raise errors.UserError(
+        f"--sheet={args.sheet}: is one of the images; must be another file"
+      )
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
     args.fit = None
