@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import warnings
 
 from absl import logging
 import ml_collections
@@ -67,20 +68,22 @@ def _read_csv(path):
     logging.info("%s: passed over, because it has no column `label`", path)
     return {}
   label = header.index("label")
-  values = np.loadtxt(path, np.uint8, delimiter=",", skiprows=1, ndmin=2)
+  with warnings.catch_warnings(action="error"):  # It may have no rows.
+    values = np.loadtxt(path, np.uint8, delimiter=",", skiprows=1, ndmin=2)
   return {split: (np.delete(values, label, axis=1), values[:, label])}
 
 
 def _checked(images, labels):
   """Returns images as uint8 [n, height, width, channels], and labels as [n]."""
   found = f"has {images.dtype} {images.shape}, {labels.dtype} {labels.shape}"
-  if images.ndim == 2:
-    images = images.reshape(-1, *[int(images.shape[1] ** 0.5)] * 2)
+  if images.ndim == 2 and (side := images.shape[1] ** 0.5).is_integer():
+    images = images.reshape(len(images), int(side), int(side))
   if images.ndim == 3:
     images = images[..., np.newaxis]
   valid = images.dtype == np.uint8 and images.shape[3:] in ((1,), (3,))
+  valid &= images.size > 0
   if not (valid and labels.dtype.kind in "ui" and labels.size == len(images)):
     raise ValueError(
-      f"{found}; must be uint8 (n, height, width[, 3]) and n integers"
+      f"{found}; must be uint8 (n, height, width[, 3]) and n integers, n > 0"
     )
   return arrays.Examples(images, labels.ravel())

@@ -126,6 +126,14 @@ BAD = {
     dict(x_train=IMAGES, y_train=LABELS[1:]),
     "has uint8 (12, 5, 4), int64 (11,); must be uint8",
   ),
+  "no images": (
+    dict(x_train=IMAGES[:0], y_train=LABELS[:0]),
+    "has uint8 (0, 5, 4), int64 (0,); must be uint8",
+  ),
+  "no squares": (
+    dict(x_train=IMAGES.reshape(12, 20), y_train=LABELS),
+    "has uint8 (12, 20), int64 (12,); must be uint8",
+  ),
   "other sizes": (
     dict(x_train=IMAGES, y_train=LABELS)
     | dict(x_test=IMAGES[:, 1:], y_test=LABELS),
@@ -155,6 +163,7 @@ def test_the_error_for_a_bad_npz_names_it(name, tmp_path):
     ("label,a,b\n1,2,3\n", "has uint8 .*; must be uint8"),  # No square.
     ("label,a\n1,2\n1,2,3\n", "the number of columns changed"),
     ("", "has no column `label`"),
+    ("label,a\n", "input contained no data"),
   ],
 )
 def test_the_error_for_a_bad_csv_names_it(content, message, tmp_path):
