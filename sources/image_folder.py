@@ -46,6 +46,7 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
       is_image = (
         len(parts) > 1
         and extensions.get(path.suffix.lower()) in formats
+        and path.is_file()  # Not a pipe or a link to nowhere.
         # macOS and Jupyter leave hidden files and folders.
         and not any(part.startswith((".", "__MACOSX")) for part in parts)
       )
@@ -69,8 +70,8 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
       others.append(parts)
   if others:
     logging.info(
-      "Passed over %d files in %s, which are hidden, in another format or not"
-      " in the folder of a class: %s",
+      "Passed over %d files in %s, which are hidden, no images or not in the"
+      " folder of a class: %s",
       len(others),
       manual_dir,
       ", ".join("/".join(parts) for parts in sorted(others)[:3])

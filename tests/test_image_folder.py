@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import shutil
@@ -42,6 +43,8 @@ def animals(tmp_path):
   # These are not images of the data set.
   (folder / "train/cat/._1.png").write_bytes(b"")
   (folder / "train/cat/notes.txt").touch()
+  (folder / "train/cat/gone.png").symlink_to("nowhere")
+  os.mkfifo(folder / "train/cat/pipe.png")  # Reading it would wait for ever.
   write(folder / "sketches/cat/1.png", (9, 9, 9))
   write(folder / "train/1.png", (9, 9, 9))
   return folder
@@ -184,10 +187,22 @@ def test_images_may_lie_deeper_and_what_is_passed_over_is_said(
   assert labels[(pixels == (2, 50, 255)).all(axis=1)] == [3]
   assert labels[(pixels == (3, 0, 255)).all(axis=1)] == [2]
   assert messages == [
-    f"Passed over 4 files in {animals}, which are hidden, in another format or"
-    " not in the folder of a class: sketches/cat/1.png, train/1.png,"
+    f"Passed over 6 files in {animals}, which are hidden, no images or not in"
+    " the folder of a class: sketches/cat/1.png, train/1.png,"
     " train/cat/._1.png, ..."
   ]
+
+
+def test_a_folder_that_cannot_be_read_is_named(animals, monkeypatch, caplog):
+  def scandir(path, really=os.scandir):
+    if str(path).endswith("train/owl"):
+      raise PermissionError(errno.EACCES, "Permission denied", path)
+    return really(path)
+
+  monkeypatch.setattr(os, "scandir", scandir)
+  with caplog.at_level("WARNING"):
+    assert "train/cat/1.png" in find(animals)
+  assert caplog.messages == [f"{animals}/train/owl: Permission denied"]
 
 
 def test_a_folder_without_strays_says_nothing(animals, messages):
