@@ -97,9 +97,9 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
 
 
 def read_temperature(workdir: pathlib.Path, step: int) -> float:
-  """Returns the last temperature logged up to a step; older runs have 1."""
+  """Returns the last valid temperature up to a step; older runs have 1."""
   logged = history(workdir).get("temperature", Series(*np.empty((2, 0))))
-  fitted = logged.values[logged.steps <= step]
+  fitted = logged.values[(logged.steps <= step) & (logged.values > 0)]
   return float(fitted[-1]) if fitted.size else 1.0
 
 

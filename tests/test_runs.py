@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import shutil
 import tarfile
 
@@ -46,6 +47,14 @@ def test_an_older_run_opens_with_todays_defaults(run, caplog):
     opened = runs.open_run(run)
   assert opened.config.momentum == default.get_config().momentum
   assert "an older version without ema_decay, momentum; using" in caplog.text
+
+
+def test_the_temperature_is_the_last_valid_one(tmp_path):
+  assert runs.read_temperature(tmp_path, 3) == 1
+  logged = [(1, 2.0), (2, 0.0), (2, -1.0), (3, math.nan), (4, 5.0)]
+  records = [{"step": step, "temperature": x} for step, x in logged]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+  assert runs.read_temperature(tmp_path, 3) == 2
 
 
 def test_resuming_an_older_run_adds_what_it_lacks(run, tiny_config):
