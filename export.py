@@ -10,7 +10,7 @@ split.
 """
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -138,12 +138,14 @@ def _check(format: str, output: pathlib.Path, dtype: str | None) -> None:
     raise errors.UserError(
       f"--dtype={dtype} has no effect with --format={format}"
     )
-  package = _NEEDS.get(format)
-  if package and not importlib.util.find_spec(package):
-    raise errors.UserError(
-      f"--format={format}: the package {package} is not installed; run"
-      " `pip install -r requirements-export.txt`"
-    )
+  if package := _NEEDS.get(format):
+    try:
+      importlib.import_module(package)
+    except Exception as error:  # It may be damaged.
+      raise errors.UserError(
+        f"--format={format}: {package} cannot be imported ({error}); run"
+        " `pip install -r requirements-export.txt`"
+      ) from error
   if output.exists() and not output.is_file():
     what = "a directory" if output.is_dir() else "a device"
     raise errors.UserError(f"--output={output}: is {what}; must be a file")
