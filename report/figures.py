@@ -165,7 +165,8 @@ def _finish(axes, metric: str) -> None:
   )
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
   axes.set_title("error rate" if metric == "accuracy" else metric)
-  if metric in ("loss", "accuracy"):
+  has_positive = axes.dataLim.minposy < np.inf  # All errors may be 0.
+  if metric in ("loss", "accuracy") and has_positive:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     subs = (1, 2, 5) if high > 30 * low else (1, 2, 3, 5, 7)

@@ -35,6 +35,8 @@ def test_learning_curves_show_what_was_logged():
   for axes in (loss, error):
     assert axes.get_yscale() == "log"
   assert pixels(figure).std() > 0.05  # Not blank.
+  perfect = figures.learning_curves([{"step": 1, "test_accuracy": 1.0}])
+  assert perfect.axes[-1].get_yscale() == "linear"
   (loss,) = figures.learning_curves([{"step": 1, "train_loss": 2.0}]).axes
   assert loss.lines[0].get_label() == "training"
 
