@@ -131,8 +131,8 @@ BAD = {
     "has uint8 (0, 5, 4), int64 (0,); must be uint8",
   ),
   "no squares": (
-    dict(x_train=IMAGES.reshape(12, 20), y_train=LABELS),
-    "has uint8 (12, 20), int64 (12,); must be uint8",
+    dict(x_train=IMAGES.reshape(12, 20)[:, 1:], y_train=LABELS),
+    "has uint8 (12, 19), int64 (12,); must be uint8",
   ),
   "other sizes": (
     dict(x_train=IMAGES, y_train=LABELS)
