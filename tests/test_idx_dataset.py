@@ -171,11 +171,13 @@ def test_files_with_other_common_names_are_found(train, test, family, tmp_path):
     new = (train if split == "train" else test).format(kind, dimensions[-1])
     (tmp_path / "kmnist" / new).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).rename(tmp_path / "kmnist" / new)
+    (tmp_path / name).touch()  # Another data set's.
   (tmp_path / "kmnist/.DS_Store").touch()
   found = idx_dataset.find(tmp_path, "kmnist")
   assert {*found} == {*FILES}
   for name, path in found.items():
     assert name.split("-")[1] in path.name
+    assert tmp_path / "kmnist" in path.parents
   assert idx_dataset.find(tmp_path / "elsewhere", "kmnist") == {}
 
 
