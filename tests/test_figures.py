@@ -199,8 +199,9 @@ def test_the_seeds_of_an_experiment_are_one_line_with_a_band():
     {"step": 1, "train_accuracy": 0.25},
     {"step": 2, "train_accuracy": 0.5, "validation_accuracy": 0.75},
     {"step": 4, "validation_accuracy": 0.875},
+    {"step": 5, "validation_accuracy": 0.875},
   ]
-  # This seed was evaluated at other steps.
+  # This seed was evaluated at other steps, and has not come as far.
   second = [
     {"step": step, "validation_accuracy": accuracy}
     for step, accuracy in ((2, 0.5), (3, 0.625), (4, 0.625))
@@ -211,7 +212,7 @@ def test_the_seeds_of_an_experiment_are_one_line_with_a_band():
   (axes,) = figure.axes
   lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata())]
   np.testing.assert_array_equal(lines[0], [[1, 0.75], [2, 0.5]])
-  mean = [[2, 0.375], [3, 0.28125], [4, 0.25]]
+  mean = [[2, 0.375], [3, 0.28125], [4, 0.25], [5, np.nan]]
   np.testing.assert_array_equal(lines[1], mean)
   assert len(lines) == 2
   (band,) = axes.collections[0].get_paths()
