@@ -574,10 +574,19 @@ def test_validation_uses_the_validation_split(tiny_run, tiny_config):
   )
   data = input_pipeline.load(tiny_config)
   state = restore(tiny_run)
-  means, _ = steps.evaluator(data.validation, 50)(state)
+  means, probabilities = steps.evaluator(data.validation, 50)(state)
   assert record["validation_accuracy"] == means["accuracy"]
   np.testing.assert_allclose(
     record["validation_loss"], means["loss"], rtol=1e-6
+  )
+  histogram = next(
+    value.histo
+    for event in read_events(tiny_run)
+    for value in event.summary.value
+    if value.tag == "probabilities" and event.step == 20
+  )
+  np.testing.assert_allclose(
+    histogram.sum_squares, np.square(probabilities[:5]).sum(), rtol=1e-5
   )
   # The first images of the test split would give another loss.
   other = jax.tree.map(lambda x: x[:50], data.test)
