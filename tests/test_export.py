@@ -111,7 +111,7 @@ class Other(nn.Module):
     x = nn.Conv(12, (2, 3), strides=2, feature_group_count=4)(nn.tanh(x))
     x = nn.LayerNorm()(nn.gelu(x)) + x
     x = nn.GroupNorm(4)(nn.leaky_relu(x))
-    x = nn.elu(nn.silu(x))
+    x = jnp.maximum(nn.elu(nn.silu(x)), -0.2)  # Not a ReLU.
     x = nn.avg_pool(x, (2, 2), (1, 1), "SAME")
     x = jnp.concatenate([x, nn.sigmoid(x)], axis=-1).transpose(0, 3, 1, 2)
     x = jnp.concatenate([x.mean((2, 3)), x.max((2, 3))], axis=-1)
