@@ -18,14 +18,9 @@ import calibration
 MIN_CONTRAST = 20.0  # Between ink and paper, out of 255.
 _SIDE, _BOX = 28, 20  # Pixels per side of an image, and of its digit's box.
 _MAX_SIDE = 280  # As in exporting/page.html; more detail only takes time.
-_MAX_PARTS = 200  # Per picture; more parts are not digits.
-_SHARES = (1 / 2, 1 / 5)  # Of the picture: for large and for small digits.
-_SPECK = 0.05  # A part that is smaller, compared with the largest, is dirt.
-_MAX_CANDIDATES = 6  # Per picture; more read no kind of picture better.
-_COARSE = 140  # Pixels per side that are enough to tell ink from surroundings.
-# From a logistic regression on such pictures, rounded. Doubling or halving one
-# of them changes less than one reading in a hundred.
-_TEMPERATURE, _TRUST, _AT_EDGE = 2.5, 3, 1
+_COARSE = 140  # Pixels per side that are enough to tell digits from the rest.
+# Fitted to pictures like those of benchmarks/digit_pictures.py, and rounded.
+_TEMPERATURE, _TRUST, _IS_DARK, _WAS_FAINT = 2.5, 2.5, 0.3, -2.5
 _CLOSE = np.log(5)  # A fifth as likely as the best is too likely to ignore.
 
 
@@ -41,8 +36,11 @@ class Candidate(NamedTuple):
   """What may be the digits of a picture, line by line."""
 
   digits: list[Digit]
-  is_dark: bool  # Whether the ink is darker than the paper.
   prior: float  # The logarithm of how likely it is before a network has judged.
+  is_dark: bool  # Whether the ink is darker than the paper.
+  channel: int  # Where it was found, in what `_views` returns.
+  paper: np.ndarray  # How light the paper is, or if the ink is light, how dark.
+  strokes: np.ndarray  # A mask of the ink.
 
 
 def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
@@ -70,8 +68,16 @@ def find_digits(
     ValueError: if there is no ink.
   """
   found = _candidates(image, invert, is_single)
-  if not judge:
-    return found[0].digits
+  best, doubt = _choose(found, judge) if judge else (found[0], "")
+  view = _views(image, _MAX_SIDE)[best.channel]
+  digits = _digits(view, best, is_single, max(image.shape[:2]))
+  return [digit._replace(doubt=doubt or digit.doubt) for digit in digits]
+
+
+def _choose(
+  found: list[Candidate], judge: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Candidate, str]:
+  """Returns the likeliest candidate, and what casts doubt on it, or ""."""
   seen = np.stack([digit.seen for each in found for digit in each.digits])
   ends = np.cumsum([len(each.digits) for each in found])
   rows = np.split(judge(seen[..., None]), ends[:-1])
@@ -86,9 +92,8 @@ def find_digits(
       option = "if cropped to its digits"
       if found[i].is_dark != found[best].is_dark:
         option = f"with --invert={'yes' if found[i].is_dark else 'no'}"
-      doubt = f"could be {readings[i]} {option}"
-      return [digit._replace(doubt=doubt) for digit in found[best].digits]
-  return found[best].digits
+      return found[best], f"could be {readings[i]} {option}"
+  return found[best], ""
 
 
 def _candidates(
@@ -98,103 +103,103 @@ def _candidates(
   result: dict[bytes, Candidate] = {}
   side = max(image.shape[:2])
   polarities = {"auto": (True, False), "yes": (True,), "no": (False,)}[invert]
-  for view, smooth in _views(image):
-    across = 3 + 2 * (max(view.shape) // 100)  # A blurred outline.
-    steps = ndimage.morphological_gradient(smooth, across)
-    for is_dark in polarities:
-      light, even = (255 - view, 255 - smooth) if is_dark else (view, smooth)
-      for paper, strokes in _strokes(even):
-        # In shadow, ink of the same darkness has less contrast.
-        gain = 255 / np.maximum(255 - paper, MIN_CONTRAST) if is_dark else 1
-        ink = _ink(np.maximum(light - paper, 0) * gain, strokes)
-        parts = [ink > 0] if is_single else _separate(ink > 0)
-        digits = [_digit(ink, part, side) for part in parts if part.any()]
-        key = b"".join(digit.seen.tobytes() for digit in digits)
-        if digits and key not in result:
-          prior = _prior(digits, strokes & np.any(parts, axis=0), steps, side)
-          result[key] = Candidate(digits, is_dark, prior)
-  if not result:
-    raise ValueError("has no ink")
-  return sorted(result.values(), key=lambda each: -each.prior)[:_MAX_CANDIDATES]
-
-
-def _views(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Returns the luma and the least similar channel, each with a smooth copy."""
-  image = _resize(image, min(_MAX_SIDE, max(image.shape[:2])))
-  views = [np.asarray(Image.fromarray(image).convert("L"), np.float32)]
-  if image.ndim == 3 and np.ptp(image, axis=-1).max() >= MIN_CONTRAST:
-    views += [*np.moveaxis(image.astype(np.float32), -1, 0)]
+  views = _views(image, _COARSE)
   sigma = max(views[0].shape) / 200  # Enough against noise, less than a stroke.
   smooth = [ndimage.gaussian_filter(view, sigma) for view in views]
-  differs = [np.ptp(each - smooth[0]) for each in smooth]
-  return [(views[i], smooth[i]) for i in sorted({0, int(np.argmax(differs))})]
+  differs = [MIN_CONTRAST, *(np.ptp(x - smooth[0]) for x in smooth[1:])]
+  for channel in sorted({0, int(np.argmax(differs))}):
+    steps = ndimage.morphological_gradient(smooth[channel], 3)
+    for is_dark in polarities:
+      light = 255 - smooth[channel] if is_dark else smooth[channel]
+      for paper, strokes, prior in _strokes(light):
+        found = Candidate([], prior, is_dark, channel, paper, strokes)
+        digits = _digits(views[channel], found, is_single, side)
+        key = b"".join(digit.seen.tobytes() for digit in digits)
+        if digits and key not in result:
+          prior += _IS_DARK * is_dark + _prior(digits, strokes, steps, side)
+          result[key] = found._replace(digits=digits, prior=prior)
+  if not result:
+    raise ValueError("has no ink")
+  return sorted(result.values(), key=lambda x: -x.prior)[:4]  # Are enough.
 
 
-def _strokes(light: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the paper, and a mask of what is narrow and lighter than it.
+def _views(image: np.ndarray, max_side: int) -> list[np.ndarray]:
+  """Returns the luma and, in color, the channels, float32 [height, width]."""
+  image = _resize(image, min(max_side, max(image.shape[:2])))
+  channels = np.moveaxis(image, -1, 0) if image.ndim == 3 else ()
+  luma = Image.fromarray(image).convert("L")
+  return [np.asarray(view, np.float32) for view in (luma, *channels)]
 
-  What may hide a digit is then removed, twice or, from small strokes, once: all
-  that touches the edge or has something else inside, ruled lines, faint ink.
+
+def _digits(
+  view: np.ndarray, found: Candidate, is_single: bool, side: int
+) -> list[Digit]:
+  """Returns the digits of a candidate, in a view of any resolution."""
+  grid = zip(view.shape, found.strokes.shape, strict=True)
+  nearest = np.ix_(*(np.arange(n) * m // n for n, m in grid))
+  paper, strokes = found.paper[nearest], found.strokes[nearest]
+  light = 255 - view if found.is_dark else view
+  # In shadow, ink of the same darkness has less contrast.
+  gain = 255 / np.maximum(255 - paper, MIN_CONTRAST) if found.is_dark else 1
+  ink = _ink(np.maximum(light - paper, 0) * gain, strokes)
+  parts = [ink > 0] if is_single else _separate(ink > 0)
+  return [_digit(ink, part, side) for part in parts if part.any()]
+
+
+def _strokes(
+  light: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+  """Yields the paper, a mask of what is narrow and lighter, and its prior.
+
+  What may hide a digit is then removed: faint ink, parts that have another one
+  inside, and those that touch the edge, even if they only do so now.
   """
-  step = 1 + max(light.shape) // (_COARSE + 1)
-  fine = np.ix_(*(np.arange(n) // step for n in light.shape))
-  light = light[::step, ::step]
   waiting, known = [], set()
-  for times, share in enumerate(_SHARES):
+  for times, share in enumerate((1 / 2, 1 / 5)):  # For large, small digits.
     width = max(8, int(share * max(light.shape)))  # Pixels; 8 in tiny pictures.
     paper = ndimage.grey_opening(light, [min(n, width) for n in light.shape])
-    waiting.append((paper, np.maximum(light - paper, 0), times))
-  for paper, contrast, times in waiting:  # More are added meanwhile.
+    waiting.append((paper, np.maximum(light - paper, 0), times, True, 0.0))
+  for paper, contrast, times, is_whole, prior in waiting:  # More are added.
     labels, _ = ndimage.label(contrast > _otsu(contrast), np.ones((3, 3)))
     sizes = np.bincount(labels[labels > 0], minlength=1)
-    labels[(sizes <= _SPECK * sizes.max())[labels]] = 0
+    labels[(sizes <= 0.03 * sizes.max())[labels]] = 0  # These are specks.
     strokes = labels > 0
     if contrast.max() < MIN_CONTRAST or strokes.tobytes() in known:
       continue
     known.add(strokes.tobytes())
-    yield paper[fine], strokes[fine]
+    yield paper, strokes, prior
     if times == 2:
       continue
-    faint = strokes & (contrast <= _otsu(contrast[strokes]))
-    faint &= faint.sum() > strokes.sum() / 2  # Otherwise, these are soft edges.
-    around = (_border(labels), [*_enclosing(labels)])
-    masks = [np.isin(labels, x) & strokes for x in around]
-    parts = [ndimage.maximum_filter(mask, 5) for mask in masks]
-    for each in (*parts, _lines(strokes), faint):  # Parts have soft edges.
-      if each.any():
-        waiting.append((paper, np.where(each, 0, contrast), times + 1))
+    border = [*labels[[0, -1]].flat, *labels[:, [0, -1]].flat]
+    removed = [(_around(labels, border), prior)]
+    if is_whole:
+      faint = strokes & (contrast <= _otsu(contrast[strokes]))
+      faint &= faint.sum() > strokes.sum() / 2  # Otherwise, a soft edge.
+      boxes = enumerate(ndimage.find_objects(labels), 1)
+      outer = [k for k, box in boxes if box and _has_inside(labels[box], k)]
+      removed += [(_around(labels, outer), prior), (faint, _WAS_FAINT)]
+    for mask, likely in removed:
+      if mask.any():
+        rest = np.where(mask, 0, contrast)
+        waiting.append((paper, rest, times + 1, False, likely))
 
 
-def _enclosing(labels: np.ndarray) -> Iterator[int]:
-  """Yields the labels of the parts that have another part inside."""
-  for label, box in enumerate(ndimage.find_objects(labels), 1):
-    if box:  # It is not a speck.
-      part = labels[box] == label
-      others = (labels[box] > 0) & ~part
-      if others.any() and (others & ndimage.binary_fill_holes(part)).any():
-        yield label
+def _around(labels: np.ndarray, chosen: list[int]) -> np.ndarray:
+  """Returns the mask of some parts with their soft edges."""
+  return ndimage.maximum_filter(np.isin(labels, chosen) & (labels > 0), 5)
 
 
-def _lines(strokes: np.ndarray) -> np.ndarray:
-  """Returns the thin lines from edge to edge, but not where ink crosses."""
-  lines = np.zeros_like(strokes)
-  thick = 1 + max(strokes.shape) // 25  # More than a ruler's line, or a box's.
-  for mask, out in ((strokes, lines), (strokes.T, lines.T)):
-    length = int(0.9 * mask.shape[1])  # Its ends may be faint.
-    if mask.sum(axis=1).max() >= length:
-      long = ndimage.grey_opening(mask, (1, length), mode="constant")
-      thin = long & ~ndimage.grey_opening(long, (thick, 1), mode="constant")
-      thin = ndimage.maximum_filter(thin, (3, 1)) & mask
-      out |= thin & ~ndimage.grey_closing(mask & ~thin, (thick + 2, 1))
-  return lines
+def _has_inside(labels: np.ndarray, label: int) -> bool:
+  """Returns whether a part has another one inside."""
+  part = labels == label
+  return bool(labels[ndimage.binary_fill_holes(part) & ~part].any())
 
 
 def _ink(contrast: np.ndarray, strokes: np.ndarray) -> np.ndarray:
   """Returns how much of each pixel is ink, 0 to 1: 0 away from the strokes."""
   near = ndimage.maximum_filter(strokes, 5 + 2 * (max(contrast.shape) // 100))
   high = np.median(contrast[strokes])  # As in MNIST, half of the ink becomes 1.
-  is_far = ~near & (contrast < high / 2)  # What has more is not paper.
-  far = contrast[is_far][:: 1 + near.size // 10_000]  # A sample is enough.
+  far = contrast[~near & (contrast < high / 2)]  # What has more is not paper.
   paper, noise = np.percentile(far, (50, 98)) if far.size else (0, 1)
   # A drawing has sharp edges; its threshold is that of exporting/page.html.
   low = max(paper + (high - paper) / (4 if noise else 8), noise)
@@ -210,7 +215,7 @@ def _separate(ink: np.ndarray) -> list[np.ndarray]:
   height = int(ink.any(axis=1).sum())
   grown = ndimage.maximum_filter(ink, 3 + 2 * (height // 40))
   labels, count = ndimage.label(grown, np.ones((3, 3)))
-  if not 1 < count <= _MAX_PARTS:
+  if not 1 < count <= 200:  # More are not digits.
     return [ink]
   labels[~ink] = 0
   boxes = ndimage.find_objects(labels)
@@ -269,15 +274,14 @@ def _prior(
   """Returns how likely strokes are to be digits: large, clear, not solid."""
   outline = strokes & ~ndimage.binary_erosion(strokes)
   # Ink ends all around. Light and the paper between strokes do not, so what
-  # counts is how much the weakest tenth of the outline stands out.
-  step = np.percentile(steps[outline], 10) if outline.any() else 0
+  # counts is how much the weakest part of the outline stands out.
+  step = np.percentile(steps[outline], 2)
   sides = [max(d.box[2] - d.box[0], d.box[3] - d.box[1]) / side for d in digits]
   area = len(sides) * min(sides) ** 2  # A row is as large as one large digit.
-  prominence = np.log(max(step, 1) ** 2 * area)
   # MNIST's median and deviation; thin strokes are common in other pictures.
   fill = np.log([digit.seen.sum() / 255 / _BOX**2 / 0.25 for digit in digits])
   unusual = np.where(fill > 0, fill / 0.34, fill / 0.5) ** 2 / 2
-  return float(prominence - unusual.mean() - _AT_EDGE * _border(strokes).any())
+  return float(np.log(max(step, 1) ** 2 * area) - unusual.mean())
 
 
 def _otsu(x: np.ndarray) -> int:
@@ -294,7 +298,3 @@ def _resize(x: np.ndarray, longer_side: int) -> np.ndarray:
   scale = longer_side / max(x.shape[:2])
   size = [max(1, round(n * scale)) for n in x.shape[1::-1]]
   return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC))
-
-
-def _border(x: np.ndarray) -> np.ndarray:
-  return np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]])
