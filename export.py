@@ -99,7 +99,7 @@ def export(
     case "safetensors":
       content = _to_safetensors(run, metadata)
     case "html":
-      content = page.build(run, metadata).encode()
+      content = page.build(run, metadata["run"], accuracy).encode()
   files.write_bytes(output, content)
   return {
     "accuracy": accuracy,

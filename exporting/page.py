@@ -33,12 +33,13 @@ def round_weights(variables: steps.Variables) -> steps.Variables:
   )
 
 
-def build(run: runs.Run, metadata: dict[str, str]) -> str:
+def build(run: runs.Run, name: str, accuracy: float | None) -> str:
   """Builds the page.
 
   Args:
     run: a run with rounded parameters.
-    metadata: holds the run's name as "run" and its accuracy as "accuracy".
+    name: its name.
+    accuracy: its accuracy on the test split, if that is known.
 
   Raises:
     errors.UserError: if the page cannot compute a layer.
@@ -47,13 +48,12 @@ def build(run: runs.Run, metadata: dict[str, str]) -> str:
   network = trace.trace(run.state, images)
   weights = [x.astype("<f2").tobytes() for x in network.params.values()]
   is_drawing = run.config.dataset == "mnist"
-  accuracy = metadata["accuracy"]
   scored = "not scored"
-  if accuracy != "None":
-    scored = f"test accuracy {float(accuracy):.2%}"
+  if accuracy is not None:
+    scored = f"test accuracy {accuracy:.2%}"
   description = {
     "title": "Draw a digit" if is_drawing else "Choose an image",
-    "subtitle": f"{metadata['run']} · {scored} · {run.step:,} steps",
+    "subtitle": f"{name} · {scored} · {run.step:,} steps",
     "form": "drawing" if is_drawing else "file",
     "image_shape": run.image_shape,
     "class_names": run.class_names,

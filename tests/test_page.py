@@ -107,9 +107,8 @@ def bars(tab):
 def write(file, run):
   variables = page.round_weights(run.state.eval_variables)
   state = run.state.starting_from(variables)
-  metadata = {"run": "</script>", "accuracy": "0.5"}
   run = run._replace(state=state)
-  file.write_text(page.build(run, metadata))
+  file.write_text(page.build(run, "</script>", 0.5))
   return state
 
 
