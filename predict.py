@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
 import json
+import os
 import pathlib
 import sys
 from typing import NamedTuple
@@ -117,7 +118,7 @@ def find(argument: str) -> Iterator[tuple[str, pathlib.Path | bytes]]:
     )
     if file.suffix.lower() in image_files.SUFFIXES
     and not _is_macs_own(file.relative_to(path))
-    and file.is_file()
+    and os.path.isfile(file)
   ]
   if found:  # It is a folder.
     yield from ((str(file), file) for file in found)
@@ -199,6 +200,10 @@ def load(
       sources += find(argument)
     except errors.UserError as error:  # It is a URL.
       complain(argument, str(error).removeprefix(f"{argument}: "))
+  if args.sheet in [source for _, source in sources]:
+    raise errors.UserError(
+      f"--sheet={args.sheet}: is one of the images; must be another file"
+    )
   for name, source in tqdm.tqdm(
     sources, unit=" files", disable=None if len(sources) > 100 else True
   ):
@@ -347,10 +352,6 @@ def main() -> None:
   )
   with console.program():
     args = parser.parse_args()
-    if args.sheet in map(pathlib.Path, args.images):
-      raise errors.UserError(
-        f"--sheet={args.sheet}: is one of the images; must be another file"
-      )
     opened = runs.open_ensemble(args.workdirs, args.checkpoint)
     run = opened[0]
     args.fit = None

@@ -16,8 +16,8 @@ def walk(
   """
 
   def warn(error):
-    if isinstance(error, PermissionError):  # Otherwise it is no folder.
-      logging.warning("%s: %s", error.filename, error.strerror)
+    if isinstance(error, PermissionError):  # Other errors mean that it is none.
+      logging.warning("Skipped %s: %s", error.filename, error.strerror)
 
   seen = set()
   for path, folders, names in os.walk(folder, onerror=warn, followlinks=True):

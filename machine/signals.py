@@ -18,8 +18,8 @@ _WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
 class Stop:
   """Records SIGINT, SIGTERM, SIGHUP or SIGUSR1.
 
-  A second SIGINT or SIGTERM ends the process at once. If SIGHUP is ignored, as
-  under nohup, it still is; so is SIGUSR1.
+  A second SIGINT or SIGTERM ends the process at once. SIGHUP and SIGUSR1 stay
+  ignored if they were, as SIGHUP is under nohup.
 
   If several processes train together, JAX handles every SIGTERM, and a second
   SIGINT ends the process that it is sent to.

@@ -132,7 +132,9 @@ def _override(
   Keys that refer to an overridden one follow it.
   """
   # The keys of the config, and those of dicts in it.
-  keys = {**config, **traverse_util.flatten_dict(config.to_dict(), sep=".")}
+  nested = traverse_util.flatten_dict(config.to_dict())
+  paths = (".".join(map(str, path)) for path in nested)
+  keys = dict.fromkeys([*config, *paths])
   for argument in arguments:
     match = re.match(r"--?(?:no)?config\.([\w.]*)", argument)
     if match and match[1] not in keys:
@@ -175,7 +177,7 @@ def _explain(argument: str, keys: Iterable[str]) -> str:
   if closest := difflib.get_close_matches(word, meant, n=1):
     hint = f"did you mean --{meant[closest[0]]}{equals}{value}?"
   if name.endswith(".py"):
-    hint = f"did you mean --config={name}?"
+    hint = f"did you mean --config={name.lstrip('-')}?"
   return f"unknown {what} {name}; {hint}"
 
 

@@ -42,7 +42,7 @@ def _one_of(*names):
 
 
 _FRACTION = (lambda x: 0 <= x < 1, "a number in [0, 1)")
-# Beyond 1e38, a float32 is infinite; below 1e-38, it loses digits.
+# Well within float32: larger values overflow, smaller ones lose digits.
 _AMOUNT = (lambda x: 0 <= x <= 1e38, "a number from 0 to 1e38")
 _PATH = (
   lambda path: (
@@ -68,8 +68,8 @@ _RULES = {
   "eval_batch_size": _at_least(1),
   "num_steps": (lambda n: 1 <= n < 2**31, "an integer from 1 to 2147483647"),
   "learning_rate": (
-    lambda x: 1e-38 <= x <= 1e38,
-    "a number from 1e-38 to 1e38",
+    lambda x: 1e-37 <= x <= 1e38,
+    "a number from 1e-37 to 1e38",
   ),
   "schedule": _one_of(*optimizer.SCHEDULES),
   "warmup_steps": _at_least(0),

@@ -32,7 +32,7 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
       unknown.
   """
   if not os.fspath(path):
-    raise errors.UserError("an argument is empty; must be a path")
+    raise errors.UserError("'' is not a path")
   if not is_local(path):
     raise errors.UserError(f"{path}: must be {LOCAL}")
   # Unlike pathlib, this keeps `~name` if there is no such user.
@@ -138,4 +138,5 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
       f"{path}: cannot be written ({error.strerror})"
     ) from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink()

@@ -5,6 +5,7 @@ TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
 
 import collections
 import math
+import os
 import pathlib
 import random
 
@@ -46,7 +47,7 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
       is_image = (
         len(parts) > 1
         and extensions.get(path.suffix.lower()) in formats
-        and path.is_file()  # Not a pipe or a link to nowhere.
+        and os.path.isfile(path)  # Not a pipe or a link to nowhere.
         # macOS and Jupyter leave hidden files and folders.
         and not any(part.startswith((".", "__MACOSX")) for part in parts)
       )
@@ -70,8 +71,8 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
       others.append(parts)
   if others:
     logging.info(
-      "Passed over %d files in %s, which are hidden, no images or not in the"
-      " folder of a class: %s",
+      "Passed over %d files in %s that are hidden, are not images or are not in"
+      " a class's folder: %s",
       len(others),
       manual_dir,
       ", ".join("/".join(parts) for parts in sorted(others)[:3])

@@ -120,7 +120,7 @@ def _candidates(
           result[key] = found._replace(digits=digits, prior=prior)
   if not result:
     raise ValueError("has no ink")
-  return sorted(result.values(), key=lambda x: -x.prior)[:4]  # Are enough.
+  return sorted(result.values(), key=lambda x: -x.prior)[:4]  # Four will do.
 
 
 def _views(image: np.ndarray, max_side: int) -> list[np.ndarray]:
@@ -152,7 +152,7 @@ def _strokes(
   """Yields the paper, a mask of what is narrow and lighter, and its prior.
 
   What may hide a digit is then removed: faint ink, parts that have another one
-  inside, and those that touch the edge, even if they only do so now.
+  inside, and parts that touch the edge, or do so after an earlier removal.
   """
   waiting, known = [], set()
   for times, share in enumerate((1 / 2, 1 / 5)):  # For large, small digits.

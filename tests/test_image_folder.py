@@ -187,8 +187,8 @@ def test_images_may_lie_deeper_and_what_is_passed_over_is_said(
   assert labels[(pixels == (2, 50, 255)).all(axis=1)] == [3]
   assert labels[(pixels == (3, 0, 255)).all(axis=1)] == [2]
   assert messages == [
-    f"Passed over 6 files in {animals}, which are hidden, no images or not in"
-    " the folder of a class: sketches/cat/1.png, train/1.png,"
+    f"Passed over 6 files in {animals} that are hidden, are not images or are"
+    " not in a class's folder: sketches/cat/1.png, train/1.png,"
     " train/cat/._1.png, ..."
   ]
 
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_read_is_named(animals, monkeypatch, caplog):
   monkeypatch.setattr(os, "scandir", scandir)
   with caplog.at_level("WARNING"):
     assert "train/cat/1.png" in find(animals)
-  assert caplog.messages == [f"{animals}/train/owl: Permission denied"]
+  assert caplog.messages == [f"Skipped {animals}/train/owl: Permission denied"]
 
 
 def test_a_folder_without_strays_says_nothing(animals, messages):
