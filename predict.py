@@ -39,7 +39,7 @@ from sources import image_files
 from sources import photographs
 import steps
 
-_BATCH_SIZE = 20  # About as many candidates as a picture has.
+_BATCH_SIZE = 20  # Four candidates of a row of five digits.
 _MAX_ON_SHEET = 50
 
 

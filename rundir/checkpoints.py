@@ -60,13 +60,13 @@ def restore(
     trees.OtherNetworkError: if an array differs or is missing; the message
       names it.
   """
-  damaged = []
+  readable, damaged = _accuracies(workdir), []
   for step in _candidates(workdir, str(which)):
     path = _folder(workdir) / str(step)
     try:
-      restored = _restore(path, state)
-      if step not in _accuracies(workdir):
+      if step not in readable:
         raise ValueError("bad metrics")
+      restored = _restore(path, state)
     except trees.OtherNetworkError:
       raise
     except Exception as error:  # Orbax and TensorStore can raise anything.
