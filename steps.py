@@ -203,7 +203,7 @@ def create_train_state(
   """
 
   @jax.jit
-  def create():
+  def create(rng):  # An argument: any seed is compiled to the same program.
     images = jnp.zeros((1, *model.image_shape))
     model_state, params = flax.core.pop(model.init(rng, images), "params")
     averages = (params, model_state) if ema_decay else (None, None)
@@ -218,7 +218,7 @@ def create_train_state(
     )
     return state.replace(step=jnp.zeros((), jnp.int32))
 
-  return create()
+  return create(rng)
 
 
 def train_step(
@@ -395,7 +395,7 @@ def evaluator(
   )
 
   @compiling.jit
-  def score(logits):
+  def score(logits, labels):
     return Metrics.of(logits, labels), jax.nn.softmax(logits)
 
   def evaluate(state):
@@ -406,7 +406,7 @@ def evaluator(
     logits = np.zeros(shape, np.float32)
     carry = devices.replicate((np.int32(0), logits))
     _, logits = run(carry, math.ceil(len(labels) / batch_size), state, examples)
-    metrics, probabilities = score(logits)
+    metrics, probabilities = score(logits, labels)
     return jax.device_get(metrics).means(), probabilities
 
   return evaluate

@@ -95,7 +95,7 @@ def activations(
   names: list[str] = []
 
   @compiling.jit
-  def apply(variables):
+  def apply(variables, image):
     logits, captured = state.apply_fn(
       variables,
       image[None],
@@ -112,7 +112,7 @@ def activations(
     names[:] = outputs  # JAX would return a dict in alphabetical order.
     return list(outputs.values()), jax.nn.softmax(logits[0])
 
-  layers, probabilities = apply(state.eval_variables)
+  layers, probabilities = apply(state.eval_variables, image)
   return dict(zip(names, layers, strict=True)), probabilities
 
 
