@@ -14,10 +14,14 @@ import steps
 NONE = augmentation.Limits(0, 0, 0, 0, 0)
 
 
+augment = functools.cache(
+  lambda limits: jit(functools.partial(augmentation.augment, limits=limits))
+)
+
+
 def augmented(images, seed=0, **limits):
-  limits = NONE._replace(**limits)
-  augment = jit(functools.partial(augmentation.augment, limits=limits))
-  return np.asarray(augment(jax.random.key(seed), images))
+  deform = augment(NONE._replace(**limits))
+  return np.asarray(deform(jax.random.key(seed), images))
 
 
 def bars(count):

@@ -18,6 +18,7 @@ from configs import default
 import evaluate
 from machine import devices
 from machine import errors
+from report import evaluation
 from rundir import checkpoints
 from rundir import directory
 from rundir import files
@@ -30,6 +31,7 @@ import train
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
   monkeypatch.setattr(train, "_draw", lambda *args: None)
+  monkeypatch.setattr(evaluation, "drawings", lambda evaluated: {})
 
 
 def edit(path, **changes):

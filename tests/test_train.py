@@ -251,6 +251,7 @@ def test_a_recipe_resumes_exactly_and_scores_its_average(
     np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_complete_run_is_only_evaluated(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
