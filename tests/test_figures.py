@@ -20,6 +20,7 @@ def test_learning_curves_show_what_was_logged():
     {"step": 1, "train_loss": 2.0, "train_accuracy": 0.1},
     {"step": 2, "train_loss": 1.0, "train_accuracy": 0.4},
     {"step": 2, "validation_loss": 0.9, "validation_accuracy": 0.6},
+    {"step": 1, "test_loss": 0.9, "test_accuracy": 0.5},  # Then, extended.
     {"step": 2, "test_loss": 0.8, "test_accuracy": 0.75},
   ]
   figure = figures.learning_curves(records, has_dropout=True)
@@ -30,8 +31,10 @@ def test_learning_curves_show_what_was_logged():
     lines["training, with dropout"], [[1, 0.9], [2, 0.6]]
   )
   np.testing.assert_allclose(lines["validation"], [[2, 0.4]])
-  np.testing.assert_allclose(lines["test: accuracy 0.7500"], [[2, 0.25]])
-  assert [len(line.get_xydata()) for line in loss.lines] == [2, 1, 1]
+  np.testing.assert_allclose(
+    lines["test: accuracy 0.7500"], [[1, 0.5], [2, 0.25]]
+  )
+  assert [len(line.get_xydata()) for line in loss.lines] == [2, 1, 2]
   for axes in (loss, error):
     assert axes.get_yscale() == "log"
   assert pixels(figure).std() > 0.05  # Not blank.
