@@ -177,7 +177,7 @@ def test_files_with_other_common_names_are_found(train, test, family, tmp_path):
   assert {*found} == {*FILES}
   for name, path in found.items():
     assert name.split("-")[1] in path.name
-    assert tmp_path / "kmnist" in path.parents
+    assert path.is_file() and tmp_path / "kmnist" in path.parents
   assert idx_dataset.find(tmp_path / "elsewhere", "kmnist") == {}
 
 
