@@ -68,7 +68,9 @@ def test_kaggles_csv_files_are_read(default_config, tmp_path):
   with pytest.raises(errors.UserError, match="test.csv: has no column `label`"):
     read(tmp_path, "arrays/test")
   (tmp_path / "test.csv").unlink()  # Fashion-MNIST's has labels.
-  write_csv(tmp_path / "fashion-mnist_test.csv", images[:4], LABELS[:4])
+  path = tmp_path / "fashion-mnist_test.csv"
+  write_csv(path, images[:4], LABELS[:4])
+  path.write_text(path.read_text(), "utf-8-sig")  # As Excel saves it.
   config = default_config.copy_and_resolve_references()
   config.update(
     dataset="arrays",
