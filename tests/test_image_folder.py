@@ -43,6 +43,7 @@ def animals(tmp_path):
   # These are not images of the data set.
   (folder / "train/cat/._1.png").write_bytes(b"")
   (folder / "train/cat/notes.txt").touch()
+  write(folder / "train/owl/.ipynb_checkpoints/1.png", (9, 9, 9))
   (folder / "train/cat/gone.png").symlink_to("nowhere")
   os.mkfifo(folder / "train/cat/pipe.png")  # Reading it would wait for ever.
   write(folder / "sketches/cat/1.png", (9, 9, 9))
@@ -187,7 +188,7 @@ def test_images_may_lie_deeper_and_what_is_passed_over_is_said(
   assert labels[(pixels == (2, 50, 255)).all(axis=1)] == [3]
   assert labels[(pixels == (3, 0, 255)).all(axis=1)] == [2]
   assert messages == [
-    f"Passed over 6 files in {animals} that are hidden, are not images or are"
+    f"Passed over 7 files in {animals} that are hidden, are not images or are"
     " not in a class's folder: sketches/cat/1.png, train/1.png,"
     " train/cat/._1.png, ..."
   ]
