@@ -346,9 +346,9 @@ def test_a_full_disk_leaves_the_old_file(tiny_run, tmp_path):
 
 def test_the_program_prints_the_result(tiny_run, accuracy, tmp_path):
   done = run_program(
-    *("export.py", f"--workdir={tiny_run}", "--checkpoint=20"),
-    *("--format=safetensors", "--output=network"),
-    cwd=tmp_path,
+    *("export.py", "--workdir=.", "--checkpoint=20"),
+    *("--format=safetensors", f"--output={tmp_path}/network"),
+    cwd=tiny_run,
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert json.loads(done.stdout) == {
@@ -356,6 +356,8 @@ def test_the_program_prints_the_result(tiny_run, accuracy, tmp_path):
     "bytes": (tmp_path / "network").stat().st_size,
     "global_step": 20,
   }
+  with safe_open(tmp_path / "network", "numpy") as file:
+    assert file.metadata()["run"] == tiny_run.name
 
 
 def test_a_run_without_its_data_is_exported(
