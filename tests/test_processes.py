@@ -1,13 +1,16 @@
 """Two processes that train together on virtual CPU devices."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 
+from absl import logging
 from conftest import read_jsonl
 from conftest import run_program
 from conftest import train_command
@@ -16,6 +19,8 @@ import numpy as np
 import pytest
 
 from configs import default
+from machine import compiling
+from machine import console
 from machine import errors
 from machine import processes
 from rundir import checkpoints
@@ -181,6 +186,22 @@ def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "is_first", lambda: False)
   with pytest.raises(errors.UserError, match="that all processes share"):
     directory.create(tmp_path / "run", default.get_config(), {})
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_only_the_first_process_informs_and_prints(
+  is_first, monkeypatch, capsys
+):
+  levels = []
+  monkeypatch.setattr(processes, "is_first", lambda: is_first)
+  monkeypatch.setattr(sys, "argv", ["train.py"])
+  monkeypatch.setattr(console, "program", contextlib.nullcontext)
+  monkeypatch.setattr(compiling, "keep_freed_memory", lambda: None)
+  monkeypatch.setattr(logging, "set_verbosity", levels.append)
+  monkeypatch.setattr(train, "train_and_evaluate", lambda *_: {"loss": 1})
+  train.main()
+  assert levels == [logging.WARNING] * (not is_first)
+  assert capsys.readouterr().out == '{"loss": 1}\n' * is_first
 
 
 @pytest.mark.slow
