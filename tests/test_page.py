@@ -422,6 +422,9 @@ def test_a_narrow_color_image_is_shown_whole_and_inverted(color_page):
     "(before) => document.querySelector('i').style.width !== before", arg=before
   )
   assert_shown(tab, expected(255 - image))
+  tab.click("#clear")
+  tab.evaluate("invert.onchange()")  # There is no image to invert.
+  assert not tab.query_selector(".best")
 
 
 @pytest.mark.slow
