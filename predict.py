@@ -200,7 +200,8 @@ def load(
       sources += find(argument)
     except errors.UserError as error:  # It is a URL.
       complain(argument, str(error).removeprefix(f"{argument}: "))
-  if args.sheet in [source for _, source in sources]:
+  paths = (source for _, source in sources if isinstance(source, pathlib.Path))
+  if args.sheet and args.sheet.resolve() in map(pathlib.Path.resolve, paths):
     raise errors.UserError(
       f"--sheet={args.sheet}: is one of the images; must be another file"
     )

@@ -35,7 +35,8 @@ def read(
   splits: dict[str, arrays.Examples] = {}
   for path in paths.values():
     try:
-      found = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
+      is_csv = path.suffix.lower() == ".csv"
+      found = _read_csv(path) if is_csv else _read_npz(path)
       if not found and not splits:
         raise ValueError("has no column `label`")
       if found.keys() & splits:

@@ -64,7 +64,7 @@ def test_kaggles_csv_files_are_read(default_config, tmp_path):
   np.testing.assert_array_equal(found, images[..., None])
   np.testing.assert_array_equal(labels, LABELS - 4)
 
-  (tmp_path / "train.csv").rename(tmp_path / "fashion-mnist_train.csv")
+  (tmp_path / "train.csv").rename(tmp_path / "fashion-mnist_Train.CSV")
   with pytest.raises(errors.UserError, match="test.csv: has no column `label`"):
     read(tmp_path, "arrays/test")
   (tmp_path / "test.csv").unlink()  # Fashion-MNIST's has labels.

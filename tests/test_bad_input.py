@@ -381,7 +381,7 @@ COMMANDS = {
   "predict.py x.png": "the following arguments are required: --workdir",
   "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",
   "predict.py --workdir=run": "are required: IMAGE_OR_FOLDER",
-  "predict.py --workdir=run x.png --sheet=x.png": "--sheet=x.png: is one of th",
+  "predict.py --workdir=run x.png --sheet=run/../x.png": "is one of the images",
   "predict.py --workdir=run none.png": "none.png: No such file or directory",
   "predict.py --workdir=run ~nosuch/1.png": "~nosuch/1.png: No such file or",
   "predict.py --workdir=run run/checkpoints": "is a folder without images",
