@@ -6,7 +6,6 @@ Runs that differ only in their seed share a row, with the mean and the standard
 deviation, and a line of the plot, the mean in a band from lowest to highest.
 """
 
-import argparse
 import collections
 from collections.abc import Iterable
 import os
@@ -228,9 +227,7 @@ def plot_curves(groups: list[list[Row]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-  parser = console.Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = console.Parser(__doc__)
   parser.add_argument(
     "folders", nargs="+", metavar="FOLDER", help="where to look for runs"
   )

@@ -10,7 +10,6 @@ ensemble, by the mean of their probabilities:
     python evaluate.py --workdir=runs/a --workdir=runs/b
 """
 
-import argparse
 from collections.abc import Sequence
 import json
 import os
@@ -79,12 +78,12 @@ def evaluate(
   try:
     data = runs.load_test(config, paths, opened)
   except errors.UserError as error:
-    if split is None:
-      raise
-    message = str(error).replace("config.test_split=", "--split=")
+    message = str(error)
+    if split is not None:
+      message = message.replace("config.test_split=", "--split=")
+    if "_dir=" in message:
+      message += "; if the data have moved, use --data_dir or --manual_dir"
     raise errors.UserError(message) from error
-  folder = folder or _folder(paths, checkpoint, config, own)
-  files.check_writable(folder)  # Fail before the work, not after it.
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
 
   result = {
@@ -102,6 +101,7 @@ def evaluate(
   evaluated = evaluation.measure(
     jax.device_get(data.test), probabilities, data.class_names
   )
+  folder = folder or _folder(paths, checkpoint, config, own)
   _write(folder, evaluated, {**result, **scored})
   return result, "\n\n".join(
     [
@@ -188,9 +188,7 @@ def _title(
 
 
 def main() -> None:
-  parser = console.Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = console.Parser(__doc__)
   parser.add_argument(
     "--workdir",
     required=True,

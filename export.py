@@ -9,7 +9,6 @@ result as JSON; its accuracy is that of the exported weights on the run's test
 split.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -19,14 +18,12 @@ from typing import Any
 from absl import logging
 import jax
 import jax.export
-import ml_collections
 import numpy as np
 
 from exporting import page
 from exporting import trace
 from machine import console
 from machine import errors
-from rundir import experiment
 from rundir import files
 from rundir import runs
 from rundir import trees
@@ -46,8 +43,6 @@ def export(
   output: str | os.PathLike,
   checkpoint: str = "last",
   dtype: str | None = None,
-  data_dir: str | os.PathLike | None = None,
-  manual_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Exports a trained network, with the parameters that evaluation uses.
 
@@ -58,8 +53,6 @@ def export(
     checkpoint: "last", "best" or a step.
     dtype: the type of the images that onnx and stablehlo take: "uint8", 0 to
       255 (the default), or "float32", 0 to 1.
-    data_dir: the folder of prepared data sets; by default the run's.
-    manual_dir: the folder of your own images; by default the run's.
 
   Returns:
     The accuracy on the run's test split, the size of the file in bytes and
@@ -72,16 +65,10 @@ def export(
   workdir, output = files.local_path(workdir), files.local_path(output)
   _check(format, output, dtype)
   run = runs.open_run(workdir, checkpoint)
-  files.check_writable(output.parent)  # Fail before the work.
   if format == "html":
     variables = page.round_weights(run.state.eval_variables)
     run = run._replace(state=run.state.starting_from(variables))
-  config = experiment.changed(
-    run.config,
-    data_dir=data_dir,
-    manual_dir=manual_dir,
-  )
-  accuracy = _accuracy(workdir, config, run)
+  accuracy = _accuracy(workdir, run)
   metadata = {
     "run": workdir.resolve().name,
     "dataset": run.config.dataset,
@@ -108,15 +95,11 @@ def export(
   }
 
 
-def _accuracy(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict, run: runs.Run
-) -> float | None:
+def _accuracy(workdir: pathlib.Path, run: runs.Run) -> float | None:
   """Returns the accuracy of a run's network, or what is known without data."""
   try:
-    data = runs.load_test(config, [workdir], [run])
+    data = runs.load_test(run.config, [workdir], [run])
   except errors.UserError as error:
-    if config != run.config:  # The user has said where the data are.
-      raise
     path, accuracy = workdir / "result.json", None
     if path.exists():
       result = files.read_json(path)
@@ -192,9 +175,7 @@ def _to_safetensors(run: runs.Run, metadata: dict[str, str]) -> bytes:
 
 
 def main() -> None:
-  parser = console.Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = console.Parser(__doc__)
   parser.add_argument("--workdir", required=True, help="the run directory")
   parser.add_argument(
     "--format",
@@ -210,12 +191,6 @@ def main() -> None:
     choices=("uint8", "float32"),
     help="the type of the images for onnx and stablehlo: uint8, 0 to 255 (the"
     " default), or float32, 0 to 1",
-  )
-  parser.add_argument(
-    "--data_dir", help="the folder of prepared data sets; by default the run's"
-  )
-  parser.add_argument(
-    "--manual_dir", help="the folder of your own images; by default the run's"
   )
   with console.program():
     args = parser.parse_args()

@@ -311,9 +311,7 @@ def _report(args, opened: list[runs.Run], judge, images: list[Loaded]) -> None:
 
 
 def main() -> None:
-  parser = console.Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = console.Parser(__doc__)
   parser.add_argument(
     "images",
     nargs="+",

@@ -94,7 +94,11 @@ def exit_with(message: str, status: int = 1) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-  """Ends the program with one line if the arguments are wrong."""
+  """Prints a description as it is, and one line if the arguments are wrong."""
+
+  def __init__(self, description: str | None, **kwargs):
+    raw = argparse.RawDescriptionHelpFormatter
+    super().__init__(description=description, formatter_class=raw, **kwargs)
 
   def error(self, message: str) -> NoReturn:
     exit_with(message)

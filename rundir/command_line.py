@@ -65,11 +65,10 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     errors.UserError: if an argument is wrong; the message says what it must be.
   """
   parser = console.Parser(
+    description,
     usage="%(prog)s [--config=FILE] [--config.KEY=VALUE ...]"
     " [--OPTION=VALUE ...]",
-    description=description,
     epilog=f"{_describe_keys()}\n{_describe_presets()}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   for name, option in _OPTIONS.items():

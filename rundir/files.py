@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from typing import Any
 
 from machine import errors
@@ -89,21 +88,6 @@ def folder_name(text: str) -> str:
   return to_file_name(re.sub(r"\[:?", "_", text).replace("]", ""))
 
 
-def check_writable(folder: pathlib.Path) -> None:
-  """Creates a folder and checks that files can be written to it.
-
-  Raises:
-    errors.UserError: if the folder is not writable.
-  """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
-  except OSError as error:
-    raise errors.UserError(
-      f"{folder}: cannot be written ({error.strerror}); name another --output"
-    ) from error
-
-
 def set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   """Moves a file or folder into another folder, and returns its new path."""
   folder.mkdir(exist_ok=True)
@@ -126,11 +110,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file atomically: a crash leaves the old or the new one.
 
+  Creates its folder if that is missing.
+
   Raises:
     errors.UserError: if it cannot be written; the message names it.
   """
   temporary = path.with_name(path.name + ".incomplete")
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_bytes(content)
     os.replace(temporary, path)
   except OSError as error:

@@ -229,14 +229,7 @@ def load_test(
       on them.
   """
   run = opened[0]
-  try:
-    data = input_pipeline.load(config, ["test"])
-  except errors.UserError as error:
-    if "_dir" in str(error):
-      raise errors.UserError(
-        f"{error}; if the data have moved, use --data_dir or --manual_dir"
-      ) from error
-    raise
+  data = input_pipeline.load(config, ["test"])
   for workdir, each in zip(workdirs, opened, strict=True):
     _warn_of_other_data(workdir, each.config, config, data.crc32["test"])
   shape, names = data.test.image_shape, data.class_names

@@ -358,7 +358,10 @@ COMMANDS = {
   "evaluate.py --workdir=run --split=": "evaluate.py: --split=: not a split",
   "evaluate.py --workdir=run --dataset=a:b": "config.dataset=a:b: must be the",
   "evaluate.py --workdir=run --output=run/config.json": (
-    "run/config.json: cannot be written (File exists); name another --output"
+    "run/config.json/metrics.json: cannot be written (File exists)"
+  ),
+  "evaluate.py --workdir=run --manual_dir=gone": (
+    "; if the data have moved, use --data_dir or --manual_dir"
   ),
   "evaluate.py --workdir=gs://a": f"gs://a: {NOT_LOCAL}",
   "evaluate.py --workdir=run --output=gs://a": f"gs://a: {NOT_LOCAL}",
@@ -377,7 +380,7 @@ COMMANDS = {
   "export.py --workdir=run --output=x --format=pkl": "invalid choice: 'pkl'",
   "export.py --workdir=none --output=x --format=html": "none/config.json: no ",
   "export.py --workdir=run --output=x --format=html --checkpoint=7": "must be ",
-  "export.py --workdir=run --output=/dev/null/x --format=html": "/dev/null: ca",
+  "export.py --workdir=run --output=/dev/null/x --format=html": "/dev/null/x: ",
   "predict.py x.png": "the following arguments are required: --workdir",
   "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",
   "predict.py --workdir=run": "are required: IMAGE_OR_FOLDER",
