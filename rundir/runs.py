@@ -1,6 +1,5 @@
 """Creates the state of a run, or opens a run from its directory alone."""
 
-import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -29,8 +28,6 @@ from rundir import logs
 from rundir import provenance
 from rundir import trees
 import steps
-
-_OWN_IMAGES = ("arrays", "idx", "image_folder")  # Their users name the classes.
 
 
 class Run(NamedTuple):
@@ -98,29 +95,12 @@ def open_run(workdir: str | os.PathLike, checkpoint: str = "last") -> Run:
 
 def read_temperature(workdir: pathlib.Path, step: int) -> float:
   """Returns the last valid temperature up to a step; older runs have 1."""
-  logged = history(workdir).get("temperature", Series(*np.empty((2, 0))))
-  fitted = logged.values[(logged.steps <= step) & (logged.values > 0)]
-  return float(fitted[-1]) if fitted.size else 1.0
-
-
-class Series(NamedTuple):
-  """A metric over time: its values, [k], and the steps they belong to, [k]."""
-
-  steps: np.ndarray
-  values: np.ndarray
-
-
-def history(workdir: str | os.PathLike) -> dict[str, Series]:
-  """Returns what a run has logged, by the metric's name in metrics.jsonl."""
-  logged = collections.defaultdict(list)
-  for record in files.read_metrics(files.local_path(workdir)):
-    for name, value in record.items():
-      if name != "step":
-        logged[name].append((record["step"], value))
-  return {
-    name: Series(*map(np.array, zip(*x, strict=True)))
-    for name, x in logged.items()
-  }
+  fitted = [
+    record["temperature"]
+    for record in files.read_metrics(workdir)
+    if record["step"] <= step and record.get("temperature", 0) > 0
+  ]
+  return fitted[-1] if fitted else 1.0
 
 
 class TrainingRun(NamedTuple):
@@ -220,9 +200,7 @@ def load_test(
 ) -> input_pipeline.Data:
   """Loads the test split, with the labels of the runs.
 
-  Classes are matched by their names; some may be missing. A well-known data set
-  with as many other classes, such as Fashion-MNIST for MNIST, is scored too,
-  with a warning.
+  Classes are matched by their names; some may be missing.
 
   Raises:
     errors.UserError: if the data cannot be read, or the runs cannot be scored
@@ -239,18 +217,13 @@ def load_test(
       f"{what}images of shape {list(shape)}; must have the shape"
       f" {list(run.image_shape)}, as in training"
     )
-  other = f"{what}the classes {', '.join(names)}; the run has"
-  other = f"{other} {', '.join(run.class_names)}"
-  if {*names} <= {*run.class_names}:
-    indices = np.array([run.class_names.index(name) for name in names])
-  elif config.dataset.split("/")[0] in _OWN_IMAGES or len(names) != len(
-    run.class_names
-  ):
-    raise errors.UserError(f"{other}; all must be among these")
-  else:
-    logging.warning("%s: the first counts as the first, and so on", other)
-    indices = np.arange(len(names))
-  labels = devices.replicate(indices.astype(np.int32)[data.test.labels])
+  if not {*names} <= {*run.class_names}:
+    raise errors.UserError(
+      f"{what}the classes {', '.join(names)}; the run has"
+      f" {', '.join(run.class_names)}; all must be among these"
+    )
+  indices = np.array([run.class_names.index(x) for x in names], np.int32)
+  labels = devices.replicate(indices[data.test.labels])
   splits = {"test": data.test.replace(labels=labels)}
   return data._replace(class_names=run.class_names, splits=splits)
 

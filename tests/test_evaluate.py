@@ -287,14 +287,16 @@ def test_different_splits_and_checkpoints_do_not_share_a_name():
 def test_another_data_set_is_read_from_its_folder(run, family, tmp_path):
   folder, images, labels = family
   where = {"data_dir": tmp_path / "data", "manual_dir": folder}
-  result, _ = evaluate.evaluate([run], dataset="kmnist", **where)
+  result, _ = evaluate.evaluate([run], dataset="idx", **where)
   logits = jit(steps.eval_step)(
     runs.open_run(run).state, input_pipeline.to_float(images[:70, ..., None])
   )
   assert result["accuracy"] == (logits.argmax(axis=1) == labels[:70]).mean()
-  (written,) = run.glob("evaluation/test_70,dataset=kmnist,*/metrics.json")
-  assert json.loads(written.read_text())["dataset"] == "kmnist"
+  (written,) = run.glob("evaluation/test_70,dataset=idx,*/metrics.json")
+  assert json.loads(written.read_text())["dataset"] == "idx"
   assert (tmp_path / "data").is_dir()
+  with pytest.raises(errors.UserError, match="the classes o, ki, .* has 0, 1,"):
+    evaluate.evaluate([run], dataset="kmnist", **where)
 
 
 @pytest.mark.usefixtures("any_manual_dir")
