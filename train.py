@@ -155,6 +155,7 @@ def _train(
   shown = jax.tree.map(lambda x: x[:_NUM_SHOWN], data.validation)
   predict_shown = steps.evaluator(shown, _NUM_SHOWN)
   rngs = steps.rngs(config.seed)
+  schedule = optimizer.schedule(config)
   step = start_step = int(run.state.step)
   order = input_pipeline.order_at(
     rngs.order, step, config.batch_size, data.train.labels.size
@@ -168,6 +169,7 @@ def _train(
       training, due.step - step, data.train, rngs.order, rngs.dropout
     )
     if step == start_step:  # Exclude compilation from the timing.
+      schedule(step)
       jax.block_until_ready(training)
       logger.restart_clock(due.step)
     step = due.step
@@ -182,7 +184,8 @@ def _train(
     if not is_finite:
       raise _not_finite(config, manager, step)
     if due.log:
-      logger.train(step, metrics.means(), _learning_rate(config, step))
+      # The rate of the last of the steps taken.
+      logger.train(step, metrics.means(), float(schedule(step - 1)))
       # If the last log comes early, keep the sums: the run may be extended.
       if step % config.log_every_steps == 0:
         training = steps.reset_metrics(training)
@@ -206,12 +209,6 @@ def _train(
     logger.restart_clock(step)  # Exclude all this from the timing.
   manager.wait()
   return training.state
-
-
-def _learning_rate(config: ml_collections.ConfigDict, step: int) -> float:
-  """Returns the rate of the last of the steps taken."""
-  with devices.on_host():
-    return float(optimizer.schedule(config)(step - 1))
 
 
 def _not_finite(

@@ -1,6 +1,5 @@
 """Selects devices, copies arrays to all of them and splits batches."""
 
-import contextlib
 import functools
 import os
 from typing import TypeVar
@@ -75,11 +74,3 @@ def memory() -> int:
 def host_memory() -> int:
   """Returns the memory of this machine in bytes."""
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def on_host() -> contextlib.AbstractContextManager:
-  """Computes on the host's CPU, if JAX may use it, to save a transfer."""
-  try:
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
-  except RuntimeError:  # JAX_PLATFORMS excludes it.
-    return contextlib.nullcontext()

@@ -361,12 +361,19 @@ def test_the_logged_speed_is_that_of_training_only(
     return run
 
   jit_loop, save = compiling.jit_loop, checkpoints.Manager.save
+  schedule = optimizer.schedule
+
+  def timed_schedule(config):
+    compiling, rate = iter([1000]), schedule(config)
+    return lambda step: passes(next(compiling, 0), rate(step))
+
   monkeypatch.setattr(
     compiling, "jit_loop", lambda *args: timed(jit_loop(*args))
   )
   monkeypatch.setattr(
     checkpoints.Manager, "save", lambda *args: passes(1000, save(*args))
   )
+  monkeypatch.setattr(optimizer, "schedule", timed_schedule)
   monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
   # The first log comes before the first evaluation and checkpoint.
   tiny_config.update(eval_every_steps=7, checkpoint_every_steps=7)
