@@ -226,25 +226,35 @@ def test_a_step_damaged_twice_is_kept_twice(four_steps, tmp_path):
 
 def test_a_second_save_waits_for_the_first(tmp_path, monkeypatch):
   """At most one unsaved state is held in memory."""
-  may_write = threading.Event()
-  save = checkpoints.Manager._save
+  order, is_waiting = [], threading.Event()
+  save, wait, copy = (
+    checkpoints.Manager._save,
+    checkpoints.Manager.wait,
+    jax.device_get,
+  )
 
-  def slow_save(manager, *args):
-    assert may_write.wait(60)
-    save(manager, *args)
+  def save_later(manager, step, *args):
+    assert is_waiting.wait(60)  # Nothing is written before somebody waits.
+    save(manager, step, *args)
+    order.append(f"saved {step}")
 
-  monkeypatch.setattr(checkpoints.Manager, "_save", slow_save)
+  def note_wait(manager):
+    if order:
+      is_waiting.set()
+    wait(manager)
+
+  def note_copy(tree):
+    if isinstance(tree, dict):  # The state to save, not arrays to check.
+      order.append(f"copied {tree['state'].step}")
+    return copy(tree)
+
+  monkeypatch.setattr(checkpoints.Manager, "_save", save_later)
+  monkeypatch.setattr(checkpoints.Manager, "wait", note_wait)
+  monkeypatch.setattr(jax, "device_get", note_copy)
   with checkpoints.open_manager(tmp_path, 0) as manager:
-    manager.save(1, small_state(1), ZERO, None)
-    second = threading.Thread(
-      target=manager.save, args=(2, small_state(2), ZERO, None)
-    )
-    second.start()
-    second.join(0.5)
-    waits = second.is_alive()
-    may_write.set()
-    second.join()
-  assert waits
+    for step in (1, 2):
+      manager.save(step, small_state(step), ZERO, None)
+  assert order == ["copied 1", "saved 1", "copied 2", "saved 2"]
   assert checkpoints.all_steps(tmp_path) == [1, 2]
 
 
