@@ -197,10 +197,8 @@ def _train(
       validation, probabilities = validate(training.state)
       accuracy = validation.get("accuracy")
       logger.evaluation(step, "validation", validation)
-      probabilities, labels = jax.device_get(
-        (probabilities, data.validation.labels)
-      )
-      logger.temperature(step, calibration.fit(probabilities, labels))
+      fitted = jax.device_get((probabilities, data.validation.labels))
+      logger.temperature(step, calibration.fit(*fitted))
     if due.save or signal_:
       manager.save(step, training.state, training.metrics, accuracy)
     if signal_:
