@@ -66,22 +66,25 @@ def evaluate(
   folder = output and files.local_path(output)
   opened = runs.open_ensemble(paths, checkpoint)
   own = opened[0].config
+  given = {
+    "test_split": split,
+    "dataset": dataset,
+    "data_dir": data_dir,
+    "manual_dir": manual_dir,
+  }
+  changes = dict(given)
   if dataset not in (None, own.dataset):
-    manual_dir = manual_dir or ""  # The run's holds another data set.
-  config = experiment.changed(
-    own,
-    test_split=split,
-    dataset=dataset,
-    data_dir=data_dir,
-    manual_dir=manual_dir,
-  )
+    changes["manual_dir"] = manual_dir or ""  # The run's is of another set.
   try:
+    config = experiment.changed(own, **changes)
     data = runs.load_test(config, paths, opened)
   except errors.UserError as error:
     message = str(error)
-    if split is not None:
-      message = message.replace("config.test_split=", "--split=")
-    if "_dir=" in message:
+    for key, value in given.items():
+      if value is not None:
+        option = f"--{key.removeprefix('test_')}="
+        message = message.replace(f"config.{key}=", option)
+    if "_dir" in message and not (data_dir or manual_dir):
       message += "; if the data have moved, use --data_dir or --manual_dir"
     raise errors.UserError(message) from error
   means, probabilities = _score(opened, data.test, config.eval_batch_size)
@@ -102,7 +105,10 @@ def evaluate(
     jax.device_get(data.test), probabilities, data.class_names
   )
   folder = folder or _folder(paths, checkpoint, config, own)
-  _write(folder, evaluated, {**result, **scored})
+  try:
+    _write(folder, evaluated, {**result, **scored})
+  except errors.UserError as error:
+    raise errors.UserError(f"{error}; name another --output") from error
   return result, "\n\n".join(
     [
       _title(paths, opened, config, len(probabilities)),
@@ -201,7 +207,8 @@ def main() -> None:
     "--split", help="in TFDS syntax; by default the run's test split"
   )
   parser.add_argument(
-    "--dataset", help="another data set with images of the same shape"
+    "--dataset",
+    help="another data set with images of the same shape and the same classes",
   )
   parser.add_argument(
     "--checkpoint", default="last", help="last (the default), best or a step"

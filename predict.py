@@ -201,7 +201,9 @@ def load(
     except errors.UserError as error:  # It is a URL.
       complain(argument, str(error).removeprefix(f"{argument}: "))
   paths = (source for _, source in sources if isinstance(source, pathlib.Path))
-  if args.sheet and args.sheet.resolve() in map(pathlib.Path.resolve, paths):
+  if args.sheet and os.path.realpath(args.sheet) in map(
+    os.path.realpath, paths
+  ):
     raise errors.UserError(
       f"--sheet={args.sheet}: is one of the images; must be another file"
     )

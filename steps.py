@@ -203,7 +203,7 @@ def create_train_state(
   """
 
   @jax.jit
-  def create(rng):  # An argument: any seed is compiled to the same program.
+  def create(rng):  # An argument, so that all seeds share a program.
     images = jnp.zeros((1, *model.image_shape))
     model_state, params = flax.core.pop(model.init(rng, images), "params")
     averages = (params, model_state) if ema_decay else (None, None)

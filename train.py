@@ -178,14 +178,13 @@ def _train(
     if not (any(due[1:]) or signal_):
       continue
 
-    is_finite, metrics = jax.device_get(  # In a single transfer.
-      (steps.is_finite(training), training.metrics)
+    is_finite, metrics, rate = jax.device_get(  # In a single transfer.
+      (steps.is_finite(training), training.metrics, schedule(step - 1))
     )
     if not is_finite:
       raise _not_finite(config, manager, step)
     if due.log:
-      # The rate of the last of the steps taken.
-      logger.train(step, metrics.means(), float(schedule(step - 1)))
+      logger.train(step, metrics.means(), float(rate))
       # If the last log comes early, keep the sums: the run may be extended.
       if step % config.log_every_steps == 0:
         training = steps.reset_metrics(training)

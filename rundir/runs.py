@@ -100,7 +100,7 @@ def read_temperature(workdir: pathlib.Path, step: int) -> float:
     for record in files.read_metrics(workdir)
     if record["step"] <= step and record.get("temperature", 0) > 0
   ]
-  return fitted[-1] if fitted else 1.0
+  return float(fitted[-1]) if fitted else 1.0
 
 
 class TrainingRun(NamedTuple):
@@ -211,7 +211,7 @@ def load_test(
   for workdir, each in zip(workdirs, opened, strict=True):
     _warn_of_other_data(workdir, each.config, config, data.crc32["test"])
   shape, names = data.test.image_shape, data.class_names
-  what = f"--dataset={config.dataset}: has "
+  what = f"config.dataset={config.dataset}: has "
   if shape != run.image_shape:
     raise errors.UserError(
       f"{what}images of shape {list(shape)}; must have the shape"

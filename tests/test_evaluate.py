@@ -313,6 +313,17 @@ def test_a_tilde_works_in_every_path(run, tmp_path, monkeypatch):
   assert report.endswith(f"More in {tmp_path / 'scores'}")
 
 
+def test_the_error_says_how_to_find_data_that_have_moved(run):
+  config = json.loads((run / "config.json").read_text())
+  gone = {"manual_dir": "/gone", "data_dir": "/gone"}
+  (run / "config.json").write_text(json.dumps(config | gone))
+  with pytest.raises(
+    errors.UserError,
+    match="config.manual_dir=/gone: .*; if the data have moved, use --data_dir",
+  ):
+    evaluate.evaluate([run])
+
+
 def test_a_new_metric_is_reported(run, monkeypatch, tmp_path):
   compute = steps.compute_metrics
 

@@ -20,7 +20,7 @@ def test_learning_curves_show_what_was_logged():
     {"step": 1, "train_loss": 2.0, "train_accuracy": 0.1},
     {"step": 2, "train_loss": 1.0, "train_accuracy": 0.4},
     {"step": 2, "validation_loss": 0.9, "validation_accuracy": 0.6},
-    {"step": 1, "test_loss": 0.9, "test_accuracy": 0.5},  # Then, extended.
+    {"step": 1, "test_loss": 0.9, "test_accuracy": 0.5},  # Extended later.
     {"step": 2, "test_loss": 0.8, "test_accuracy": 0.75},
   ]
   figure = figures.learning_curves(records, has_dropout=True)

@@ -38,7 +38,7 @@ def test_what_made_a_run_is_recorded_and_a_changed_model_is_reported(
   provenance.record(run, 8)
   provenance.record(run, 12)
   assert [each["step"] for each in provenance.read(run)] == [0, 8]
-  # The steps before it were taken with this one.
+  # An earlier start had another model.py.
   caplog.clear()
   provenance.warn_of_another_model(run)
   assert f"model.py has changed since it trained {run}" in caplog.text

@@ -251,17 +251,19 @@ def test_a_recipe_resumes_exactly_and_scores_its_average(
     np.testing.assert_allclose(record[f"{split}_loss"], loss, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_complete_run_is_only_evaluated(
+def test_a_complete_run_is_only_evaluated_and_drawn(
   tiny_run, tiny_config, tmp_path, monkeypatch, caplog
 ):
   shutil.copytree(tiny_run, tmp_path / "run")
   (tmp_path / "run/result.json").write_text("{}")
   os.link(tmp_path / "run/result.json", tmp_path / "before")
   monkeypatch.setattr(steps, "train_step", None)  # Training would fail.
+  draw = mock.Mock()
+  monkeypatch.setattr(train, "_draw", draw)
   with caplog.at_level("INFO"):
     result = train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert "Complete at step 20" in caplog.text
+  assert draw.call_args.args[0] == tmp_path / "run"
   assert result == json.loads((tiny_run / "result.json").read_text())
   assert result == json.loads((tmp_path / "run/result.json").read_text())
   assert (tmp_path / "before").read_text() == "{}"  # Not overwritten.
@@ -350,12 +352,12 @@ def test_the_logged_speed_is_that_of_training_only(
     return result
 
   def timed(loop):
-    compiling = iter([1000])
+    to_compile = iter([1000])
 
     def run(carry, num_steps, *args):
       is_training = isinstance(carry, steps.Training)
       seconds = num_steps if is_training else 1000
-      seconds += next(compiling, 0)
+      seconds += next(to_compile, 0)
       return passes(seconds, loop(carry, num_steps, *args))
 
     return run
@@ -364,8 +366,8 @@ def test_the_logged_speed_is_that_of_training_only(
   schedule = optimizer.schedule
 
   def timed_schedule(config):
-    compiling, rate = iter([1000]), schedule(config)
-    return lambda step: passes(next(compiling, 0), rate(step))
+    to_compile, rate = iter([1000]), schedule(config)
+    return lambda step: passes(next(to_compile, 0), rate(step))
 
   monkeypatch.setattr(
     compiling, "jit_loop", lambda *args: timed(jit_loop(*args))
