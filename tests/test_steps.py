@@ -19,31 +19,34 @@ import steps
 class Network(nn.Module):
   """A network that compiles in a moment: a dense layer, dropout and logits."""
 
+  dropout_rate: float = 0.0
   image_shape = (28, 28, 1)
 
   @nn.compact
   def __call__(self, images, train=False):
     x = nn.relu(nn.Dense(16, name="dense")(images.reshape(len(images), -1)))
-    x = nn.Dropout(0.4, deterministic=not train)(x)
+    x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
     return nn.Dense(10, name="logits")(x)
 
 
 @functools.cache
-def create_state(ema_decay=0.0):
+def create_state(dropout_rate=0.0, ema_decay=0.0):
   return steps.create_train_state(
-    jax.random.key(0), Network(), optax.sgd(0.1), ema_decay
+    jax.random.key(0), Network(dropout_rate), optax.sgd(0.1), ema_decay
   )
 
 
 train_step = jit(steps.train_step)
 
 
-def trained(num_steps, examples, order_rng, dropout_rng, **static):
+def trained(
+  num_steps, examples, order_rng, dropout_rng, dropout_rate=0.0, **static
+):
   """Returns the loop's carry after `num_steps` steps from `create_state()`."""
   batch_size, size = static["batch_size"], examples.labels.size
   order = input_pipeline.order_at(order_rng, 0, batch_size, size)
   training = devices.replicate(
-    steps.Training(create_state(), order, steps.Metrics.zero(10))
+    steps.Training(create_state(dropout_rate), order, steps.Metrics.zero(10))
   )
   run = compiling.jit_loop(
     functools.partial(steps.train_on_next_batch, **static)
@@ -163,7 +166,7 @@ def test_dropout_depends_only_on_the_seed_and_the_step(mnist):
   labels = mnist.train.labels[:20]
 
   def loss(state_step, seed):
-    state = create_state().replace(step=jnp.int32(state_step))
+    state = create_state(dropout_rate=0.4).replace(step=jnp.int32(state_step))
     _, metrics = train_step(state, images, labels, jax.random.key(seed))
     return metrics.sums["loss"]
 
@@ -236,10 +239,8 @@ def test_the_loss_reported_is_the_one_trained(
   )
   batch = input_pipeline.epoch_indices(order_rng, 0, 50)[:5]
   params = create_state().params
-  logits = jit(functools.partial(Network().apply, train=True))(
-    {"params": params},
-    input_pipeline.to_float(pixels(examples)[batch]),
-    rngs={"dropout": jax.random.fold_in(dropout_rng, 0)},
+  logits = jit(Network().apply)(
+    {"params": params}, input_pipeline.to_float(pixels(examples)[batch])
   )
   targets = np.full((5, 10), smoothing / 10)
   targets[np.arange(5), np.asarray(examples.labels)[batch]] += 1 - smoothing
@@ -267,10 +268,10 @@ def test_deformations_depend_on_the_seed_and_the_step(mnist):
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = trained(
-    2, examples, order_rng, dropout_rng, batch_size=20, limits=limits
+    2, examples, order_rng, dropout_rng, 0.4, batch_size=20, limits=limits
   )
 
-  state = create_state()
+  state = create_state(0.4)
   order = input_pipeline.epoch_indices(order_rng, 0, 50)
   for step, batch in enumerate((order[:20], order[20:40])):
     rng = jax.random.fold_in(jax.random.fold_in(dropout_rng, step), 1)
@@ -290,7 +291,7 @@ def test_the_last_steps_see_undeformed_images(mnist):
 
   def loss(limits):
     training = trained(
-      1, examples, order_rng, dropout_rng, batch_size=20, limits=limits
+      1, examples, order_rng, dropout_rng, 0.4, batch_size=20, limits=limits
     )
     return float(training.metrics.sums["loss"])
 
