@@ -352,12 +352,16 @@ COMMANDS = {
   "evaluate.py --workdir=run --checkpoint=-1": "--checkpoint=-1: must be last",
   "evaluate.py --workdir=run --checkpoint=": "--checkpoint=: must be last, be",
   "evaluate.py --workdir=run --dataset=x": "dataset=x: must be one of mnist,",
+  "evaluate.py --workdir=run --manual_dir=none": (
+    "/none: must be a folder with train-images-idx3-ubyte,"
+  ),
   "evaluate.py --workdir=run --data_dir=None": "/None: must be a path on",
   "evaluate.py --workdir=run --split=x": "evaluate.py: --split=x: not a split",
   "evaluate.py --workdir=run --split=": "evaluate.py: --split=: not a split",
-  "evaluate.py --workdir=run --dataset=a:b": "--dataset=a:b: must be the na",
+  "evaluate.py --workdir=run --dataset=a:b": "py: --dataset=a:b: must be the",
   "evaluate.py --workdir=run --output=run/config.json": (
-    "run/config.json/metrics.json: cannot be written (File exists); name anothe"
+    "run/config.json/metrics.json: cannot be written (File exists); name"
+    " another --output"
   ),
   "evaluate.py --workdir=run --manual_dir=/gone": "--manual_dir=/gone: must be",
   "evaluate.py --workdir=gs://a": f"gs://a: {NOT_LOCAL}",
@@ -377,11 +381,16 @@ COMMANDS = {
   "export.py --workdir=run --output=x --format=pkl": "invalid choice: 'pkl'",
   "export.py --workdir=none --output=x --format=html": "none/config.json: no ",
   "export.py --workdir=run --output=x --format=html --checkpoint=7": "must be ",
-  "export.py --workdir=run --output=/dev/null/x --format=html": "x: cannot be",
+  "export.py --workdir=run --output=/dev/null/x --format=html": (
+    "/dev/null/x: cannot be written (File exists)"
+  ),
   "predict.py x.png": "the following arguments are required: --workdir",
   "predict.py --workdir=run --invert=maybe x": "invalid choice: 'maybe'",
   "predict.py --workdir=run": "are required: IMAGE_OR_FOLDER",
-  "predict.py --workdir=run x.png --sheet=run/../x.png": "is one of the images",
+  "predict.py --workdir=run x.png --sheet=x.png": "--sheet=x.png: is one of th",
+  "predict.py --workdir=run x.png --sheet=run/../x.png": (
+    "--sheet=run/../x.png: is one of the images"
+  ),
   "predict.py --workdir=run none.png": "none.png: No such file or directory",
   "predict.py --workdir=run ~nosuch/1.png": "~nosuch/1.png: No such file or",
   "predict.py --workdir=run run/checkpoints": "is a folder without images",

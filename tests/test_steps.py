@@ -93,7 +93,7 @@ def test_batch_statistics_are_trained_averaged_and_used():
     before = steps.create_train_state(
       rng, Normalized(), optax.sgd(0.1), ema_decay=ema_decay
     )
-    state, _ = jit(steps.train_step)(before, images, labels, rng)
+    state, _ = train_step(before, images, labels, rng)
     found = state.model_state["batch_stats"]["norm"]
     np.testing.assert_allclose(found["mean"], pixels_.mean(axis=0) / 2, 1e-5)
     mean = (1 - kept) * pixels_.mean(axis=0) / 2
@@ -235,12 +235,16 @@ def test_the_loss_reported_is_the_one_trained(
   order_rng, dropout_rng = jax.random.split(jax.random.key(5))
   examples = jax.tree.map(lambda x: x[:50], mnist.train)
   training = trained(
-    1, examples, order_rng, dropout_rng, batch_size=5, label_smoothing=smoothing
+    *(1, examples, order_rng, dropout_rng, 0.4),
+    batch_size=5,
+    label_smoothing=smoothing,
   )
   batch = input_pipeline.epoch_indices(order_rng, 0, 50)[:5]
   params = create_state().params
-  logits = jit(Network().apply)(
-    {"params": params}, input_pipeline.to_float(pixels(examples)[batch])
+  logits = jit(functools.partial(Network(0.4).apply, train=True))(
+    {"params": params},
+    input_pipeline.to_float(pixels(examples)[batch]),
+    rngs={"dropout": jax.random.fold_in(dropout_rng, 0)},
   )
   targets = np.full((5, 10), smoothing / 10)
   targets[np.arange(5), np.asarray(examples.labels)[batch]] += 1 - smoothing
