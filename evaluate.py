@@ -66,24 +66,24 @@ def evaluate(
   folder = output and files.local_path(output)
   opened = runs.open_ensemble(paths, checkpoint)
   own = opened[0].config
-  given = {
+  options = {
     "test_split": split,
     "dataset": dataset,
     "data_dir": data_dir,
     "manual_dir": manual_dir,
   }
-  changes = dict(given)
+  given = {key: value for key, value in options.items() if value is not None}
+  other = {}
   if dataset not in (None, own.dataset):
-    changes["manual_dir"] = manual_dir or ""  # The run's is of another set.
+    other["manual_dir"] = ""  # The run's holds another data set.
   try:
-    config = experiment.changed(own, **changes)
+    config = experiment.changed(own, **{**other, **given})
     data = runs.load_test(config, paths, opened)
   except errors.UserError as error:
     message = str(error)
-    for key, value in given.items():
-      if value is not None:
-        option = f"--{key.removeprefix('test_')}="
-        message = message.replace(f"config.{key}=", option)
+    for key in given:
+      option = f"--{key.removeprefix('test_')}="
+      message = message.replace(f"config.{key}=", option)
     if "_dir" in message and not (data_dir or manual_dir):
       message += "; if the data have moved, use --data_dir or --manual_dir"
     raise errors.UserError(message) from error

@@ -191,17 +191,14 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def changed(
-  config: ml_collections.ConfigDict, **changes: str | os.PathLike | None
+  config: ml_collections.ConfigDict, **changes: str | os.PathLike
 ) -> ml_collections.ConfigDict:
-  """Returns a copy of a config with the changes that are not None.
-
-  Changed paths are made absolute.
-  """
+  """Returns a changed copy of a config; changed paths are made absolute."""
   for key in ("data_dir", "manual_dir"):
     if path := changes.get(key):
       changes[key] = files.local_path(path).absolute()
   config = config.copy_and_resolve_references()
-  config.update({k: os.fspath(v) for k, v in changes.items() if v is not None})
+  config.update({key: os.fspath(value) for key, value in changes.items()})
   check(config)
   return config
 
