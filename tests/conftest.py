@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import platform
 import resource
 import shutil
 import signal
@@ -66,10 +67,15 @@ def only_one_worker(path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(shared_dir):
-  """Lets the tests and their subprocesses compile each program once."""
+def compilation_cache(pytestconfig):
+  """Lets the tests and their subprocesses compile each program once.
+
+  The next run of pytest finds the programs too.
+  """
   for name, value in {
-    "jax_compilation_cache_dir": str(shared_dir / "jax"),
+    "jax_compilation_cache_dir": str(
+      pytestconfig.cache.mkdir(f"jax-{platform.node()}")
+    ),
     "jax_persistent_cache_min_compile_time_secs": 0.1,
   }.items():
     jax.config.update(name, value)
