@@ -246,7 +246,7 @@ def test_each_set_of_options_has_its_own_folder(run, tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate, "_write", write)
   config = json.loads((run / "config.json").read_text())
   (tmp_path / "data").symlink_to(config["data_dir"])
-  other = shutil.copytree(run, tmp_path / "b c")
+  other = shutil.copytree(run, tmp_path / "more/b c")
   for workdirs, options in (
     ([run], {}),
     ([run], {"split": "test[:70]", "dataset": "mnist", "checkpoint": "last"}),
@@ -267,7 +267,7 @@ def test_each_set_of_options_has_its_own_folder(run, tmp_path, monkeypatch):
   path = str(tmp_path).replace("/", "_")
   for name, readable in zip(
     names[2:5],
-    (f"data_dir={path}_data", f"manual_dir={path}", "with=b_c"),
+    (f"data_dir={path}_data", f"manual_dir={path}", "with=more_b_c"),
     strict=True,
   ):
     assert name == f"test_70,{readable}"
