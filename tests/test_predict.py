@@ -1,5 +1,6 @@
 """predict.py, mostly as a command, on real digits saved as files."""
 
+import argparse
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ import pytest
 
 import calibration
 import input_pipeline
+from machine import errors
 from model import CNN
 import predict
 from report import figures
@@ -524,6 +526,15 @@ def test_a_sheet_shows_the_first_50_digits(
   for shown in draw.call_args.args[:2]:
     assert len(shown) == 50
     np.testing.assert_array_equal(np.squeeze(shown), images[:50])
+
+
+def test_a_sheet_does_not_replace_an_image_behind_a_link(tmp_path):
+  image, link = tmp_path / "image.png", tmp_path / "link.png"
+  link.symlink_to(image)
+  for given, sheet in ((image, link), (link, image)):
+    args = argparse.Namespace(images=[given], sheet=sheet, fit=None)
+    with pytest.raises(errors.UserError, match="is one of the images"):
+      predict.load(args, (28, 28, 1), mock.Mock())
 
 
 def test_names_that_the_terminal_cannot_encode_are_printed(
