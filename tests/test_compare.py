@@ -175,7 +175,7 @@ def test_linked_runs_are_found_and_each_run_once(tmp_path):
   (runs / "gone").symlink_to(tmp_path / "gone")
   # This link is refused later, and not followed.
   (runs / "z/out").symlink_to(tmp_path / "scratch")
-  found = compare.find_runs([runs, tmp_path])
+  found = compare.find_runs([runs, tmp_path, tmp_path / "scratch"])
   assert found == [runs / "z", runs / "linked"]
 
 
