@@ -66,6 +66,17 @@ def test_tensorboard_and_perfetto_find_the_trace(tiny_config, tmp_path, caplog):
   assert any("train_on_next_batch" in name for name in names)
 
 
+def test_a_trace_ends_if_training_stops_before_its_second_log(
+  tmp_path, monkeypatch
+):
+  profiler = mock.Mock()
+  monkeypatch.setattr(jax, "profiler", profiler)
+  tracer = profiling.Tracer(tmp_path, is_wanted=True)
+  tracer.at_log()
+  tracer.close()
+  profiler.stop_trace.assert_called_once_with()
+
+
 def test_a_trace_that_fails_or_never_starts_does_not_stop_the_run(
   tmp_path, monkeypatch, caplog
 ):
