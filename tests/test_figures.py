@@ -73,6 +73,7 @@ def test_mistakes_are_the_most_confident_ones():
     "#2: b\nread as a\n80% sure",
     "#3: a\nread as b\n80% sure",
   ]
+  assert figure.get_suptitle() == "3 of 4 wrong; most confident first"
   np.testing.assert_array_equal(
     figure.axes[0].images[0].get_array(), images[2, ..., 0]
   )
