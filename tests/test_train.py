@@ -305,6 +305,25 @@ def test_another_seed_gives_another_run_and_the_step_is_compiled_once(
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_new_seed_compiles_nothing(tiny_config, tmp_path):
+  compiled, minimum = [], "jax_persistent_cache_min_compile_time_secs"
+  jax.monitoring.register_event_listener(
+    lambda event, **_: compiled.append(event.endswith("cache_misses"))
+  )
+  tiny_config.num_steps = 2
+  before = getattr(jax.config, minimum)
+  jax.config.update(minimum, 0.0)
+  try:
+    for seed in (1, 2):
+      compiled.clear()
+      tiny_config.seed = seed
+      train.train_and_evaluate(tiny_config, tmp_path / str(seed))
+  finally:
+    jax.config.update(minimum, before)
+  assert compiled and not any(compiled)  # Other events are cache hits.
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_on_an_accelerator_is_the_same(
   tiny_run, tiny_config, tmp_path, monkeypatch
 ):
