@@ -129,9 +129,6 @@ def _check(format: str, output: pathlib.Path, dtype: str | None) -> None:
         f"--format={format}: {package} cannot be imported ({error}); run"
         " `pip install -r requirements-export.txt`"
       ) from error
-  if output.exists() and not output.is_file():
-    what = "a directory" if output.is_dir() else "a device"
-    raise errors.UserError(f"--output={output}: is {what}; must be a file")
 
 
 def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:

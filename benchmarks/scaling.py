@@ -102,7 +102,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--picture", help="where to draw the speed-ups")
+  parser.add_argument(
+    "--picture", type=pathlib.Path, help="where to draw the speed-ups"
+  )
   args = parser.parse_args()
   batches = " | ".join(f"batch {batch:,}" for batch in _BATCHES)
   print(f"| | compute, µs an image | gradients, µs | images | {batches} |")

@@ -366,7 +366,7 @@ def main() -> None:
     "--keras_tensorflow_python", help="a Python with Keras 3 and TensorFlow"
   )
   parser.add_argument("--json", help="where to write the result")
-  parser.add_argument("--picture", help="where to draw it")
+  parser.add_argument("--picture", type=pathlib.Path, help="where to draw it")
   parser.add_argument(
     "--draw", nargs="+", metavar="JSON", help="only draw these earlier results"
   )

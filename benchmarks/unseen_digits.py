@@ -138,7 +138,9 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--checkpoint", default="last")
   parser.add_argument("--json", help="where to write the result")
-  parser.add_argument("--picture", help="where to draw one picture of each set")
+  parser.add_argument(
+    "--picture", type=pathlib.Path, help="where to draw one picture of each set"
+  )
   args = parser.parse_args()
   run = runs.open_run(args.workdir, args.checkpoint)
   predictor = predict.predictor(run)

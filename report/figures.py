@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import os
+import io
+import pathlib
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from matplotlib import ticker
 import numpy as np
 
 from machine import errors
+from rundir import files
 
 # Okabe and Ito's colors, which color-blind people can tell apart:
 # https://jfly.uni-koeln.de/color/.
@@ -421,17 +423,19 @@ def predictions(
   return picture
 
 
-def save(picture: figure.Figure, path: str | os.PathLike) -> None:
-  """Writes a picture to a file.
+def save(picture: figure.Figure, path: pathlib.Path) -> None:
+  """Writes a picture to a file, in the format of its suffix or else as PNG.
 
   Raises:
-    errors.UserError: if the file cannot be written.
+    errors.UserError: if the format is unknown or the file cannot be written.
   """
+  content = io.BytesIO()
   try:
-    picture.savefig(path, dpi=200)  # For high-resolution screens.
-  except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise errors.UserError(f"{path}: {reason}") from error
+    # The resolution suits modern screens.
+    picture.savefig(content, format=path.suffix[1:] or "png", dpi=200)
+  except ValueError as error:
+    raise errors.UserError(f"{path}: {error}") from error
+  files.write_bytes(path, content.getvalue())
 
 
 def _show(axes, image: Array) -> None:

@@ -117,6 +117,9 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """
   temporary = path.with_name(path.name + ".incomplete")
   try:
+    if path.exists() and not path.is_file():
+      what = "a directory" if path.is_dir() else "a device"
+      raise errors.UserError(f"{path}: is {what}; must be a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -398,7 +398,10 @@ COMMANDS = {
   "predict.py --workdir=none none.png": "none/config.json: no such file",
   "compare.py ~nosuch": "~nosuch: contains no run directory",
   "compare.py none": "none: contains no run directory",
-  "compare.py run --plot=none/x.png": "none/x.png: No such file or directory",
+  "compare.py run --plot=run": "/run: is a directory; must be a file",
+  "compare.py run --plot=run/config.json/x.png": (
+    "run/config.json/x.png: cannot be written (File exists)"
+  ),
   "compare.py run --plot=x.nosuch": "x.nosuch: Format 'nosuch' is not support",
   "train.py --workdir=.": "--workdir=.: has files but no config.json",
   "train.py --workdir=run": "holds a run with another config: batch_size (16",

@@ -1,5 +1,6 @@
 import io
 
+from matplotlib import figure as matplotlib_figure
 from matplotlib import image
 import numpy as np
 import pytest
@@ -13,6 +14,15 @@ def pixels(figure):
   figure.savefig(buffer, format="png")
   buffer.seek(0)
   return image.imread(buffer)
+
+
+def test_a_picture_gets_exactly_the_name_that_was_given(tmp_path):
+  folder = tmp_path / "new"
+  for name in ("sheet", "sheet.v2.svg"):
+    figures.save(matplotlib_figure.Figure(), folder / name)
+  assert (folder / "sheet").read_bytes().startswith(b"\x89PNG")
+  assert (folder / "sheet.v2.svg").read_bytes().startswith(b"<?xml")
+  assert len([*folder.iterdir()]) == 2
 
 
 def test_learning_curves_show_what_was_logged():

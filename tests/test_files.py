@@ -25,6 +25,17 @@ def test_a_file_is_replaced_atomically(tmp_path):
   assert {*tmp_path.iterdir()} == {path, link}
 
 
+def test_only_files_are_replaced(tmp_path):
+  (tmp_path / "folder").mkdir()
+  os.mkfifo(tmp_path / "pipe")  # Other devices need more rights to create.
+  for name, what in {"folder": "a directory", "pipe": "a device"}.items():
+    path = tmp_path / name
+    with pytest.raises(errors.UserError) as error:
+      files.write_text(path, "")
+    assert str(error.value) == f"{path}: is {what}; must be a file"
+  assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_path_with_a_tilde_needs_a_home_directory(tmp_path, monkeypatch):
   monkeypatch.delenv("HOME")
   monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))

@@ -286,13 +286,13 @@ def test_a_bad_image_in_an_array_is_named_and_the_others_predicted(
   array[2] = 0
   np.save(tmp_path / "five.npy", array)
   completed = run_program(
-    *("predict.py", f"--workdir={tiny_run}", "five.npy", "--sheet=no/x.png"),
+    *("predict.py", f"--workdir={tiny_run}", "five.npy", "--sheet=five.npy/x"),
     cwd=tmp_path,
   )
   assert completed.returncode == 1
   blank, sheet = completed.stderr.splitlines()
   assert blank == "predict.py: five.npy[2]: has no ink"
-  assert sheet.startswith("predict.py: no/x.png: ")
+  assert sheet == ("predict.py: five.npy/x: cannot be written (File exists)")
   _, *lines = completed.stdout.splitlines()
   names = [line.split()[0] for line in lines]
   assert names == [f"five.npy[{index}]" for index in (0, 1, 3, 4)]
