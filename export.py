@@ -136,7 +136,7 @@ def _images(run: runs.Run, dtype: str) -> jax.ShapeDtypeStruct:
   (batch,) = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((batch, *run.image_shape), np.dtype(dtype))
   try:
-    jax.eval_shape(trace.logits_fn(run.state), images)
+    jax.eval_shape(steps.eval_step, run.state, images)
   except Exception as error:  # JAX has no public type for these errors.
     raise errors.UserError(
       "model.py: must accept any batch size to be exported:"
@@ -158,9 +158,8 @@ def _to_onnx(run: runs.Run, dtype: str, metadata: dict[str, str]) -> bytes:
 def _to_stablehlo(run: runs.Run, dtype: str) -> bytes:
   # If the state is on several devices, the exported function requires as many.
   state = jax.device_get(run.state)
-  exported = jax.export.export(
-    jax.jit(trace.logits_fn(state)), platforms=("cpu", "cuda", "tpu")
-  )
+  logits = jax.jit(lambda images: steps.eval_step(state, images))
+  exported = jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))
   return bytes(exported(_images(run, dtype)).serialize())
 
 

@@ -28,7 +28,6 @@ import numpy as np
 import tqdm
 
 import calibration
-import input_pipeline
 from machine import compiling
 from machine import console
 from machine import directories
@@ -61,8 +60,6 @@ def predictor(run: runs.Run) -> Callable[[np.ndarray], np.ndarray]:
 
   @compiling.jit
   def predict_batch(state, images):
-    if images.dtype == np.uint8:
-      images = input_pipeline.to_float(images)
     return jax.nn.softmax(steps.eval_step(state, images))
 
   def predict(images):

@@ -259,7 +259,9 @@ def train_step(
 
 
 def eval_step(state: TrainState, images: jax.Array) -> jax.Array:
-  """Computes logits, float32 [B, classes], from float32 images in [0, 1]."""
+  """Maps images, uint8 or floats in [0, 1], to logits, float32 [B, classes]."""
+  if images.dtype == jnp.uint8:
+    images = input_pipeline.to_float(images)
   return state.apply_fn(state.eval_variables, images)
 
 

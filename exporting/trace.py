@@ -1,6 +1,5 @@
 """Traces a network to a list of JAX primitives, for the export formats."""
 
-from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -9,7 +8,6 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
-import input_pipeline
 from machine import errors
 from rundir import trees
 import steps
@@ -60,17 +58,6 @@ class Network(NamedTuple):
   output: str
 
 
-def logits_fn(state: steps.TrainState) -> Callable[[jax.Array], jax.Array]:
-  """Returns a function from images, uint8 or float in [0, 1], to logits."""
-
-  def logits(images):
-    if images.dtype == jnp.uint8:
-      images = input_pipeline.to_float(images)
-    return steps.eval_step(state, images)
-
-  return logits
-
-
 def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
   """Lists the operations of evaluation, all of them in float32.
 
@@ -83,14 +70,12 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
     errors.UserError: if a primitive has several results.
   """
   names, arrays = zip(*trees.of_variables(state.eval_variables), strict=True)
-  treedef = jax.tree.structure(state.eval_variables)
 
-  def logits(arrays, images):
-    variables = jax.tree.unflatten(treedef, arrays)
+  def logits(variables, images):
     plain = state.replace(ema_params=None)
-    return logits_fn(plain.starting_from(variables))(images)
+    return steps.eval_step(plain.starting_from(variables), images)
 
-  closed = jax.make_jaxpr(logits)(arrays, images)
+  closed = jax.make_jaxpr(logits)(state.eval_variables, images)
   ops: list[Op] = []
   (output,) = _inline(closed, [*names, "images"], "", ops)
   assert isinstance(output, str)  # Logits are not a constant.

@@ -47,7 +47,7 @@ def images(mnist):
 @pytest.fixture(scope="module")
 def logits(run, images):
   """Logits as XLA computes them by default."""
-  return np.asarray(jax.jit(trace.logits_fn(run.state))(images))
+  return np.asarray(jax.jit(steps.eval_step)(run.state, images))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_onnx_can_express_another_network(images, network):
   state = new_state(network)
   np.testing.assert_allclose(
     onnx_logits(build_onnx(state, images), images),
-    jax.jit(trace.logits_fn(state))(images),
+    jax.jit(steps.eval_step)(state, images),
     rtol=0,
     atol=1e-5,
   )

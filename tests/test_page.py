@@ -22,12 +22,12 @@ from test_export import new_state
 
 import export
 from exporting import page
-from exporting import trace
 from machine import errors
 import predict
 from rundir import runs
 from sources import image_files
 from sources import photographs
+import steps
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def opened(browser):
 
 
 def softmax(state, images):
-  return jax.nn.softmax(jax.jit(trace.logits_fn(state))(images))
+  return jax.nn.softmax(jax.jit(steps.eval_step)(state, images))
 
 
 def compute(tab, images):
@@ -215,7 +215,7 @@ def test_the_page_is_calibrated_and_unsure_as_predict_is(
   run = run._replace(temperature=temperature)
   state = write(tmp_path / "page.html", run)
   tab = opened(tmp_path / "page.html")
-  logits = jax.jit(trace.logits_fn(state))(images[:1])
+  logits = jax.jit(steps.eval_step)(state, images[:1])
   expected = np.asarray(jax.nn.softmax(logits / temperature))
   shown = tab.evaluate(
     "(pixels) => { show(pixels); return [...probabilities(pixels)]; }",
