@@ -1,7 +1,6 @@
 """Writes a network as one HTML page that reads drawings or images offline."""
 
 import base64
-from collections.abc import Sequence
 import json
 import math
 import pathlib
@@ -81,6 +80,8 @@ def _operation(op: trace.Op) -> dict[str, Any]:
 def _function(op: trace.Op) -> dict[str, Any]:
   """Returns the name of the page's function and the sizes that it needs."""
   params, shape = op.params, op.input_shapes[0] if op.inputs else ()
+  # Elements have one byte, so that NumPy's strides count elements.
+  x, *others = (np.empty(s, np.int8) for s in op.input_shapes or [shape])
   match op.primitive:
     case "convert_element_type" if np.issubdtype(
       params["new_dtype"], np.integer
@@ -88,8 +89,8 @@ def _function(op: trace.Op) -> dict[str, Any]:
       raise op.unsupported()  # The page has no integers.
     case name if name in ELEMENTWISE:
       views = [
-        None if shape == op.shape else _strides(shape, op.shape)
-        for shape in op.input_shapes
+        None if a.shape == op.shape else np.broadcast_to(a, op.shape).strides
+        for a in (x, *others)
       ]
       return {**_view(op, views), "op": "elementwise", "f": name}
     case "conv_general_dilated" if (
@@ -128,23 +129,22 @@ def _function(op: trace.Op) -> dict[str, Any]:
       return {
         "op": "reduce",
         "f": op.primitive[-3:],
-        "shape": [shape[axis] for axis in axes],
-        "strides": [_strides(shape)[axis] for axis in axes],
+        "shape": x.transpose(axes).shape,
+        "strides": x.transpose(axes).strides,
         "inner": math.prod(shape[axis] for axis in params["axes"]),
       }
     case "reshape" | "squeeze":
       return {"op": "same"}
     case "broadcast_in_dim":
-      axes = params["broadcast_dimensions"]
-      return _view(op, _strides(shape, op.shape, axes))
+      new = {*range(len(op.shape))} - {*params["broadcast_dimensions"]}
+      expanded = np.expand_dims(x, tuple(new))
+      return _view(op, np.broadcast_to(expanded, op.shape).strides)
     case "transpose":
-      strides = _strides(shape)
-      return _view(op, [strides[axis] for axis in params["permutation"]])
+      return _view(op, x.transpose(params["permutation"]).strides)
     case "slice":
-      strides = _strides(shape)
-      steps_ = params["strides"] or [1] * len(shape)
-      offset = np.dot(params["start_indices"], strides)
-      return _view(op, np.multiply(steps_, strides).tolist(), offset)
+      strides = np.multiply(x.strides, params["strides"] or 1)
+      offset = np.dot(x.strides, params["start_indices"])
+      return _view(op, strides.tolist(), offset)
     case "concatenate":
       chunks = [math.prod(s[params["dimension"] :]) for s in op.input_shapes]
       size = math.prod(op.shape)
@@ -153,7 +153,7 @@ def _function(op: trace.Op) -> dict[str, Any]:
       raise op.unsupported()
 
 
-def _view(op: trace.Op, strides: list, offset: int = 0) -> dict[str, Any]:
+def _view(op: trace.Op, strides, offset: int = 0) -> dict[str, Any]:
   return {"op": "view", "shape": op.shape, "strides": strides, "offset": offset}
 
 
@@ -166,24 +166,3 @@ def _window(op: trace.Op, size, strides, padding, dilation) -> dict[str, Any]:
     "padding": [before for before, _ in padding],
     "dilation": dilation,
   }
-
-
-def _strides(
-  shape: Sequence[int],
-  target: Sequence[int] | None = None,
-  axes: Sequence[int] | None = None,
-) -> list[int]:
-  """Returns the strides of an array along each axis, in elements.
-
-  Args:
-    shape: the shape of the array.
-    target: the shape to broadcast it to; by default its own.
-    axes: the axes of the target that the array has; by default the last ones.
-  """
-  target = shape if target is None else target
-  if axes is None:
-    axes = range(len(target) - len(shape), len(target))
-  strides = [0] * len(target)
-  for axis, (k, size) in zip(axes, enumerate(shape), strict=True):
-    strides[axis] = math.prod(shape[k + 1 :]) if size > 1 else 0
-  return strides
