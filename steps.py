@@ -79,18 +79,12 @@ class TrainState(train_state.TrainState):
     # Average over fewer steps at first, like TensorFlow's
     # ExponentialMovingAverage, so the initial parameters are soon forgotten.
     decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
-    ema_params, ema_model_state = optax.incremental_update(
-      (state.params, model_state),
-      (self.ema_params, self.ema_model_state),
-      1 - decay,
-    )
+    new = state.params, model_state
+    old = self.ema_params, self.ema_model_state
+    averages = optax.incremental_update(new, old, 1 - decay)
     # An average of counters would have another type.
-    ema_model_state = jax.tree.map(
-      lambda new, average: average.astype(new.dtype),
-      model_state,
-      ema_model_state,
-    )
-    return state.replace(ema_params=ema_params, ema_model_state=ema_model_state)
+    params, model_state = optax.tree.cast_like(averages, new)
+    return state.replace(ema_params=params, ema_model_state=model_state)
 
 
 def compute_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
