@@ -386,9 +386,7 @@ def evaluator(
   """
   labels = examples.labels
   batch_size = min(batch_size, len(labels))
-  run = compiling.jit_loop(
-    functools.partial(eval_on_next_batch, batch_size=batch_size)
-  )
+  run = compiling.jit_loop(eval_on_next_batch, batch_size=batch_size)
 
   @compiling.jit
   def score(logits, labels):

@@ -6,9 +6,7 @@ Run the same command again to resume; a complete run is only evaluated again.
 The last line on stdout is the result as JSON.
 """
 
-from collections.abc import Callable
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -132,17 +130,6 @@ def next_due(config: ml_collections.ConfigDict, step: int) -> Due:
   return Due(following, **due)
 
 
-def _jit_steps(config: ml_collections.ConfigDict) -> Callable[..., Any]:
-  """Jits many training steps as one dispatch, or on a CPU one by one."""
-  step = functools.partial(
-    steps.train_on_next_batch,
-    batch_size=config.batch_size,
-    label_smoothing=config.label_smoothing,
-    limits=augmentation.from_config(config),
-  )
-  return compiling.jit_loop(step)
-
-
 def _train(
   config: ml_collections.ConfigDict,
   run: runs.TrainingRun,
@@ -150,7 +137,12 @@ def _train(
 ) -> steps.TrainState:
   """Takes the remaining steps; logs, evaluates and saves along the way."""
   data, logger, manager = run.data, run.logger, run.manager
-  train_steps = _jit_steps(config)
+  train_steps = compiling.jit_loop(
+    steps.train_on_next_batch,
+    batch_size=config.batch_size,
+    label_smoothing=config.label_smoothing,
+    limits=augmentation.from_config(config),
+  )
   validate = steps.evaluator(data.validation, config.eval_batch_size)
   shown = jax.tree.map(lambda x: x[:_NUM_SHOWN], data.validation)
   predict_shown = steps.evaluator(shown, _NUM_SHOWN)

@@ -90,8 +90,8 @@ def measure(num_steps: int) -> dict[str, Any]:
   logger, manager = logs.Logger, checkpoints.Manager
   wait = manager.wait
 
-  def timed_jit_loop(step):
-    run = jit_loop(step)
+  def timed_jit_loop(step, **static):
+    run = jit_loop(step, **static)
     dispatch = clock.timed("dispatches of steps", run)
 
     def call(carry, *args):

@@ -10,7 +10,6 @@ sizes of the files.
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import re
@@ -109,7 +108,7 @@ def cost_of_saving(folder: pathlib.Path, rounds: int) -> dict[str, float]:
     steps.Training(state, order, steps.Metrics.zero(10))
   )
   train_steps = compiling.jit_loop(
-    functools.partial(steps.train_on_next_batch, batch_size=config.batch_size),
+    steps.train_on_next_batch, batch_size=config.batch_size
   )
 
   num_steps = 20  # Enough to outlast a checkpoint in the background.

@@ -87,7 +87,7 @@ class This:
       steps.Training(state, order, steps.Metrics.zero(10))
     )
     self._run = compiling.jit_loop(
-      functools.partial(steps.train_on_next_batch, batch_size=batch_size),
+      steps.train_on_next_batch, batch_size=batch_size
     )
     self._evaluate = steps.evaluator(self._examples, 1000)
     self._logits = lambda x: network.apply({"params": state.params}, x)

@@ -62,16 +62,18 @@ def takes_single_steps() -> bool:
   return jax.default_backend() == "cpu"
 
 
-def jit_loop(step: Callable[..., Any]) -> Callable[..., Any]:
-  """Jits `step(carry, *args) -> carry` to run many times.
+def jit_loop(step: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+  """Jits `step(carry, *args, **static) -> carry` to run many times.
 
   Args:
     step: a pure function. On accelerators, all its runs take one dispatch, and
       its carry is donated.
+    **static: arguments that are the same in every step.
 
   Returns:
     `run(carry, num_steps, *args) -> carry`, compiled once for any `num_steps`.
   """
+  step = functools.partial(step, **static)
   if takes_single_steps():
     # No donation: a CPU would copy parameters before updating them in place.
     jitted = jit(step)

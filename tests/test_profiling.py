@@ -29,8 +29,8 @@ def test_a_trace_covers_the_steps_between_two_logs(
   events = []
   jit_loop = compiling.jit_loop
 
-  def recorded(step):
-    run = jit_loop(step)
+  def recorded(step, **static):
+    run = jit_loop(step, **static)
 
     def recording_run(carry, num_steps, *args):
       if isinstance(carry, steps.Training):

@@ -48,9 +48,7 @@ def trained(
   training = devices.replicate(
     steps.Training(create_state(dropout_rate), order, steps.Metrics.zero(10))
   )
-  run = compiling.jit_loop(
-    functools.partial(steps.train_on_next_batch, **static)
-  )
+  run = compiling.jit_loop(steps.train_on_next_batch, **static)
   return run(training, num_steps, examples, order_rng, dropout_rng)
 
 

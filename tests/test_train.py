@@ -1,6 +1,5 @@
 """Whole runs: what they write, how they resume, what the program prints."""
 
-import functools
 import json
 import os
 import shutil
@@ -129,9 +128,7 @@ def test_parameters_order_and_dropout_use_separate_keys(tiny_run, tiny_config):
       steps.Metrics.zero(10),
     )
   )
-  run = compiling.jit_loop(
-    functools.partial(steps.train_on_next_batch, batch_size=16),
-  )
+  run = compiling.jit_loop(steps.train_on_next_batch, batch_size=16)
   training = run(training, 12, data.train, order_rng, dropout_rng)
   assert_same_state(training.state, restore(tiny_run, 12))
 
@@ -389,7 +386,7 @@ def test_the_logged_speed_is_that_of_training_only(
     return lambda step: passes(next(to_compile, 0), rate(step))
 
   monkeypatch.setattr(
-    compiling, "jit_loop", lambda *args: timed(jit_loop(*args))
+    compiling, "jit_loop", lambda *args, **kw: timed(jit_loop(*args, **kw))
   )
   monkeypatch.setattr(
     checkpoints.Manager, "save", lambda *args: passes(1000, save(*args))
