@@ -86,11 +86,6 @@ def _draw(workdir: pathlib.Path, *args: Any) -> None:
     logging.warning("Cannot draw %s: %s", workdir, error)
 
 
-def _following(step: int, interval: int) -> int:
-  """Returns the first multiple of `interval` after `step`."""
-  return step - step % interval + interval
-
-
 _NUM_SHOWN = 5  # Validation images whose probabilities are logged.
 
 
@@ -120,10 +115,8 @@ def next_due(config: ml_collections.ConfigDict, step: int) -> Due:
   if compiling.takes_single_steps():  # Each step moves the progress bar.
     following = step + 1
   else:
-    following = min(
-      config.num_steps,
-      *(_following(step, interval) for interval in every.values() if interval),
-    )
+    multiples = (step - step % n + n for n in every.values() if n)
+    following = min(config.num_steps, *multiples)
   due = {name: n > 0 and following % n == 0 for name, n in every.items()}
   if following == config.num_steps:
     due.update(log=True, evaluate=True, save=True)
