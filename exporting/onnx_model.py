@@ -253,20 +253,11 @@ class _Graph:
     return self.add("Expand", x, self.add("Concat", *sizes, axis=0))
 
   def _slice(self, op, x):
-    axes = [
-      axis
-      for axis, (old, new) in enumerate(
-        zip(op.input_shapes[0], op.shape, strict=True)
-      )
-      if old != new
-    ]
-    strides = op.params["strides"] or (1,) * len(op.shape)
+    sizes = op.input_shapes[0]
+    axes = [axis for axis, size in enumerate(op.shape) if size != sizes[axis]]
+    ones = (1,) * len(sizes)  # JAX may leave out strides of 1.
     starts, limits, strides = (
-      np.array([values[axis] for axis in axes])
-      for values in (
-        op.params["start_indices"],
-        op.params["limit_indices"],
-        strides,
-      )
+      np.array([(op.params[key] or ones)[axis] for axis in axes])
+      for key in ("start_indices", "limit_indices", "strides")
     )
     return self.add("Slice", x, starts, limits, np.array(axes), strides)
