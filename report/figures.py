@@ -375,8 +375,8 @@ def predictions(
   probabilities: np.ndarray,
   names: Sequence[str],
   class_names: Sequence[str],
-  boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
-  doubts: Sequence[str] | None = None,
+  boxes: Sequence[tuple[int, int, int, int] | None],
+  doubts: Sequence[str],
 ) -> figure.Figure:
   """Draws images as given, as the network sees them, and the probabilities.
 
@@ -400,7 +400,6 @@ def predictions(
     axes.remove()
   for axes in grid[:columns, 1]:
     axes.set_title("what the network sees", fontsize=8)
-  boxes, doubts = boxes or [None] * count, doubts or [""] * count
   for axes, image, network, row, name, box, doubt in zip(
     *(grid[:count], given, seen, probabilities, names, boxes, doubts),
     strict=True,
@@ -448,8 +447,7 @@ def _show(axes, image: Array) -> None:
 
 def _show_signed(axes, values: np.ndarray):
   """Shows positive values in blue and negative ones in red; NaN is blank."""
-  limit = np.nanmax(np.abs(values))
-  return axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
+  return axes.imshow(values, cmap="RdBu", norm=colors.CenteredNorm())
 
 
 def _bars(axes, probabilities: Array, class_names: Sequence[str]) -> None:

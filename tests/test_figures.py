@@ -146,7 +146,7 @@ def test_names_are_shown_verbatim():
   image = np.zeros((2, 2), np.uint8)
   probabilities = np.full((1, 2), 0.5)
   figure = figures.predictions(
-    [image], image[None], probabilities, [name], ("a", "b")
+    [image], image[None], probabilities, [name], ("a", "b"), [None], [""]
   )
   assert pixels(figure).std() > 0.05
   runs = [[{"step": 2, "validation_accuracy": 0.5}]]
@@ -191,8 +191,9 @@ def test_predictions_are_drawn():
   given = [np.zeros((9, 5), np.uint8), np.zeros((4, 4, 3), np.uint8)]
   seen = rng.integers(0, 256, (2, 28, 28, 1), np.uint8)
   probabilities = np.array([[0.25, 0.75], [0.9, 0.1]])
+  names = "x.png", "y.png"
   figure = figures.predictions(
-    given, seen, probabilities, ("x.png", "y.png"), ("a", "b")
+    given, seen, probabilities, names, ("a", "b"), [None] * 2, [""] * 2
   )
   assert [axes.get_title() for axes in figure.axes] == [
     *("x.png", "what the network sees", "b: 75.0%"),
