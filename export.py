@@ -173,11 +173,7 @@ def _to_safetensors(run: runs.Run, metadata: dict[str, str]) -> bytes:
 def main() -> None:
   parser = console.Parser(__doc__)
   parser.add_argument("--workdir", required=True, help="the run directory")
-  parser.add_argument(
-    "--format",
-    required=True,
-    choices=("onnx", "stablehlo", "safetensors", "html"),
-  )
+  parser.add_argument("--format", required=True, choices=(*_NEEDS, "html"))
   parser.add_argument("--output", required=True, help="the file to write")
   parser.add_argument(
     "--checkpoint", default="last", help="last (the default), best or a step"
