@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import numpy as np
 
@@ -76,6 +77,9 @@ def trace(state: steps.TrainState, images: jax.ShapeDtypeStruct) -> Network:
     return steps.eval_step(plain.starting_from(variables), images)
 
   closed = jax.make_jaxpr(logits)(state.eval_variables, images)
+  # Leave out what the logits do not depend on, such as values that are sown.
+  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True], instantiate=True)
+  closed = closed.replace(jaxpr=jaxpr)
   ops: list[Op] = []
   (output,) = _inline(closed, [*names, "images"], "", ops)
   assert isinstance(output, str)  # Logits are not a constant.

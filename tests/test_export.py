@@ -156,7 +156,21 @@ class Blurred(nn.Module):
     return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
 
-@pytest.mark.parametrize("network", [Other(), Blurred()])
+class Sown(nn.Module):
+  """Computes what its logits do not depend on, also after them."""
+
+  image_shape = (28, 28, 1)
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.reshape(x.shape[0], -1)
+    self.sow("intermediates", "sums", jnp.cumsum(x, axis=-1))
+    logits = nn.Dense(10)(x)
+    self.sow("intermediates", "norms", (logits**2).sum(axis=-1))
+    return logits
+
+
+@pytest.mark.parametrize("network", [Other(), Blurred(), Sown()])
 def test_onnx_can_express_another_network(images, network):
   state = new_state(network)
   np.testing.assert_allclose(
