@@ -257,7 +257,8 @@ class _Graph:
     axes = [axis for axis, size in enumerate(op.shape) if size != sizes[axis]]
     ones = (1,) * len(sizes)  # JAX may leave out strides of 1.
     starts, limits, strides = (
-      np.array([(op.params[key] or ones)[axis] for axis in axes])
+      [(op.params[key] or ones)[axis] for axis in axes]
       for key in ("start_indices", "limit_indices", "strides")
     )
-    return self.add("Slice", x, starts, limits, np.array(axes), strides)
+    inputs = np.array([starts, limits, axes, strides], np.int64)
+    return self.add("Slice", x, *inputs)
