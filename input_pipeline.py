@@ -97,13 +97,13 @@ def load(
   Raises:
     errors.UserError: if a key or a file is wrong; the message names it.
   """
-  try:
-    with processes.first_then_others("load the data"):  # Disks may be shared.
+  with processes.first_then_others("load the data"):  # Disks may be shared.
+    try:
       class_names, loaded = _load(config, splits)
-  except (OSError, RuntimeError) as error:  # pathlib raises the latter.
-    raise errors.UserError(
-      f"config.data_dir={config.data_dir}: {error}"
-    ) from error
+    except (OSError, RuntimeError) as error:  # pathlib raises the latter.
+      raise errors.UserError(
+        f"config.data_dir={config.data_dir}: {error}"
+      ) from error
   crc32 = {split: _crc32(*pair) for split, pair in loaded.items()}
   if not processes.have_the_same(list(crc32.values())):
     raise errors.UserError(

@@ -17,6 +17,7 @@ import input_pipeline
 from input_pipeline import next_indices
 from input_pipeline import order_at
 from machine import errors
+from machine import processes
 
 KEY = jax.random.key(0)
 jitted_next_indices = jax.jit(next_indices, static_argnums=2)
@@ -237,6 +238,13 @@ def test_the_error_for_an_unprepared_data_set_says_how_to_prepare_it(
     input_pipeline.load(tiny_set_config)
   assert "tfds build cifar10 --file_format=array_record" in str(error.value)
   assert "\n" not in str(error.value)
+
+
+def test_a_lost_process_is_not_blamed_on_the_data(tiny_config, monkeypatch):
+  lost = jax.errors.JaxRuntimeError("a task has failed")
+  monkeypatch.setattr(processes, "sync", mock.Mock(side_effect=lost))
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    input_pipeline.load(tiny_config)
 
 
 def test_the_error_says_why_tfds_cannot_be_imported(tmp_path):
