@@ -30,7 +30,6 @@ import tqdm
 import calibration
 from machine import compiling
 from machine import console
-from machine import directories
 from machine import errors
 from rundir import files
 from rundir import runs
@@ -106,26 +105,11 @@ def find(argument: str) -> Iterator[tuple[str, pathlib.Path | bytes]]:
   if argument == "-":
     yield "-", sys.stdin.buffer.read()
     return
-  found = [
-    file
-    for file in sorted(
-      parent / name
-      for parent, _, names in directories.walk(path)
-      for name in names
-    )
-    if file.suffix.lower() in image_files.SUFFIXES
-    and not _is_macs_own(file.relative_to(path))
-    and os.path.isfile(file)
-  ]
+  found, _ = image_files.find(path)
   if found:  # It is a folder.
-    yield from ((str(file), file) for file in found)
+    yield from ((str(path / file), path / file) for file in found)
   else:
     yield argument, path
-
-
-def _is_macs_own(path: pathlib.Path) -> bool:
-  """Returns whether a file is metadata that macOS puts beside images."""
-  return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
 def to_network(

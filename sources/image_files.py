@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import io
+import os
 import pathlib
 import warnings
 
@@ -12,17 +13,44 @@ from PIL import Image
 from PIL import ImageOps
 from PIL import ImageSequence
 
+from machine import directories
 from sources import photographs
 
 # Formats decoded in this process; for others, Pillow may start other programs.
 _FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF HEIF".split()
-SUFFIXES = tuple(
-  ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .pgm .ppm .avif .heic .heif"
-  " .npy".split()
+_SUFFIXES = (
+  ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .pbm .pgm .ppm"
+  " .pnm .avif .heic .heif .npy".split()
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _NPY_MAGIC = b"\x93NUMPY"
 _MAX_GIVEN = 1200  # Longer sides are shrunk to this, to save memory.
+
+
+def find(
+  folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """Returns the images in a folder, at any depth, and the other files there.
+
+  Hidden files and the pictures of runs count as other files. The paths are
+  relative to the folder.
+  """
+  images, others = [], []
+  for parent, folders, names in directories.walk(folder):
+    is_run = "config.json" in names and "checkpoints" in folders
+    if is_run:
+      folders.clear()
+    for name in names:
+      path = (parent / name).relative_to(folder)
+      is_image = (
+        path.suffix.lower() in _SUFFIXES
+        and os.path.isfile(folder / path)  # Not a pipe or a link to nowhere.
+        and not is_run
+        # macOS and Jupyter leave hidden files and folders.
+        and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+      )
+      (images if is_image else others).append(path)
+  return sorted(images), sorted(others)
 
 
 def read(

@@ -5,18 +5,15 @@ TFDS's own `ImageFolder` needs TensorFlow to list and read the files.
 
 import collections
 import math
-import os
 import pathlib
 import random
 
 from absl import logging
 import ml_collections
 import numpy as np
-from PIL import Image
 import tqdm
 
 from machine import devices
-from machine import directories
 from machine import errors
 from sources import arrays
 from sources import image_files
@@ -36,47 +33,36 @@ def find(manual_dir: pathlib.Path, dataset: str) -> dict[str, pathlib.Path]:
   belong to "train".
   """
   del dataset  # A folder holds only one.
-  formats = image_files.supported_formats()
-  extensions = Image.registered_extensions()
-  images: list[tuple[str, ...]] = []
-  others: list[tuple[str, ...]] = []
-  for folder, _, names in directories.walk(manual_dir):
-    for name in names:
-      path = folder / name
-      parts = path.relative_to(manual_dir).parts
-      is_image = (
-        len(parts) > 1
-        and extensions.get(path.suffix.lower()) in formats
-        and os.path.isfile(path)  # Not a pipe or a link to nowhere.
-        # macOS and Jupyter leave hidden files and folders.
-        and not any(part.startswith((".", "__MACOSX")) for part in parts)
-      )
-      (images if is_image else others).append(parts)
-
+  images, others = image_files.find(manual_dir)
   # A class may be called "train" too, but then its images lie directly in it.
-  depths = collections.Counter((p[0], len(p) > 2) for p in images)
+  depths = collections.Counter(
+    (path.parts[0], len(path.parts) > 2)
+    for path in images
+    if len(path.parts) > 1
+  )
   tops = {folder for folder, _ in depths}
   splits = {folder for folder in tops if folder.lower() in SPLITS}
   has_splits = splits == tops or any(
     depths[folder, True] > depths[folder, False] for folder in splits
   )
   found: dict[str, pathlib.Path] = {}
-  for parts in sorted(images):
+  for path in images:
+    parts = path.parts
     split = SPLITS.get(parts[0].lower()) if has_splits else "train"
     below = parts[1:] if has_splits else parts
     name = "/".join((split or "", *below))
-    if split and len(below) > 1 and name not in found:
-      found[name] = manual_dir.joinpath(*parts)
+    is_one = path.suffix.lower() != ".npy"  # An array may be many images.
+    if split and len(below) > 1 and name not in found and is_one:
+      found[name] = manual_dir / path
     else:
-      others.append(parts)
+      others.append(path)
   if others:
     logging.info(
       "Passed over %d files in %s that are hidden, are not images or are not in"
       " a class's folder: %s",
       len(others),
       manual_dir,
-      ", ".join("/".join(parts) for parts in sorted(others)[:3])
-      + ", ..." * (len(others) > 3),
+      ", ".join(map(str, sorted(others)[:3])) + ", ..." * (len(others) > 3),
     )
   return found
 

@@ -48,6 +48,9 @@ def animals(tmp_path):
   os.mkfifo(folder / "train/cat/pipe.png")  # Reading it would wait for ever.
   write(folder / "sketches/cat/1.png", (9, 9, 9))
   write(folder / "train/1.png", (9, 9, 9))
+  write(folder / "train/run/learning_curve.png", (9, 9, 9))
+  (folder / "train/run/config.json").touch()
+  (folder / "train/run/checkpoints").mkdir()
   return folder
 
 
@@ -188,7 +191,7 @@ def test_images_may_lie_deeper_and_what_is_passed_over_is_said(
   assert labels[(pixels == (2, 50, 255)).all(axis=1)] == [3]
   assert labels[(pixels == (3, 0, 255)).all(axis=1)] == [2]
   assert messages == [
-    f"Passed over 7 files in {animals} that are hidden, are not images or are"
+    f"Passed over 9 files in {animals} that are hidden, are not images or are"
     " not in a class's folder: sketches/cat/1.png, train/1.png,"
     " train/cat/._1.png, ..."
   ]

@@ -65,15 +65,23 @@ def test_predictions_are_those_of_the_network(tiny_run, mnist, expected, count):
 
 
 def test_folders_are_searched_at_any_depth(tmp_path):
-  """Finds image suffixes in either case, and hidden files too."""
+  """Finds image suffixes in either case, but no hidden files."""
   found = [
     tmp_path / "folder" / name
-    for name in (".hidden.png", "a/.b/c/1.jpg", "a/2.npy", "b.PNG", "c.TIFF")
+    for name in ("a/2.npy", "a/b/c/1.jpg", "b.PNG", "c.TIFF", "d.jfif")
   ]
   skipped = [
     tmp_path / "folder" / name
     # macOS puts the last two beside images, on USB sticks and in zip files.
-    for name in ("a/notes.txt", "b", "png", "a/._2.png", "__MACOSX/a/2.png")
+    for name in (
+      *("a/notes.txt", "b", "png", "a/._2.png", "__MACOSX/a/2.png"),
+      *(
+        "a/.b/1.png",
+        "run/config.json",
+        "run/checkpoints/1/x",
+        "run/curve.png",
+      ),
+    )
   ]
   alone = tmp_path / "notes.txt"  # Named explicitly, it is read.
   for path in (*found, *skipped, alone):
