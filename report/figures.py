@@ -425,9 +425,16 @@ def predictions(
 def save(picture: figure.Figure, path: pathlib.Path) -> None:
   """Writes a picture to a file, in the format of its suffix or else as PNG.
 
+  It replaces only pictures that Matplotlib has drawn, which names itself in
+  them: `--sheet *.png` would otherwise cost a photograph.
+
   Raises:
     errors.UserError: if the format is unknown or the file cannot be written.
   """
+  if path.is_file() and b"Matplotlib" not in path.read_bytes():
+    raise errors.UserError(
+      f"{path}: exists and was not drawn by Matplotlib; name another file"
+    )
   content = io.BytesIO()
   try:
     # The resolution suits modern screens.

@@ -5,6 +5,7 @@ from matplotlib import image
 import numpy as np
 import pytest
 
+from machine import errors
 from report import figures
 
 
@@ -23,6 +24,23 @@ def test_a_picture_gets_exactly_the_name_that_was_given(tmp_path):
   assert (folder / "sheet").read_bytes().startswith(b"\x89PNG")
   assert (folder / "sheet.v2.svg").read_bytes().startswith(b"<?xml")
   assert len([*folder.iterdir()]) == 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_only_drawn_pictures_are_replaced(suffix, tmp_path):
+  path = tmp_path / f"1.{suffix}"
+  path.write_bytes(b"a photograph")
+  with pytest.raises(errors.UserError) as error:
+    figures.save(matplotlib_figure.Figure(), path)
+  assert str(error.value) == (
+    f"{path}: exists and was not drawn by Matplotlib; name another file"
+  )
+  assert path.read_bytes() == b"a photograph"
+  path.unlink()
+  figures.save(matplotlib_figure.Figure((1, 1)), path)
+  size = path.stat().st_size
+  figures.save(matplotlib_figure.Figure((2, 2)), path)
+  assert path.stat().st_size > size
 
 
 def test_learning_curves_show_what_was_logged():
