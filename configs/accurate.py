@@ -2,9 +2,9 @@
 
 python train.py --config=configs/accurate.py
 
-Test accuracy: 99.65 ± 0.03% (mean and standard deviation of seeds 0 to 2)
+Test accuracy: 99.68 ± 0.01% (mean and standard deviation of seeds 0 to 2)
 after 44,000 steps, which take 18 minutes on two CPU cores. The ensemble of the
-three runs reaches 99.72%.
+three runs reaches 99.70%.
 """
 
 import ml_collections
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer = "adamw"
   config.learning_rate = 0.0014
   config.schedule = "cosine"
-  config.warmup_steps = 2000
+  config.warmup_steps = config.get_oneway_ref("num_steps") // 22
   config.weight_decay = 0.05
   config.ema_decay = 0.9995
   config.dropout_rate = 0.5
@@ -33,5 +33,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment_shear = 0.12
   config.augment_shift = 2.0
   config.augment_elastic = 20.0
-  config.clean_steps = 4400
+  config.clean_steps = config.get_oneway_ref("num_steps") // 10
   return config

@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.learning_rate = 0.05
   config.momentum = 0.9
   config.schedule = "cosine"
-  config.warmup_steps = 275
+  config.warmup_steps = config.get_oneway_ref("num_steps") // 20
   config.ema_decay = 0.999
   config.augment_scale = 0.1
   config.augment_shift = 2.0

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.adam_b2 = 0.98
   config.learning_rate = 0.006
   config.schedule = "one_cycle"
-  config.warmup_steps = 40
+  config.warmup_steps = config.get_oneway_ref("num_steps") // 10
   config.label_smoothing = 0.2
   config.dropout_rate = 0.0
   config.log_every_steps = 25

@@ -206,7 +206,7 @@ def test_a_key_that_cannot_be_overridden_is_named(flag, expected, tmp_path):
 def test_too_many_warmup_steps_are_refused(tmp_path):
   done = run_program(
     *("train.py", f"--config={PROJECT}/configs/fast.py"),
-    "--config.num_steps=20",
+    *("--config.num_steps=20", "--config.warmup_steps=40"),
     cwd=tmp_path,
   )
   assert done.returncode == 1

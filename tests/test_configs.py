@@ -6,6 +6,7 @@ from conftest import if_meant
 import pytest
 
 from configs import default
+from rundir import command_line
 from sources import builders
 import train
 
@@ -149,6 +150,21 @@ def test_a_preset_changes_these_values(path):
   assert {
     key: value for key, value in config.items() if value != defaults[key]
   } == PRESETS[path.stem], if_meant("update the preset in this test")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_phases_of_a_preset_follow_its_number_of_steps(path):
+  def parse(*overrides):
+    flags = [f"--config.{override}" for override in overrides]
+    return command_line.parse(["train.py", f"--config={path}", *flags], "")
+
+  args, whole = parse("num_steps=100"), PRESETS[path.stem]
+  assert args.workdir.name == f"{path.stem},num_steps=100"
+  for key in ("warmup_steps", "clean_steps"):
+    expected = whole.get(key, 0) * 100 // whole.get("num_steps", 20000)
+    assert args.config[key] == expected
+    if expected:
+      assert parse("num_steps=100", f"{key}=3").config[key] == 3
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
