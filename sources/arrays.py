@@ -112,9 +112,8 @@ def _write(path: pathlib.Path, source: Source) -> None:
     with open(temporary, "wb") as file:
       np.savez(file, **arrays)
     os.replace(temporary, path)
-  except OSError:
+  finally:
     temporary.unlink(missing_ok=True)
-    raise
 
 
 def open_records(builder: tfds.core.DatasetBuilder) -> Source:

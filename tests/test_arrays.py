@@ -97,3 +97,18 @@ def test_loading_works_even_if_the_arrays_cannot_be_written(
   monkeypatch.setattr(np, "savez", no_space)
   data = input_pipeline.load(tiny_set_config)
   assert data.test.labels.shape == (12,)
+
+
+def test_an_interruption_leaves_no_partial_file(tmp_path, monkeypatch):
+  def interrupted(file, **kwargs):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(np, "savez", interrupted)
+  images = np.zeros((1, 28, 28, 1), np.uint8)
+  examples = arrays.Examples(images, np.zeros(1, np.int32))
+  with pytest.raises(KeyboardInterrupt):
+    arrays.cached(
+      tmp_path / "test.npz",
+      lambda: arrays.in_memory(("0",), {"test": examples}),
+    )
+  assert not [*tmp_path.iterdir()]
