@@ -24,6 +24,9 @@ from rundir import provenance
 # accepts only UTF-8; in Python, other bytes are surrogates.
 _IMPOSSIBLE = re.compile(r"[][*?\\\ud800-\udfff]")
 
+# Shells and schedulers may write our output to the directory.
+_LOGS = (".err", ".log", ".out", ".txt")
+
 
 def create(
   workdir: pathlib.Path,
@@ -46,7 +49,7 @@ def create(
         f"--workdir={workdir}: process {jax.process_index()} does not see what"
         " process 0 wrote there; must be a directory that all processes share"
       )
-    elif any(workdir.iterdir()):
+    elif any(path.suffix not in _LOGS for path in workdir.iterdir()):
       raise errors.UserError(
         f"--workdir={workdir}: has files but no config.json; must be a new or"
         " empty directory, or that of an earlier run"

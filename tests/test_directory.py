@@ -29,6 +29,15 @@ def test_create_writes_the_config_and_accepts_it_again(tmp_path):
   directory.create(path, config, DATASET)
 
 
+def test_output_redirected_into_a_new_directory_is_no_run(tmp_path):
+  config = default.get_config()
+  (tmp_path / "train.log").write_text("what train.py prints")
+  (tmp_path / "slurm-1.out").touch()
+  directory.create(tmp_path, config, DATASET)
+  assert (tmp_path / "config.json").exists()
+  assert (tmp_path / "train.log").read_text() == "what train.py prints"
+
+
 def test_paths_are_recorded_so_that_they_work_in_other_folders(
   tmp_path, monkeypatch
 ):
