@@ -35,7 +35,8 @@ def find(
   Hidden files and the pictures of runs count as other files. The paths are
   relative to the folder.
   """
-  images, others = [], []
+  images: list[pathlib.Path] = []
+  others: list[pathlib.Path] = []
   for parent, folders, names in directories.walk(folder):
     is_run = "config.json" in names and "checkpoints" in folders
     if is_run:
@@ -117,10 +118,12 @@ def _read_array(content: bytes) -> Iterator[np.ndarray]:
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
   """Scales values in [0, 1], or of 8, 12 or 16 bits, to uint8."""
-  largest = np.max(values)
-  if not (np.min(values) >= 0 and largest <= 65535):  # Also true for NaN.
+  smallest, largest = np.min(values), np.max(values)
+  # Resampling may exceed 1, which is not yet a scale of 255. NaN fails too.
+  if not (smallest >= 0 and (largest <= 1 or 2 <= largest <= 65535)):
     raise ValueError(
-      "has values outside 0 to 65535; must be 0 to 1, 0 to 255 or 0 to 65535"
+      f"has values from {smallest:g} to {largest:g}; must be 0 to 1, 0 to 255"
+      " or 0 to 65535"
     )
   if values.dtype == np.uint8 and largest > 1:
     return np.asarray(values)

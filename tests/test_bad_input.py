@@ -341,8 +341,11 @@ IMAGES = {
   "objects.npy": (npy(np.array([Trap()])), "cannot be read as an array"),
   "cut.npy": (npy(np.eye(28))[:-1], "cannot be read as an array"),
   "text.npy": (npy(np.array(["a"])), "is an array of <U1 [1]"),
-  "nan.npy": (npy(np.full((28, 28), np.nan)), "has values outside 0 to 65535;"),
-  "negative.npy": (npy(-np.eye(28)), "has values outside 0 to 65535;"),
+  "nan.npy": (
+    npy(np.full((28, 28), np.nan)),
+    "has values from nan to nan; must be 0",
+  ),
+  "negative.npy": (npy(-np.eye(28)), "has values from -1 to -0; must"),
   "none.npy": (npy(np.zeros((0, 28, 28))), "is an array of float64 [0, 28, 2"),
 }
 # Bad arguments of the programs; `run` is a good run directory.

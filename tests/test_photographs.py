@@ -209,9 +209,13 @@ BAD = {
     npy(drawing()).replace(b"(60, 90), }  ", b"(9999999999,) * 9, }"),
     "cannot be read as an array",
   ),
-  "npy of negative numbers": (npy(-np.eye(28)), "has values outside"),
-  "npy just above 16 bits": (npy(np.eye(28) * 65535.5), "has values outside"),
-  "npy of nan": (npy(np.full((28, 28), np.nan)), "has values outside"),
+  "npy of negative numbers": (npy(-np.eye(28)), "has values from -1 to"),
+  "npy just above 16 bits": (
+    npy(np.eye(28) * 65536),
+    "has values from 0 to 65536",
+  ),
+  "npy just above 1": (npy(np.eye(28) * 1.01), "has values from 0 to 1.01"),
+  "npy of nan": (npy(np.full((28, 28), np.nan)), "has values from nan"),
   "npy of one number": (npy(np.array(1)), "is an array of int64"),
   "npy of nothing": (npy(np.zeros((0, 28, 28))), "is an array of float64"),
   "npy with a huge header": (
