@@ -136,8 +136,8 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
   """Opens an image; decoding it may fail too."""
   formats = supported_formats()
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("error", Image.DecompressionBombWarning)
+    too_large = Image.DecompressionBombWarning
+    with warnings.catch_warnings(action="error", category=too_large):
       with Image.open(io.BytesIO(content), formats=formats) as image:
         yield image
   except Image.UnidentifiedImageError as error:

@@ -43,11 +43,6 @@ class Candidate(NamedTuple):
   strokes: np.ndarray  # A mask of the ink.
 
 
-def to_mnist_form(image: np.ndarray, invert: str = "auto") -> np.ndarray:
-  """Converts an image of one digit to MNIST's form, uint8 [28, 28]."""
-  return find_digits(image, invert, is_single=True)[0].seen
-
-
 def find_digits(
   image: np.ndarray,
   invert: str = "auto",

@@ -327,7 +327,9 @@ def test_the_page_and_predict_bring_drawings_to_the_same_form(file, opened):
   for _ in range(50):
     form = tab.evaluate(_DRAW, [*random_strokes(rng)])
     (given,) = image_files.read(drawing(tab))
-    expected = photographs.to_mnist_form(given).astype(int)
+    expected = photographs.find_digits(given, is_single=True)[0].seen.astype(
+      int
+    )
     np.testing.assert_allclose(
       np.reshape(form, (28, 28)), expected, rtol=0, atol=2
     )

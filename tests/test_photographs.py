@@ -46,6 +46,11 @@ def read_one(content):
   return image
 
 
+def to_mnist_form(image, invert="auto"):
+  """Converts an image of one digit to MNIST's form, uint8 [28, 28]."""
+  return photographs.find_digits(image, invert, is_single=True)[0].seen
+
+
 GRAY = Image.fromarray(drawing())
 
 
@@ -145,7 +150,7 @@ def test_paper_fills_the_transparent_edges_around_it(paper, ink):
 
   form = np.zeros((28, 28), bool)
   form[2:22, 10:14] = form[18:22, 10:25] = True
-  np.testing.assert_array_equal(photographs.to_mnist_form(image) > 127, form)
+  np.testing.assert_array_equal(to_mnist_form(image) > 127, form)
 
 
 def npy(array, **options):
@@ -330,7 +335,7 @@ def test_the_ink_fills_a_box_of_20_and_keeps_its_aspect(
 ):
   image = np.zeros((3 * height, 2 * width), np.uint8)
   image[height : 2 * height, width // 4 : width // 4 + width] = 200
-  result = photographs.to_mnist_form(image)
+  result = to_mnist_form(image)
   assert result.shape == (28, 28)
   assert result.dtype == np.uint8
   np.testing.assert_allclose(bounding_box(result), expected, atol=1)
@@ -340,7 +345,7 @@ def test_the_ink_fills_a_box_of_20_and_keeps_its_aspect(
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_center_of_mass_is_at_the_center(flip):
   image = drawing()[::-1] if flip else drawing()
-  result = photographs.to_mnist_form(image)
+  result = to_mnist_form(image)
   np.testing.assert_allclose(
     ndimage.center_of_mass(result), (14, 14), atol=0.51
   )
@@ -348,15 +353,11 @@ def test_the_center_of_mass_is_at_the_center(flip):
 
 def test_dark_and_light_ink_give_the_same_image():
   image = drawing(paper=250, ink=30)
-  expected = photographs.to_mnist_form(image)
+  expected = to_mnist_form(image)
   assert expected[14, 14] < expected.max()  # The L is hollow there.
-  np.testing.assert_array_equal(
-    photographs.to_mnist_form(255 - image), expected
-  )
-  np.testing.assert_array_equal(
-    photographs.to_mnist_form(image, invert="yes"), expected
-  )
-  inverted = photographs.to_mnist_form(255 - image, invert="no")
+  np.testing.assert_array_equal(to_mnist_form(255 - image), expected)
+  np.testing.assert_array_equal(to_mnist_form(image, invert="yes"), expected)
+  inverted = to_mnist_form(255 - image, invert="no")
   np.testing.assert_array_equal(inverted, expected)
 
 
@@ -367,8 +368,8 @@ def test_uneven_light_noise_and_specks_are_removed():
   light = 0.7 + 0.3 * columns / 90 + 0.2 * rows / 60
   noise = np.random.default_rng(0).normal(0, 4, clean.shape)
   photo = np.clip(clean * light + noise, 0, 255).astype(np.uint8)
-  result = photographs.to_mnist_form(photo)
-  expected = photographs.to_mnist_form(drawing())
+  result = to_mnist_form(photo)
+  expected = to_mnist_form(drawing())
   assert np.abs(result.astype(int) - expected).mean() < 6
   np.testing.assert_allclose(
     bounding_box(result), bounding_box(expected), atol=1
@@ -381,7 +382,7 @@ def test_a_thin_stroke_is_found_on_paper_of_any_size(shape):
   image = np.full(shape, 255, np.uint8)
   size = shape[0]
   image[size // 3 : 2 * size // 3, size // 2 : size // 2 + size // 90] = 0
-  results = [photographs.to_mnist_form(x) for x in (image, 255 - image)]
+  results = [to_mnist_form(x) for x in (image, 255 - image)]
   np.testing.assert_array_equal(*results)
   assert bounding_box(results[0])[0] == 20
 
@@ -389,14 +390,14 @@ def test_a_thin_stroke_is_found_on_paper_of_any_size(shape):
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_blank_image_has_no_ink(value):
   with pytest.raises(ValueError, match="has no ink"):
-    photographs.to_mnist_form(np.full((50, 50), value, np.uint8))
+    to_mnist_form(np.full((50, 50), value, np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3000, 3)])
 def test_no_image_shape_causes_a_crash(shape):
   noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
   try:
-    assert photographs.to_mnist_form(noise).shape == (28, 28)
+    assert to_mnist_form(noise).shape == (28, 28)
   except ValueError as error:
     assert "no ink" in str(error)
 
@@ -432,7 +433,7 @@ def test_the_surroundings_of_a_digit_do_not_change_it(mnist, judge, kind):
     ink = digit_pictures.enlarge(image)
     picture = digit_pictures.KINDS[kind](ink, rng)
     (digit,) = photographs.find_digits(picture, judge=judge)
-    expected = photographs.to_mnist_form(digit_pictures.plain(ink, rng))
+    expected = to_mnist_form(digit_pictures.plain(ink, rng))
     # The center of mass may be rounded to the next pixel.
     nearest = min(
       differs(np.roll(digit.seen, shift, (0, 1)), expected)
@@ -524,7 +525,7 @@ def test_digits_in_a_row_are_found_from_the_left(mnist):
     rows = np.flatnonzero(inked.any(axis=1))
     np.testing.assert_allclose((top, bottom), (rows[0], rows[-1]), atol=6)
   (single,) = photographs.find_digits(row, is_single=True)
-  np.testing.assert_array_equal(single.seen, photographs.to_mnist_form(row))
+  np.testing.assert_array_equal(single.seen, to_mnist_form(row))
 
 
 def test_a_digit_in_pieces_is_found_as_one():

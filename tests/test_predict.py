@@ -378,7 +378,8 @@ def test_drawings_are_inverted_on_request(tiny_run, tmp_path, invert):
     cwd=tmp_path,
   )
   forms = {
-    choice: photographs.to_mnist_form(image, choice) for choice in ("yes", "no")
+    choice: photographs.find_digits(image, choice, is_single=True)[0].seen
+    for choice in ("yes", "no")
   }
   predictor = predict.predictor(runs.open_run(tiny_run))
   rows = {
