@@ -431,7 +431,8 @@ def save(picture: figure.Figure, path: pathlib.Path) -> None:
   Raises:
     errors.UserError: if the format is unknown or the file cannot be written.
   """
-  if path.is_file() and b"Matplotlib" not in path.read_bytes():
+  old = path.read_bytes() if path.is_file() else b""
+  if old and b"Matplotlib" not in old:
     raise errors.UserError(
       f"{path}: exists and was not drawn by Matplotlib; name another file"
     )
