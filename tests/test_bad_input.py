@@ -401,7 +401,7 @@ COMMANDS = {
   "predict.py --workdir=none none.png": "none/config.json: no such file",
   "compare.py ~nosuch": "~nosuch: contains no run directory",
   "compare.py none": "none: contains no run directory",
-  "compare.py run --plot=run": "/run: is a directory; must be a file",
+  "compare.py run --plot=run": "run: is a directory; must be a file",
   "compare.py run --plot=run/config.json/x.png": (
     "run/config.json/x.png: cannot be written (File exists)"
   ),
