@@ -115,11 +115,11 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   Raises:
     errors.UserError: if it cannot be written; the message names it.
   """
+  if os.path.exists(path) and not os.path.isfile(path):
+    what = "a directory" if os.path.isdir(path) else "a device"
+    raise errors.UserError(f"{path}: is {what}; must be a file")
   temporary = path.with_name(path.name + ".incomplete")
   try:
-    if path.exists() and not path.is_file():
-      what = "a directory" if path.is_dir() else "a device"
-      raise errors.UserError(f"{path}: is {what}; must be a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_bytes(content)
     os.replace(temporary, path)

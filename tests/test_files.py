@@ -27,6 +27,7 @@ def test_a_file_is_replaced_atomically(tmp_path):
 
 def test_only_files_are_replaced(tmp_path):
   (tmp_path / "folder").mkdir()
+  (tmp_path / "folder.incomplete").touch()  # Another file of the user's.
   os.mkfifo(tmp_path / "pipe")  # Other devices need more rights to create.
   for name, what in {"folder": "a directory", "pipe": "a device"}.items():
     path = tmp_path / name
@@ -34,6 +35,7 @@ def test_only_files_are_replaced(tmp_path):
       files.write_text(path, "")
     assert str(error.value) == f"{path}: is {what}; must be a file"
   assert (tmp_path / "pipe").is_fifo()
+  assert (tmp_path / "folder.incomplete").exists()
 
 
 def test_a_path_with_a_tilde_needs_a_home_directory(tmp_path, monkeypatch):
