@@ -79,9 +79,10 @@ def _operation(op: trace.Op) -> dict[str, Any]:
 
 def _function(op: trace.Op) -> dict[str, Any]:
   """Returns the name of the page's function and the sizes that it needs."""
-  params, shape = op.params, op.input_shapes[0] if op.inputs else ()
   # Elements have one byte, so that NumPy's strides count elements.
-  x, *others = (np.empty(s, np.int8) for s in op.input_shapes or [shape])
+  inputs = [np.empty(s, np.int8) for s in op.input_shapes]
+  x: np.ndarray = inputs[0] if inputs else np.empty((), np.int8)
+  params, shape = op.params, x.shape
   match op.primitive:
     case "convert_element_type" if np.issubdtype(
       params["new_dtype"], np.integer
@@ -90,7 +91,7 @@ def _function(op: trace.Op) -> dict[str, Any]:
     case name if name in ELEMENTWISE:
       views = [
         None if a.shape == op.shape else np.broadcast_to(a, op.shape).strides
-        for a in (x, *others)
+        for a in inputs
       ]
       return {**_view(op, views), "op": "elementwise", "f": name}
     case "conv_general_dilated" if (
